@@ -1,0 +1,75 @@
+"""What every command here does the same way: flags, log lines, and one-line errors.
+
+Bad input ends a command with one line on stderr that names what is wrong and the remedy, and exit code 2.
+Code anywhere raises UserError for that; `run` turns it into the line.
+"""
+import argparse
+import logging
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend: a missing file, a broken annotation, a wrong flag.
+
+    The message is one line: what is wrong, then the remedy. `exit_code` is the exit code of the command.
+    """
+
+    def __init__(self, message, exit_code=2):
+        super().__init__(' '.join(str(message).split()))
+        self.exit_code = exit_code
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors, no abbreviated flags, and defaults shown in --help."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        raise UserError('%s (see python3 %s --help)' % (message, self.prog))
+
+
+def run(main):
+    """Call main() and exit the process: 0 or what main returns, a UserError's code, 130 after Ctrl-C."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print('error: %s' % error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def log_to_stderr(level=logging.INFO):
+    """Send log records to stderr as `2017-09-27 15:58:50,307 INFO message`."""
+    logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
+
+
+def positive_int(text):
+    """argparse type: an integer of at least 1."""
+    return _int_at_least(text, 1)
+
+
+def non_negative_int(text):
+    """argparse type: an integer of at least 0."""
+    return _int_at_least(text, 0)
+
+
+def _int_at_least(text, least):
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < least:
+        raise argparse.ArgumentTypeError('%r is not a whole number of at least %d' % (text, least))
+    return value
+
+
+def size(text):
+    """argparse type: '432x368' -> (432, 368), width first."""
+    parts = text.lower().split('x')
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError('%r is not a size like 432x368 (width x height)' % text)
+    return positive_int(parts[0]), positive_int(parts[1])
