@@ -1,0 +1,382 @@
+"""COCO keypoint annotations as a few flat numpy arrays, with a cache beside the annotation file.
+
+Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon as
+their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, by pycocotools
+in a process of its own; later starts read the arrays back.
+"""
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import zipfile
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from pose_cli import UserError
+
+# The COCO index of the 18 parts; the neck (1) is made from the shoulders.
+COCO_PARTS = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+NECK, COCO_LEFT_SHOULDER, COCO_RIGHT_SHOULDER = 1, 5, 6
+
+MAIN_MIN_KEYPOINTS = 5
+MAIN_MIN_AREA = 32 * 32
+MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
+
+CACHE_VERSION = 1
+MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
+
+# image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
+# person_start int64 (I + 1): people of image i are person_start[i] .. person_start[i + 1] of
+#   joints float32 (P, 18, 2), NaN where not labelled, and bbox float32 (P, 4)
+# polygon_start (I + 1) -> point_start (polygons + 1) -> points float32 (N, 2): regions that nobody labelled
+# run_start (I + 1) -> count_start (regions + 1) -> counts uint32: the same as COCO run lengths
+# sample_image, sample_person int64 (S): the main people, in the order of the annotation file
+Annotations = collections.namedtuple('Annotations', (
+    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_start', 'points',
+    'run_start', 'count_start', 'counts', 'sample_image', 'sample_person'))
+
+
+def find_split(datapath, split, imgpath=None):
+    """Find the annotation file and the image folder of a split ('train2017' or 'val2017').
+
+    Args:
+        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
+        imgpath: overrides where the image folders are.
+    Returns:
+        (annotation file, image folder).
+    Raises:
+        UserError: naming what is missing.
+    """
+    name = 'person_keypoints_%s.json' % split
+    if not os.path.isdir(datapath):
+        raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
+                        % (datapath, split))
+    candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
+    found = [path for path in candidates if os.path.isfile(path)]
+    if not found:
+        raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
+    annotation_file = os.path.abspath(found[0])
+    root = imgpath or os.path.dirname(os.path.dirname(annotation_file))
+    folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
+    if imgpath:
+        folders.append(imgpath)
+    for folder in folders:
+        if os.path.isdir(folder):
+            return annotation_file, folder
+    raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+
+
+def read_annotations(annotation_file, image_folder):
+    """Read a COCO keypoint annotation file, from its cache when there is a valid one.
+
+    Images that are not in image_folder are left out, counted and named in the log.
+
+    Returns:
+        Annotations.
+    Raises:
+        UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
+    """
+    key = _cache_key(annotation_file)
+    arrays = None
+    for path in _cache_paths(annotation_file, key):
+        arrays = _load_cache(path, key)
+        if arrays:
+            break
+    else:
+        # A process of its own: what json and pycocotools allocate goes back to the system when it ends.
+        with concurrent.futures.ProcessPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as scratch:
+            try:
+                path = pool.submit(_parse_and_store, annotation_file, key, scratch).result()
+            except concurrent.futures.process.BrokenProcessPool:
+                raise UserError('the process that parsed %s was killed; it needs about 2 GB of free memory for all of '
+                                'COCO' % annotation_file)
+            arrays = _load_cache(path, key)
+    for problem in arrays.pop('problems'):
+        logging.warning('%s: %s', annotation_file, problem.decode())
+    return _drop_missing_images(Annotations(**arrays), annotation_file, image_folder)
+
+
+def people_of(annotations, image):
+    """joints float32 (people, 18, 2) and bbox float32 (people, 4) of one image, in image pixels."""
+    rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
+    return annotations.joints[rows], annotations.bbox[rows]
+
+
+def ignored_regions(annotations, image):
+    """The regions of one image in which people are not labelled.
+
+    Returns:
+        (polygons, bitmaps): a list of float32 (points, 2) arrays in image pixels, and a list of uint8 (height, width).
+    """
+    a = annotations
+    polygons = [a.points[a.point_start[i]:a.point_start[i + 1]]
+                for i in range(a.polygon_start[image], a.polygon_start[image + 1])]
+    width, height = a.image_size[image]
+    bitmaps = [_decode_run_lengths(a.counts[a.count_start[i]:a.count_start[i + 1]], height, width)
+               for i in range(a.run_start[image], a.run_start[image + 1])]
+    return polygons, bitmaps
+
+
+def coco_to_joints(keypoints):
+    """COCO keypoints (people, 17, 3) as x, y, v -> joints float32 (people, 18, 2) in CMU's order, NaN where v < 1."""
+    keypoints = np.asarray(keypoints, np.float64).reshape(-1, 17, 3)
+    labelled = np.where(keypoints[:, :, 2:] >= 1, keypoints[:, :, :2], np.nan)
+    labelled[~np.isfinite(labelled).all(axis=2)] = np.nan
+    joints = labelled[:, COCO_PARTS]
+    joints[:, NECK] = (labelled[:, COCO_LEFT_SHOULDER] + labelled[:, COCO_RIGHT_SHOULDER]) / 2
+    return joints.astype(np.float32)
+
+
+def select_main_people(num_keypoints, area, bbox):
+    """The main people of one image, for each of which there is one sample (Cao et al.'s training code).
+
+    A main person has at least 5 labelled keypoints and an area of at least 32 * 32, and no earlier main person (largest
+    first) whose centre is nearer than 0.3 times that person's longer bounding box side.
+
+    Args:
+        num_keypoints (people,), area (people,), bbox (people, 4) of the people of one image; no crowds.
+    Returns:
+        list of indices, largest first.
+    """
+    chosen = []
+    centre = bbox[:, :2] + bbox[:, 2:] / 2
+    for person in np.argsort(-area, kind='stable'):
+        if num_keypoints[person] < MAIN_MIN_KEYPOINTS or area[person] < MAIN_MIN_AREA or (bbox[person, 2:] <= 0).any():
+            continue
+        distance = np.linalg.norm(centre[chosen] - centre[person], axis=1)
+        if (distance >= MAIN_MIN_DISTANCE * bbox[chosen, 2:].max(axis=1, initial=0)).all():
+            chosen.append(int(person))
+    return chosen
+
+
+def build_arrays(annotation_file):
+    """Parse a COCO annotation file into the arrays of Annotations and `problems`, a list of lines about bad entries."""
+    coco = _load_coco(annotation_file)
+    problems = collections.Counter()
+    images = _unique(coco.dataset['images'], 'image', problems)
+    images = [image for image in images if _image_is_sane(image, problems)]
+    row_of_image = {image['id']: row for row, image in enumerate(images)}
+
+    keypoints, boxes, areas, counts_of_points, person_image = [], [], [], [], []
+    polygons, polygon_image, runs, run_image = [], [], [], []
+    for annotation in _unique(coco.dataset['annotations'], 'annotation', problems):
+        row = row_of_image.get(annotation.get('image_id'))
+        if row is None:
+            problems['annotations of images that are not listed'] += 1
+        elif annotation.get('iscrowd') or not annotation.get('num_keypoints'):
+            segmentation = annotation.get('segmentation') or []
+            if isinstance(segmentation, dict):
+                run = _run_lengths(segmentation, images[row])
+                if run is None:
+                    problems['segmentations that do not fit their image'] += 1
+                else:
+                    runs.append(run)
+                    run_image.append(row)
+            else:
+                sane = [np.asarray(p, np.float32) for p in segmentation if _polygon_is_sane(p)]
+                problems['broken polygons'] += len(segmentation) - len(sane)
+                polygons += sane
+                polygon_image += [row] * len(sane)
+        elif not _person_is_sane(annotation):
+            problems['people with broken keypoints or boxes'] += 1
+        else:
+            keypoints += annotation['keypoints']
+            boxes += annotation['bbox']
+            areas.append(annotation.get('area', 0))
+            counts_of_points.append(annotation['num_keypoints'])
+            person_image.append(row)
+
+    joints, boxes = coco_to_joints(keypoints), np.array(boxes, np.float32).reshape(-1, 4)
+    areas, counts_of_points = np.array(areas, np.float64), np.array(counts_of_points)
+    person_order, person_start = _group_by_image(person_image, len(images))
+    joints, boxes = joints[person_order], boxes[person_order]
+    areas, counts_of_points = areas[person_order], counts_of_points[person_order]
+    samples = [(row, first + person)
+               for row, (first, last) in enumerate(zip(person_start[:-1], person_start[1:])) if last > first
+               for person in select_main_people(counts_of_points[first:last], areas[first:last], boxes[first:last])]
+    if not samples:
+        raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
+                        'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
+    sample_image, sample_person = np.array(samples, np.int64).T
+
+    polygon_order, polygon_start = _group_by_image(polygon_image, len(images))
+    polygons = [polygons[i].reshape(-1, 2) for i in polygon_order]
+    run_order, run_start = _group_by_image(run_image, len(images))
+    runs = [runs[i] for i in run_order]
+    problems = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
+    return {
+        'image_id': np.array([image['id'] for image in images], np.int64),
+        'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
+        'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
+        'person_start': person_start, 'joints': joints, 'bbox': boxes,
+        # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
+        'polygon_start': polygon_start, 'point_start': _starts(map(len, polygons)),
+        'points': np.concatenate(polygons + [np.zeros((0, 2), np.float32)]) - np.float32(0.5),
+        'run_start': run_start, 'count_start': _starts(map(len, runs)),
+        'counts': np.concatenate(runs + [np.zeros(0, np.uint32)]),
+        'sample_image': sample_image, 'sample_person': sample_person,
+        'problems': np.array([problem.encode() for problem in problems], np.bytes_),
+    }
+
+
+def _load_coco(annotation_file):
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
+            coco = COCO(annotation_file)
+    except OSError as error:
+        raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
+    except (AssertionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError('%s is not a COCO annotation file (%s: %s)' % (annotation_file, type(error).__name__, error))
+    if not all(isinstance(coco.dataset.get(name), list) for name in ('images', 'annotations')):
+        raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
+                        % annotation_file)
+    return coco
+
+
+def _unique(entries, kind, problems):
+    seen = set()
+    for entry in entries:
+        if entry['id'] in seen:
+            problems['%ss with the id of an earlier one' % kind] += 1
+        else:
+            seen.add(entry['id'])
+            yield entry
+
+
+def _image_is_sane(image, problems):
+    sane = (isinstance(image.get('file_name'), str) and isinstance(image['id'], int)
+            and all(isinstance(image.get(side), int) and 0 < image[side] < 1 << 16 for side in ('width', 'height')))
+    problems['images without a file name or a size'] += not sane
+    return sane
+
+
+def _is_finite_list(values, length):
+    return isinstance(values, list) and len(values) == length and _all_finite(values)
+
+
+def _all_finite(values):
+    try:
+        total = sum(values)
+    except TypeError:
+        return False
+    return total - total == 0  # False when any value is NaN or infinite
+
+
+def _person_is_sane(annotation):
+    return (_is_finite_list(annotation.get('keypoints'), 51) and _is_finite_list(annotation.get('bbox'), 4)
+            and annotation['bbox'][2] >= 0 and annotation['bbox'][3] >= 0
+            and _all_finite([annotation.get('area', 0), annotation['num_keypoints']]))
+
+
+def _polygon_is_sane(polygon):
+    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and _all_finite(polygon)
+
+
+def _run_lengths(segmentation, image):
+    """COCO's run lengths (column by column, first run outside) as uint32, or None when they do not fit the image."""
+    counts = segmentation.get('counts')
+    if segmentation.get('size') != [image['height'], image['width']]:
+        return None
+    if isinstance(counts, str):
+        return _compressed_run_lengths(segmentation)
+    if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
+        return None
+    return np.array(counts, np.uint32) if sum(counts) == image['height'] * image['width'] else None
+
+
+def _compressed_run_lengths(segmentation):
+    from pycocotools import mask as coco_mask  # only few files hold compressed regions
+    bitmap = coco_mask.decode({'size': segmentation['size'], 'counts': segmentation['counts'].encode()})
+    column_major = bitmap.T.reshape(-1)
+    borders = np.flatnonzero(np.diff(np.concatenate([[0], column_major])))
+    return np.diff(np.concatenate([[0], borders, [column_major.size]])).astype(np.uint32)
+
+
+def _decode_run_lengths(counts, height, width):
+    values = np.arange(len(counts), dtype=np.uint8) & 1
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def _group_by_image(image_rows, images):
+    """A stable order that puts rows of one image together, and where each image starts in it (images + 1)."""
+    image_rows = np.array(image_rows, np.int64)
+    return np.argsort(image_rows, kind='stable'), _starts(np.bincount(image_rows, minlength=images))
+
+
+def _starts(lengths):
+    return np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int64)
+
+
+def _drop_missing_images(annotations, annotation_file, image_folder):
+    present = set(os.listdir(image_folder))
+    names = [name.decode() for name in annotations.file_name]
+    missing = np.array([name not in present and not os.path.isfile(os.path.join(image_folder, name)) for name in names])
+    if not missing.any():
+        return annotations
+    examples = ', '.join(np.array(names)[missing][:3])
+    message = ('%d of the %d images of %s are not in %s (%s ...)'
+               % (missing.sum(), len(names), annotation_file, image_folder, examples))
+    if missing.mean() > MISSING_LIMIT:
+        raise UserError('%s; give the folder with the images by --imgpath' % message)
+    logging.warning('%s: they are left out', message)
+    keep = ~missing[annotations.sample_image]
+    return annotations._replace(sample_image=annotations.sample_image[keep],
+                                sample_person=annotations.sample_person[keep])
+
+
+def _cache_key(annotation_file):
+    status = os.stat(annotation_file)
+    return '%d %s %d %d' % (CACHE_VERSION, os.path.realpath(annotation_file), status.st_size, status.st_mtime_ns)
+
+
+def _cache_paths(annotation_file, key):
+    """Beside the annotation file, or in the user's cache folder where that one cannot be written."""
+    folder, name = os.path.split(annotation_file)
+    cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return [os.path.join(folder, '.%s.arrays.npz' % name),
+            os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (name, digest))]
+
+
+def _parse_and_store(annotation_file, key, scratch):
+    """Parse, and store the arrays in the first cache folder that can be written, or in scratch; returns the path."""
+    arrays = dict(build_arrays(annotation_file), key=np.array(key))
+    paths = _cache_paths(annotation_file, key) + [os.path.join(scratch, 'arrays.npz')]
+    for path in paths[:-1]:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return _store_cache(path, arrays)
+    return _store_cache(paths[-1], arrays)
+
+
+def _store_cache(path, arrays):
+    """Write under a temporary name and rename: several processes may start at once, and any may be killed."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.arrays-', suffix='.tmp')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            np.savez(file, **arrays)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _load_cache(path, key):
+    """The arrays, or None when the cache is missing, stale, truncated or not readable."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored['key']) != key:
+                return None
+            return {name: stored[name] for name in Annotations._fields + ('problems',)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,84 @@
+"""Augmentation the CMU way: scale, rotate, crop and flip, composed into one affine and applied in one warp.
+
+One function draws the random numbers, another turns them into a 2x3 matrix, and pure functions apply the matrix to the
+image and to the joints. Pixel coordinates refer to pixel centres: the first pixel of a row is at x = 0.
+"""
+import collections
+
+import cv2
+import numpy as np
+
+from pose_labels import FLIP_ORDER
+
+PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
+SCALE_RANGE = (0.5, 1.1)
+ANGLE_RANGE = (-40.0, 40.0)  # degrees
+OFFSET_RANGE = (-40.0, 40.0)  # input pixels
+FLIP_PROBABILITY = 0.5
+BORDER_GREY = 128
+
+# scale: factor on PERSON_HEIGHT; angle: degrees, clockwise on the screen; offset_x, offset_y: of the crop's centre from
+# the person's, in input pixels; flip: whether the crop is mirrored.
+Augmentation = collections.namedtuple('Augmentation', 'scale angle offset_x offset_y flip')
+
+
+def draw_augmentation(rng):
+    """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip."""
+    return Augmentation(rng.uniform(*SCALE_RANGE), rng.uniform(*ANGLE_RANGE), rng.uniform(*OFFSET_RANGE),
+                        rng.uniform(*OFFSET_RANGE), bool(rng.uniform() < FLIP_PROBABILITY))
+
+
+def augmentation_matrix(augmentation, bbox, input_width, input_height):
+    """The 2x3 float64 affine from image pixels to input pixels.
+
+    Scales the person to PERSON_HEIGHT * augmentation.scale of the input's height, rotates about the centre of its
+    bounding box, moves the crop and mirrors it.
+
+    Args:
+        augmentation: an Augmentation.
+        bbox: x, y, width, height of the main person in image pixels; the height must be positive.
+    """
+    x, y, width, height = bbox
+    scale = PERSON_HEIGHT * input_height / height * augmentation.scale
+    angle = np.deg2rad(augmentation.angle)
+    rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    crop_centre = np.array([(input_width - 1) / 2, (input_height - 1) / 2])
+    offset = np.array([augmentation.offset_x, augmentation.offset_y])
+    shift = crop_centre - offset - rotation @ np.array([x + width / 2, y + height / 2])
+    matrix = np.column_stack([rotation, shift])
+    if augmentation.flip:
+        matrix[0] = [0, 0, input_width - 1] - matrix[0]
+    return matrix
+
+
+def fit_matrix(image_width, image_height, input_width, input_height):
+    """The 2x3 float64 affine that fits the whole image into the input, centred, with one scale for both axes."""
+    scale = min(input_width / image_width, input_height / image_height)
+    return np.array([[scale, 0, (input_width - 1 - scale * (image_width - 1)) / 2],
+                     [0, scale, (input_height - 1 - scale * (image_height - 1)) / 2]])
+
+
+def matrix_scale(matrix):
+    """How many input pixels one image pixel becomes (the square root of the affine's area factor)."""
+    return np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+
+
+def reduced_matrix(matrix, reduction):
+    """The affine for an image that was decoded at 1 / reduction of its size: its pixels average reduction^2 pixels."""
+    centre = np.full(2, (reduction - 1) / 2)
+    return np.column_stack([matrix[:, :2] * reduction, matrix[:, :2] @ centre + matrix[:, 2]])
+
+
+def warp_image(image, matrix, input_width, input_height):
+    """Warp a uint8 (H, W, 3) image to uint8 (input_height, input_width, 3), bilinear, grey outside the image."""
+    return cv2.warpAffine(image, matrix, (input_width, input_height), flags=cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_CONSTANT, borderValue=(BORDER_GREY,) * 3)
+
+
+def transform_joints(joints, matrix):
+    """Send joints (people, 18, 2) through the affine, in float; NaN stays NaN.
+
+    A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.
+    """
+    moved = joints @ matrix[:, :2].T + matrix[:, 2]
+    return moved[:, FLIP_ORDER] if np.linalg.det(matrix[:, :2]) < 0 else moved
