@@ -1,0 +1,214 @@
+"""Pictures of people and of label maps: skeletons, overlays, captions and contact sheets.
+
+Arrays go in and new arrays come out; nothing is written to files and no argument is changed. Images are uint8 (H, W, 3)
+in BGR. A map lies over its image the way the network sees it: its cells divide the image evenly, which is also how
+cv2.resize aligns a small picture with a large one.
+"""
+import cv2
+import numpy as np
+
+from pose_labels import LIMBS
+
+# OpenPose's colours of the 18 COCO parts, written here in RGB as they are published. A limb takes the colour of its
+# second part.
+PART_COLOURS = tuple((blue, green, red) for red, green, blue in (
+    (255, 0, 85), (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
+    (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (255, 0, 170), (170, 0, 255),
+    (255, 0, 255), (85, 0, 255)))
+LIMB_COLOURS = tuple(PART_COLOURS[second] for _, second in LIMBS)
+# Ear to shoulder helps to tell people apart, but drawn it would only cover the face; OpenPose leaves it out as well.
+HIDDEN_LIMBS = ((2, 16), (5, 17))
+
+SUBPIXEL_BITS = 4  # of OpenCV's fixed-point drawing coordinates
+FONT = cv2.FONT_HERSHEY_DUPLEX
+PAPER = (255, 255, 255)
+INK = (40, 40, 40)
+
+
+def draw_skeletons(image, keypoints, opacity=0.8):
+    """Draw people in OpenPose's colours, with strokes in proportion to each person's size.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        keypoints: (people, 18, 2) or (people, 18, 3) of x, y(, score) in image pixels, NaN where absent.
+        opacity: 0..1, how much of the photograph the strokes cover.
+    Returns:
+        a new uint8 (H, W, 3) image.
+    Raises:
+        ValueError: keypoints of another shape.
+    """
+    keypoints = np.asarray(keypoints, np.float64)
+    if keypoints.ndim != 3 or keypoints.shape[1] != len(PART_COLOURS) or keypoints.shape[2] not in (2, 3):
+        raise ValueError('keypoints have shape %s, not (people, 18, 2) or (people, 18, 3)' % (keypoints.shape,))
+    # Far outside of the picture OpenCV's integer coordinates would overflow; such a point is of no use in it anyway.
+    points = keypoints[:, :, :2]
+    reach = 4 * max(image.shape[:2])
+    present = (np.abs(np.where(np.isfinite(points), points, np.inf)) < reach).all(axis=2)
+    drawn = image.copy()
+    for person, here in zip(points, present):
+        if not here.any():
+            continue
+        width = _stroke_width(person[here], image.shape)
+        limbs = [(person[a], person[b], colour) for (a, b), colour in zip(LIMBS, LIMB_COLOURS)
+                 if here[a] and here[b] and (a, b) not in HIDDEN_LIMBS]
+        for start, end, _ in limbs:  # the dark rims of all limbs first, so that no rim cuts through a neighbour
+            _fill_limb(drawn, start, end, width + max(1.0, width / 4), (0, 0, 0))
+        for start, end, colour in limbs:
+            _fill_limb(drawn, start, end, width, colour)
+        for part in np.nonzero(here)[0]:
+            _fill_circle(drawn, person[part], 0.62 * width + max(0.5, width / 8), (0, 0, 0))
+            _fill_circle(drawn, person[part], 0.62 * width, PART_COLOURS[part])
+    return cv2.addWeighted(drawn, opacity, image, 1 - opacity, 0)
+
+
+def overlay_heatmap(image, heatmap, opacity=0.75):
+    """Blend the heatmap of the most likely part in each cell over the image, from blue (unlikely) to red (certain).
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        heatmap: (h, w, 19) with the background in the last channel, or (h, w, 18); values are clipped to 0..1.
+        opacity: of a certain part, 0..1.
+    Returns:
+        a new uint8 (H, W, 3) image.
+    """
+    heat = _grow(np.clip(heatmap[:, :, :len(PART_COLOURS)].max(axis=2), 0, 1), image)
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    return _blend(_faded(image), colours, opacity * np.sqrt(heat))
+
+
+def overlay_paf(image, paf, opacity=0.7):
+    """Blend PAFs over the image: direction as hue, magnitude as strength.
+
+    To the right is red, down is yellow-green, to the left cyan, up violet (hue is the angle on the screen). Where
+    several limbs cross, the strongest is shown.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        paf: (h, w, 38), limb k in channels 2k (x) and 2k + 1 (y).
+        opacity: of a vector of length 1 or more, 0..1.
+    Returns:
+        a new uint8 (H, W, 3) image.
+    """
+    vectors = np.asarray(paf, np.float32).reshape(paf.shape[0], paf.shape[1], -1, 2)
+    magnitudes = np.hypot(vectors[..., 0], vectors[..., 1])
+    strongest = magnitudes.argmax(axis=2)[:, :, None]
+    x, y = (np.take_along_axis(vectors[..., axis], strongest, axis=2)[:, :, 0] for axis in (0, 1))
+    # The vectors are enlarged rather than the colours: hues have a seam at 360 degrees. Between two limbs of opposite
+    # directions they cancel, and the overlay fades out.
+    x, y = _grow(x, image), _grow(y, image)
+    hue = np.rad2deg(np.arctan2(y, x)) % 360
+    full = np.ones_like(hue)
+    colours = cv2.cvtColor(np.dstack([hue, full, full]), cv2.COLOR_HSV2BGR) * 255
+    return _blend(_faded(image), colours, opacity * np.minimum(np.hypot(x, y), 1))
+
+
+def shade_mask(image, mask):
+    """Darken and hatch what the loss leaves out.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        mask: (h, w, 1), 1 where the loss counts, 0 where it does not.
+    Returns:
+        a new uint8 (H, W, 3) image.
+    """
+    left_out = 1 - np.clip(_grow(mask[:, :, 0], image), 0, 1)
+    rows, columns = np.indices(left_out.shape)
+    period = max(8, min(left_out.shape) // 24)
+    stripes = (rows + columns) % period < period / 4
+    shade = np.where(stripes[:, :, None], np.array([60, 60, 230]), np.array([0, 0, 0]))
+    return _blend(image, shade, left_out * np.where(stripes, 0.85, 0.55))
+
+
+def caption(image, text):
+    """Put a line of text on a paper-coloured strip below the image, smaller where it would not fit.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        text: ASCII (OpenCV's fonts know no other letters).
+    Returns:
+        a new, higher uint8 image of the same width.
+    """
+    width = image.shape[1]
+    scale = float(np.clip(width / 640, 0.4, 1.5))
+    (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
+    room = width - 8 * scale
+    if text_width > room:
+        scale *= room / text_width
+        (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
+    strip = np.full((int(text_height * 2.1) + 4, width, 3), PAPER, np.uint8)
+    origin = (max(0, (width - text_width) // 2), (len(strip) + text_height) // 2)
+    cv2.putText(strip, text, origin, FONT, scale, INK, 1, cv2.LINE_AA)
+    return np.vstack([image, strip])
+
+
+def contact_sheet(rows, margin=6):
+    """Lay images out in rows and columns, centred in their places, with a margin between and around them.
+
+    Args:
+        rows: list of lists of uint8 (H, W, 3) images; sizes and lengths of rows may differ.
+        margin: in pixels.
+    Returns:
+        one uint8 image.
+    Raises:
+        ValueError: there is no image.
+    """
+    rows = [row for row in rows if row]
+    if not rows:
+        raise ValueError('a contact sheet needs at least one image')
+    heights = [max(len(image) for image in row) for row in rows]
+    widths = [max(row[column].shape[1] for row in rows if column < len(row))
+              for column in range(max(len(row) for row in rows))]
+    sheet = np.full((sum(heights) + margin * (len(heights) + 1), sum(widths) + margin * (len(widths) + 1), 3), PAPER,
+                    np.uint8)
+    top = margin
+    for row, row_height in zip(rows, heights):
+        left = margin
+        for image, column_width in zip(row, widths):
+            height, width = image.shape[:2]
+            y, x = top + (row_height - height) // 2, left + (column_width - width) // 2
+            sheet[y:y + height, x:x + width] = image
+            left += column_width + margin
+        top += row_height + margin
+    return sheet
+
+
+def _stroke_width(points, image_shape):
+    """Of a person's limbs in pixels: a fortieth of the person's size, within what the picture can show."""
+    size = np.hypot(*(points.max(axis=0) - points.min(axis=0)))
+    short_edge = min(image_shape[:2])
+    return float(np.clip(size / 40, max(1.5, short_edge / 250), max(2.5, short_edge / 55)))
+
+
+def _fill_limb(image, start, end, width, colour):
+    """Fill an ellipse from start to end, as OpenPose draws its limbs."""
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    along, across = (end - start) / 2, np.array([start[1] - end[1], end[0] - start[0]])
+    across = across / max(np.hypot(*across), 1e-6) * width / 2
+    outline = (start + end) / 2 + np.cos(angles)[:, None] * along + np.sin(angles)[:, None] * across
+    cv2.fillConvexPoly(image, _fixed_point(outline), colour, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _fill_circle(image, centre, radius, colour):
+    x, y = _fixed_point(centre).tolist()
+    cv2.circle(image, (x, y), int(round(radius * (1 << SUBPIXEL_BITS))), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _fixed_point(points):
+    return np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _grow(cells, image):
+    """Enlarge a map (h, w) to the image's size, bilinear."""
+    return cv2.resize(np.asarray(cells, np.float32), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _faded(image):
+    """The image with half its colour, a little darker: a ground on which an overlay stands out."""
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, 0.3, grey, 0.45, 0)
+
+
+def _blend(image, colours, strength):
+    """Mix two (H, W, 3) images; strength (H, W) is the share of the second, 0..1."""
+    strength = strength[:, :, None]
+    return np.clip(np.round(image * (1 - strength) + colours * strength), 0, 255).astype(np.uint8)
