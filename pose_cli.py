@@ -5,6 +5,7 @@ Code anywhere raises UserError for that; `run` turns it into the line.
 """
 import argparse
 import logging
+import os
 import sys
 
 
@@ -45,6 +46,17 @@ def run(main):
 def log_to_stderr(level=logging.INFO):
     """Send log records to stderr as `2017-09-27 15:58:50,307 INFO message`."""
     logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
+
+
+def make_folder(path):
+    """Create an output folder, also its parents; raises UserError when nothing can be written there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError('cannot create the folder %s: %s; choose another' % (path, error.strerror))
+    if not writable:
+        raise UserError('cannot write in the folder %s; choose another' % path)
 
 
 def positive_int(text):

@@ -1,0 +1,334 @@
+"""Loader processes that make training batches and hand them over in shared memory.
+
+    trainer  --- one socket pair per worker: "slot k is free" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
+       |                                                                                          |
+       +---- control socket: its end means the other side is gone ----  supervisor (forks and re-forks the workers)
+
+The supervisor is forked once, before TensorFlow starts threads, so that a killed worker can be replaced by a plain fork
+at any time. No lock is shared: a process that is killed while it holds one would stop the others. Messages are small
+JSON packets; batches stay where the worker wrote them.
+"""
+import collections
+import contextlib
+import json
+import logging
+import mmap
+import os
+import selectors
+import signal
+import socket
+import time
+import traceback
+
+import cv2
+import numpy as np
+
+from pose_cli import UserError
+
+SLOTS_PER_WORKER = 2  # one to fill while the other waits for the trainer
+MAX_PACKET = 1 << 16
+POLL_SECONDS = 0.5
+MAX_DEATHS_IN_A_ROW = 5
+BAD_SAMPLE_LIMIT = 0.2
+MIN_ATTEMPTS = 50
+
+
+class BadSample(Exception):
+    """An image that cannot be used; the run goes on without it."""
+
+    def __init__(self, path, reason):
+        super().__init__('%s %s' % (path, reason))
+        self.path, self.reason = path, reason
+
+
+class BadSampleCounter:
+    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
+
+    Args:
+        samples: the number of samples in the data set.
+    """
+
+    def __init__(self, samples):
+        self.min_attempts = min(MIN_ATTEMPTS, samples)
+        self.attempts = self.bad = 0
+        self.names = set()
+
+    def add_good(self, samples):
+        self.attempts += samples
+
+    def add_bad(self, path, reason):
+        """Raises UserError when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad."""
+        self.attempts += 1
+        self.bad += 1
+        if path not in self.names:
+            self.names.add(path)
+            logging.warning('skipped bad sample %d: %s %s', len(self.names), path, reason)
+        too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
+        if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
+            raise UserError('%d of %d samples were bad (last: %s %s); repair or remove these files'
+                            % (self.bad, self.attempts, path, reason))
+
+
+def batch_layout(batchsize, input_width, input_height, stride):
+    """[(name, dtype, shape)] of the four arrays of a batch."""
+    cells = (batchsize, input_height // stride, input_width // stride)
+    return [('image', np.uint8, (batchsize, input_height, input_width, 3)), ('heatmap', np.float32, cells + (19,)),
+            ('paf', np.float32, cells + (38,)), ('mask', np.float32, cells + (1,))]
+
+
+class BatchLoader:
+    """An endless source of training batches, made by `workers` processes.
+
+    Args:
+        dataset: a pose_dataset.PoseDataset.
+        batchsize: samples per batch.
+        workers: number of processes, at least 1.
+        seed: the same seed with one worker gives the same batches; None draws one.
+    Raises:
+        UserError, from get(): too many bad samples, or loader processes that keep dying.
+    """
+
+    def __init__(self, dataset, batchsize, workers, seed=None):
+        self._batchsize = batchsize
+        self._counter = BadSampleCounter(len(dataset))
+        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
+        self._slots = [_shared_arrays(layout) for _ in range(workers * SLOTS_PER_WORKER)]
+        self._ready = collections.deque()  # slots that hold a batch
+        self._held = None  # the slot whose arrays the caller has
+        self._deaths = [0] * workers
+        self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
+        self._control, supervisor_end = _packet_pair()
+        seed = np.random.SeedSequence().entropy % (1 << 32) if seed is None else seed
+        self._supervisor = os.fork()
+        if self._supervisor == 0:
+            for own in self._sockets + (self._control,):
+                own.close()
+            _run_and_exit(_supervise, supervisor_end, worker_ends, self._slots, dataset, batchsize, seed)
+        for other in worker_ends + (supervisor_end,):
+            other.close()
+        self._selector = selectors.DefaultSelector()
+        for worker, own in enumerate(self._sockets):
+            self._selector.register(own, selectors.EVENT_READ, worker)
+        self._selector.register(self._control, selectors.EVENT_READ, None)
+        self._generation = [0] * workers
+        for slot in range(len(self._slots)):
+            self._offer(slot)
+
+    def get(self, timeout=None):
+        """The next batch, or None when none came within timeout seconds.
+
+        Returns:
+            (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call.
+        """
+        if self._held is not None:
+            self._offer(self._held)
+            self._held = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._receive(0)
+        while not self._ready:
+            left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._receive(left)
+        self._held = self._ready.popleft()
+        return self._slots[self._held]
+
+    def ready(self):
+        """How many batches wait to be fetched."""
+        return len(self._ready)
+
+    def report(self):
+        """Lines for the trainer's log: bad samples so far."""
+        if not self._counter.bad:
+            return []
+        return ['%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))]
+
+    def close(self):
+        """End all loader processes."""
+        if not self._supervisor:
+            return
+        with contextlib.suppress(ConnectionError):
+            self._control.send(b'stop')
+        os.waitpid(self._supervisor, 0)
+        self._supervisor = None
+        self._selector.close()
+        for own in self._sockets + (self._control,):
+            own.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _offer(self, slot):
+        worker = slot // SLOTS_PER_WORKER
+        packet = json.dumps({'slot': slot, 'generation': self._generation[worker]}).encode()
+        try:
+            self._sockets[worker].send(packet)
+        except ConnectionError:
+            raise UserError('the loader processes are gone; see the messages above')
+
+    def _receive(self, timeout):
+        """Take in what workers and supervisor sent, waiting up to timeout seconds for the first."""
+        events = self._selector.select(timeout)
+        while events:
+            for key, _ in events:
+                message = _read_packet(key.fileobj)
+                if message is None:
+                    continue
+                if key.data is None:
+                    self._replace(**message)
+                else:
+                    self._handle(key.data, message)
+            events = self._selector.select(0)
+
+    def _handle(self, worker, message):
+        if 'filled' in message:
+            self._deaths[worker] = 0
+            self._counter.add_good(self._batchsize)
+            self._ready.append(message['filled'])
+        elif 'bad' in message:
+            self._counter.add_bad(*message['bad'])
+        else:
+            raise RuntimeError('a loader process failed:\n%s' % message['failed'])
+
+    def _replace(self, worker, generation, status):
+        """A worker died and the supervisor has forked another: give it the slots that its predecessor had."""
+        self._deaths[worker] += 1
+        logging.warning('loader process %d died (%s); a new one took its place', worker, status)
+        if self._deaths[worker] >= MAX_DEATHS_IN_A_ROW:
+            raise UserError('loader process %d died %d times in a row (%s); check the memory of this machine, or start '
+                            'with fewer --workers' % (worker, self._deaths[worker], status))
+        message = _read_packet(self._sockets[worker])
+        while message is not None:  # what it had sent before it died; its successor has been offered nothing yet
+            self._handle(worker, message)
+            message = _read_packet(self._sockets[worker])
+        self._generation[worker] = generation
+        first = worker * SLOTS_PER_WORKER
+        for slot in range(first, first + SLOTS_PER_WORKER):
+            if slot not in self._ready and slot != self._held:
+                self._offer(slot)
+
+
+def sample_order(samples, seed, worker, workers, generation):
+    """Endless sample numbers for one worker: in each epoch the workers share one random order of all samples."""
+    epoch = 0
+    while True:
+        order = np.random.RandomState([seed, epoch, generation, 0]).permutation(samples)
+        yield from order[worker::workers]
+        epoch += 1
+
+
+def _packet_pair():
+    # SEQPACKET: a packet arrives whole or not at all, also when its sender is killed.
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _read_packet(end):
+    """The next message, or None when there is none. Raises UserError when the other side is gone."""
+    try:
+        packet = end.recv(MAX_PACKET, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    if not packet:
+        raise UserError('the loader processes were killed; start the command again')
+    return json.loads(packet.decode())
+
+
+def _shared_arrays(layout):
+    """Arrays in memory that forked processes share."""
+    arrays = []
+    for _, dtype, shape in layout:
+        memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        arrays.append(np.frombuffer(memory, dtype).reshape(shape))
+    return tuple(arrays)
+
+
+def _run_and_exit(function, *args):
+    """Run a forked child's function and leave without the parent's clean-up handlers."""
+    code = 1
+    try:
+        # The trainer decides when loading ends: signals to the whole process group are its business.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        function(*args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _supervise(control, worker_ends, slots, dataset, batchsize, seed):
+    """Keep one process per worker alive until the trainer closes the control socket or dies."""
+    worker_of = {}
+
+    def start(worker, generation):
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            for other in worker_ends[:worker] + worker_ends[worker + 1:]:
+                other.close()
+            _run_and_exit(_work, worker_ends[worker], slots, dataset, batchsize, seed, worker, len(worker_ends),
+                          generation)
+        worker_of[pid] = worker
+
+    generation = 0
+    for worker in range(len(worker_ends)):
+        start(worker, generation)
+    control.settimeout(POLL_SECONDS)
+    while True:
+        try:
+            control.recv(1)
+            break  # the trainer says stop, or is gone
+        except socket.timeout:
+            pass
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            worker = worker_of.pop(pid)
+            generation += 1
+            start(worker, generation)
+            reason = 'signal %d' % os.WTERMSIG(status) if os.WIFSIGNALED(status) else 'exit %d' % os.WEXITSTATUS(status)
+            with contextlib.suppress(ConnectionError):  # the trainer may end at the same moment
+                control.send(json.dumps({'worker': worker, 'generation': generation, 'status': reason}).encode())
+    for pid in worker_of:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _work(trainer, slots, dataset, batchsize, seed, worker, workers, generation):
+    """Fill the slots that the trainer offers, until it or the supervisor is gone."""
+    cv2.setNumThreads(0)
+    supervisor = os.getppid()
+    rng = np.random.RandomState([seed, worker, generation, 1])
+    order = sample_order(len(dataset), seed, worker, workers, generation)
+    trainer.settimeout(POLL_SECONDS)
+    try:
+        while os.getppid() == supervisor:
+            try:
+                packet = trainer.recv(MAX_PACKET)
+            except socket.timeout:
+                continue
+            if not packet:
+                return
+            offer = json.loads(packet.decode())
+            if offer['generation'] == generation:  # else: offered to a predecessor that died
+                _fill(slots[offer['slot']], dataset, order, rng, trainer)
+                trainer.send(json.dumps({'filled': offer['slot']}).encode())
+    except ConnectionError:
+        return
+    except Exception:
+        trainer.send(json.dumps({'failed': traceback.format_exc()[-MAX_PACKET // 4:]}).encode())
+
+
+def _fill(arrays, dataset, order, rng, trainer):
+    for row in range(len(arrays[0])):
+        while True:
+            try:
+                sample = dataset.training_sample(next(order), rng)
+                break
+            except BadSample as error:
+                trainer.send(json.dumps({'bad': [error.path, error.reason]}).encode())
+        for array, value in zip(arrays, sample):
+            array[row] = value
