@@ -1,0 +1,158 @@
+"""What all the networks share: layers, the loop over stages and branches, initial values."""
+from collections import namedtuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from pose_cli import UserError
+
+# The two branches of every stage, with the mean of their maps: PAFs are zero nearly everywhere, and so are the heatmaps
+# of the parts; the background is nearly one. The last layers start at these values (see Network.conv).
+PAF_MEAN = (0.0,) * 38
+HEAT_MEAN = (0.0,) * 18 + (0.97,)
+BRANCHES = (('L1', PAF_MEAN), ('L2', HEAT_MEAN))
+OUTPUT_WEIGHT_SCALE = 1e-3
+
+# Where a model's pretrained weights lie.
+#   paths: below the models folder, the first that exists is taken;  download: its name in scripts/download_pretrained.sh
+#   prefixes: the variables that come from the file are those whose names start with one of these
+Pretrained = namedtuple('Pretrained', 'paths download prefixes')
+
+BATCH_NORM_EPSILON = 0.001
+BATCH_NORM_DECAY = 0.999
+
+
+class Network:
+    """A network built in the default graph. Subclasses are tables: what to scale, which layers, in what order.
+
+    name: as in networks.NAMES.  stride: input pixels per output cell.
+    scaled: the image as the first layer sees it.
+    stages: [(paf (B,h,w,38), heat (B,h,w,19))] float32, one pair per stage, stage 1 first.
+    output: (B,h,w,57), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
+    variables: all its variables.  pretrained_variables: those that come from its pretrained file.
+    pretrained: a Pretrained.
+    """
+    stride = None
+    stage_count = None
+    pretrained = None
+
+    def __init__(self, name, image, is_training):
+        """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
+        for axis, size in zip(('height', 'width'), image.shape.as_list()[1:3]):
+            if size is not None and size % self.stride:
+                raise UserError('an input %s of %d is not a multiple of %d, the stride of %s'
+                                % (axis, size, self.stride, name))
+        self.name = name
+        self.is_training = is_training
+        self.variables = []
+        self.scaled = self.scale(tf.cast(image, tf.float32))
+        self.stages = self._build_stages(self.features(self.scaled))
+        paf, heat = self.stages[-1]
+        self.output = tf.concat([heat, paf], axis=3, name='Openpose/concat_stage7')
+
+    @property
+    def pretrained_variables(self):
+        return [v for v in self.variables if v.op.name.startswith(self.pretrained.prefixes)]
+
+    # What a subclass gives.
+
+    def scale(self, image):
+        """(B,H,W,3) pixels 0..255 -> the same shape in the range that the first layer expects."""
+        raise NotImplementedError
+
+    def features(self, x):
+        """The scaled image -> the features (B,H/stride,W/stride,C) that every stage sees."""
+        raise NotImplementedError
+
+    def stage_layers(self, stage, branch):
+        """The layers of a branch ('L1' or 'L2') of a stage (from 1) as [(name, kernel size, filters)].
+
+        The last one is the linear output layer; the number of its filters follows from the branch and is None here.
+        """
+        raise NotImplementedError
+
+    def layer(self, x, name, kernel, filters, mean=None):
+        """One layer of a stage: `conv` or `separable`."""
+        raise NotImplementedError
+
+    # The stages.
+
+    def _build_stages(self, features):
+        stages = []
+        x = features
+        for stage in range(1, self.stage_count + 1):
+            stages.append(tuple(self._build_branch(x, stage, branch, mean) for branch, mean in BRANCHES))
+            x = tf.concat(stages[-1] + (features,), axis=3, name='Openpose/concat_stage%d' % stage)
+        return stages
+
+    def _build_branch(self, x, stage, branch, mean):
+        *hidden, (last, kernel, _) = self.stage_layers(stage, branch)
+        for name, size, filters in hidden:
+            x = self.layer(x, name, size, filters)
+        return self.layer(x, last, kernel, len(mean), mean)
+
+    # Layers. Names are full names, so that the variables are called as in the published checkpoints wherever the caller is.
+
+    def conv(self, x, name, kernel, filters, mean=None):
+        """kernel x kernel convolution, bias, ReLU. With `mean` it is an output layer: linear, its output near `mean`."""
+        x = self._convolve(x, name, kernel, filters, 1, OUTPUT_WEIGHT_SCALE if mean else 1.0)
+        biases = self._variable(name + '/biases', [filters], tf.constant_initializer(mean or 0.0))
+        x = tf.nn.bias_add(x, biases, name=name + '/BiasAdd')
+        return x if mean else tf.nn.relu(x, name=name + '/Relu')
+
+    def conv_norm(self, x, name, kernel, filters, stride=1, mean=None):
+        """Convolution, batch norm, ReLU. With `mean` it is an output layer: linear, its output near `mean`.
+
+        Batch norm without gamma would bring any output to unit variance; weights so small that their variance is far
+        below its epsilon keep an output layer near its beta at the start.
+        """
+        x = self._convolve(x, name, kernel, filters, stride, OUTPUT_WEIGHT_SCALE if mean else 1.0)
+        x = self._batch_norm(x, name + '/BatchNorm', mean)
+        return x if mean else tf.nn.relu(x, name=name + '/Relu')
+
+    def separable(self, x, name, kernel, filters, mean=None, stride=1):
+        """Depthwise convolution, bare, then a 1x1 convolution with batch norm and ReLU (linear with `mean`)."""
+        channels = x.shape.as_list()[3]
+        # He's fan-in of a depthwise filter is its own kernel: it sees one channel.
+        weights = self._variable(name + '_depthwise/depthwise_weights', [kernel, kernel, channels, 1],
+                                 he_normal(kernel * kernel))
+        x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '_depthwise/depthwise')
+        return self.conv_norm(x, name + '_pointwise', 1, filters, mean=mean)
+
+    def _convolve(self, x, name, kernel, filters, stride, weight_scale):
+        channels = x.shape.as_list()[3]
+        weights = self._variable(name + '/weights', [kernel, kernel, channels, filters],
+                                 he_normal(kernel * kernel * channels, weight_scale))
+        return tf.nn.conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '/Conv2D')
+
+    def _batch_norm(self, x, name, mean):
+        """Batch norm with beta and no gamma. Training adds the updates of the moving averages to tf.GraphKeys.UPDATE_OPS."""
+        shape = [x.shape.as_list()[3]]
+        beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
+        moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
+        moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
+        gamma = tf.constant(1.0, shape=shape, name=name + '/gamma')
+        if not self.is_training:
+            return tf.nn.fused_batch_norm(x, gamma, beta, moving_mean, moving_variance, epsilon=BATCH_NORM_EPSILON,
+                                          is_training=False, name=name + '/FusedBatchNorm')[0]
+        x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON,
+                                                               name=name + '/FusedBatchNorm')
+        for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
+            update = tf.assign_sub(average, (average - value) * (1 - BATCH_NORM_DECAY))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+        return x
+
+    def _variable(self, name, shape, initializer, trainable=True):
+        variable = tf.get_variable(name, shape, tf.float32, initializer, trainable=trainable, use_resource=False)
+        self.variables.append(variable)
+        return variable
+
+
+def he_normal(fan_in, scale=1.0):
+    """Initializer of weights before a ReLU (He et al. 2015), times `scale`."""
+    return tf.random_normal_initializer(stddev=scale * np.sqrt(2.0 / fan_in))
+
+
+def max_pool(x, padding, name):
+    """2x2 max pooling."""
+    return tf.nn.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], padding, name=name)
