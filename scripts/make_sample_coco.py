@@ -38,8 +38,8 @@ UNFINISHED = '.unfinished'
 # ---------------------------------------------------------------------------------------------------------------- pose
 # Lengths are in units of the body height. The body's frame: x to its left, y up, z forward.
 
-Person = namedtuple('Person', 'points torso head head_size build look')
-# points: {name: (3,)}; torso, head: (3, 3) frames (columns left, up, forward); look: {name: choice or BGR colour}
+Person = namedtuple('Person', 'points hips torso head head_size build look')
+# points: {name: (3,)}, from the middle of the hips; hips, torso, head: (3, 3) frames (columns left, up, forward); look: {name: choice or BGR colour}
 
 ARMS = {  # degrees forward and outward, from hanging down: of the upper arm, of the forearm
     'down': (0, 10, 12, 5), 'akimbo': (-15, 45, 30, -50), 'raised': (165, 15, 172, 5), 'on head': (150, 40, 150, -50),
@@ -134,7 +134,7 @@ def sample_person(rng):
     yaw = [0, 180, 90, -90][rng.choice(4, p=[0.5, 0.2, 0.15, 0.15])] + rng.normal(0, 22)
     camera = np.diag([1, -1, 1]) @ rotation(2, rng.normal(0, 3)) @ rotation(0, rng.uniform(-3, 18)) @ rotation(1, yaw)
     points = {name: camera @ point for name, point in points.items()}
-    return Person(points, camera @ torso, camera @ head, head_size, rng.uniform(0.85, 1.25), sample_look(rng))
+    return Person(points, camera, camera @ torso, camera @ head, head_size, rng.uniform(0.85, 1.25), sample_look(rng))
 
 
 # ---------------------------------------------------------------------------------------------------------------- body
@@ -321,11 +321,19 @@ def body_parts(person, view):
         add(side + '_foot', [ankle, p[side + '_toes']], [0.027, 0.024], look['shoe'])
     hips = [p['left_hip'] * 0.9, p['right_hip'] * 0.9]
     waist = [person.torso @ [0.04, 0.07, 0], person.torso @ [-0.04, 0.07, 0]]
-    add('pelvis', hips + waist, [0.064, 0.064, 0.055, 0.055], look['bottom'], 0.01)
+    if person.hips[2, 2] > 0.3:  # a buckle in front, pockets behind
+        marks = [([(-0.008, 0.06, 0.05), (0.008, 0.06, 0.05)], np.array([90., 190, 210]))]
+    elif person.hips[2, 2] < -0.3:
+        marks = [([(sign * 0.03, 0, -0.06), (sign * 0.055, 0, -0.06), (sign * 0.042, -0.03, -0.06)], look['bottom'] * 0.5)
+                 for _, sign in SIDES]
+    else:
+        marks = []
+    add('pelvis', hips + waist, [0.064, 0.064, 0.055, 0.055], look['bottom'], 0.01,
+        [(hull(view, np.array(places) @ person.hips.T, [0.006] * len(places)), colour) for places, colour in marks])
     if look['legwear'] == 'skirt':
         hem = [p[s + '_hip'] + 0.75 * (p[s + '_knee'] - p[s + '_hip']) for s, _ in SIDES]
-        add('skirt', waist + hem, [0.055, 0.055, 0.07, 0.07], look['bottom'], 0.012)
-    add('neck', [p['neck'], p['head']], [0.034, 0.03], look['skin'] * 0.85)
+        add('skirt', waist + hem, [0.055, 0.055, 0.07, 0.07], look['bottom'], 0.1)
+    add('neck', [p['neck'], 0.35 * p['neck'] + 0.65 * p['head']], [0.034, 0.032], look['skin'] * 0.85)
     parts.append(Part('chest', person.torso[2] @ [0, 0.16, 0] + 0.015, chest_polygons(person, view)))
     parts.append(Part('head', p['head'][2] + 0.03, head_polygons(person, view)))
     if look['haircut'] == 'long':
@@ -351,7 +359,7 @@ def fill(canvas, polygon, colour):
     """Fill a polygon (n, 2) of an image with a BGR colour, anti-aliased, or of a map of labels with a number."""
     points = [np.rint(polygon * 16).astype(np.int32)]
     if canvas.ndim == 3:
-        cv2.fillPoly(canvas, points, np.clip(colour, 0, 255).tolist(), cv2.LINE_AA, 4)
+        cv2.fillPoly(canvas, points, tuple(colour), cv2.LINE_AA, 4)
     else:
         cv2.fillPoly(canvas, points, int(colour), cv2.LINE_8, 4)
 
@@ -380,17 +388,18 @@ Instance = namedtuple('Instance', 'kind people')  # kind: 'keypoints', 'plain' o
 
 def clouds(rng, height, width, cells):
     """Smooth random field (height, width) float32 of about unit size, in three octaves from `cells` cells on."""
-    field = np.zeros((height, width), np.float32)
-    for octave in range(3):
-        grid = rng.randn(cells * 2 ** octave, cells * 2 ** octave).astype(np.float32)
-        field += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * 0.55 ** octave
-    return field
+    field = np.zeros((1, 1), np.float32)
+    for octave in range(3):  # each octave is added at twice the resolution it needs
+        side = cells * 2 ** octave
+        field = cv2.resize(field, (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC) + 0.55 ** octave * cv2.resize(
+            rng.randn(side, side).astype(np.float32), (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(field, (width, height))
 
 
 def draw_clutter(rng, image):
     """Draw one thing that is not a person: box, window, ball, pole, cable, sign or tree."""
     height, width = image.shape[:2]
-    colour, other = rng.uniform(10, 245, 3), rng.uniform(10, 245, 3)
+    colour, other = (c.mean() + (c - c.mean()) * rng.uniform(0.1, 0.9) for c in rng.uniform(10, 245, (2, 3)))
     x, y, size = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.04, 0.3) * height
     kind = rng.randint(6)
     if kind == 0:  # a box, perhaps with shelves
@@ -429,10 +438,10 @@ def draw_background(rng, width, height):
         below = np.array([(60, 120, 90), (110, 115, 120), (120, 165, 195), (225, 225, 225)][rng.randint(4)], float)
     else:
         above, below = rng.uniform(50, 230, 3), rng.uniform(40, 200, 3)
-        above, below = [0.4 * c + 0.6 * c.mean() for c in (above, below)]
+        above, below = [0.3 * c + 0.7 * c.mean() for c in (above, below)]
     rows = np.where(np.arange(height)[:, None] < horizon, above, below) \
         * np.linspace(rng.uniform(0.7, 1.1), rng.uniform(0.7, 1.1), height)[:, None]
-    texture = rng.uniform(4, 16) * clouds(rng, height, width, rng.randint(3, 12)) \
+    texture = rng.uniform(2, 10) * clouds(rng, height, width, rng.randint(3, 12)) \
         + rng.uniform(2, 8) * clouds(rng, height, width, rng.randint(20, 50))
     image = np.clip(rows[:, None] + texture[..., None], 0, 255).astype(np.uint8)
     if rng.rand() < 0.3:  # tiles or planks
@@ -447,7 +456,7 @@ def draw_background(rng, width, height):
 def place_person(rng, person, body_height, width, height, may_leave):
     """A View of the given body height (pixels) at a random place; off the image in part when may_leave."""
     points = np.array(list(person.points.values())) * body_height
-    low, high = points[:, :2].min(0) - 0.06 * body_height, points[:, :2].max(0) + 0.06 * body_height
+    low, high = points[:, :2].min(0) - 0.08 * body_height, points[:, :2].max(0) + 0.08 * body_height
     room = np.array([width, height]) - (high - low)
     slack = 0.35 * (high - low) if may_leave else np.minimum(room, 0) * -0.5
     first, last = np.minimum(0, room) - slack, np.maximum(0, room) + slack
@@ -462,8 +471,8 @@ def sample_instances(rng, width, height):
     instances = []
     if rng.rand() < 0.15:  # a crowd in the distance, not annotated one by one
         size, centre, base = rng.uniform(0.06, 0.13) * height, rng.uniform(0, width), rng.uniform(0.3, 0.8) * height
-        people = [(sample_person(rng), View(size * rng.uniform(0.85, 1.15), centre + rng.normal(0, 0.17) * width,
-                                            base + rng.normal(0, 0.3) * size)) for _ in range(rng.randint(12, 28))]
+        people = [(sample_person(rng), View(size * rng.uniform(0.85, 1.15), centre + rng.normal(0, 0.12) * width,
+                                            base + rng.normal(0, 0.25) * size)) for _ in range(rng.randint(12, 28))]
         instances.append(Instance('crowd', sorted(people, key=lambda entry: entry[1].y)))
     for _ in range(rng.choice([0, 1, 2], p=[0.8, 0.14, 0.06])):  # too small to label joints
         person = sample_person(rng)
@@ -477,14 +486,15 @@ def sample_instances(rng, width, height):
     return instances
 
 
-def draw_seat(image, labels, person, view):
-    """Draw what a sitting or squatting person sits on, behind the person."""
-    points = [person.points[side + '_hip'] + [0, 0.05, 0] for side, _ in SIDES]
-    feet = max(person.points[side + '_ankle'][1] for side, _ in SIDES)
-    places = [p + [sign * 0.08, down, 0] for p, sign in zip(points, (1, -1)) for down in (0, max(feet, 0.1))]
-    box = hull(view, places, [0.02] * 4)
-    fill(image, box, person.look['trim'] * 0.5)
-    fill(labels, box, 0)
+def seat(person, view):
+    """Outline (n, 2) of the block under a sitting person, or None for anybody else."""
+    points = person.points
+    thighs = [points[side + '_knee'] - points[side + '_hip'] for side, _ in SIDES]
+    if max(person.hips[:, 1] @ -thigh for thigh in thighs) > 0.1:
+        return None
+    below = max(points[side + '_ankle'] @ -person.hips[:, 1] for side, _ in SIDES)
+    corners = np.array([(x, -y, z) for x in (-0.1, 0.1) for y in (0.075, max(below, 0.12)) for z in (-0.1, 0.1)])
+    return hull(view, corners @ person.hips.T, [0.015] * 8)
 
 
 def draw_scene(rng, width, height):
@@ -492,13 +502,18 @@ def draw_scene(rng, width, height):
     image, labels, drawn = draw_background(rng, width, height), np.zeros((height, width), np.uint16), []
     for instance in sample_instances(rng, width, height):
         number, covered = len(drawn) + 1, labels.copy()
+        seats = [seat(person, view) for person, view in instance.people]
         parts = [body_parts(person, view) for person, view in instance.people]
-        for one in parts:
+        for block, one in zip(seats, parts):
+            if block is not None:
+                fill(covered, block, 0)
             paint_labels(covered, one, number)
         before, after = (np.bincount(map_.ravel() >> 6, minlength=number + 1)[1:] for map_ in (labels, covered))
         if np.any(after[:-1] < 0.45 * before[:-1]):
             continue  # would hide somebody behind
-        for (person, view), one in zip(instance.people, parts):
+        for (person, _), block, one in zip(instance.people, seats, parts):
+            if block is not None:
+                fill(image, block, person.look['trim'] * 0.5)
             paint(image, one)
         labels = covered
         drawn.append(instance)
@@ -514,11 +529,12 @@ def draw_scene(rng, width, height):
 def photograph(rng, image):
     """The picture as a camera gives it: soft focus, exposure, colour cast, grain. uint8 to uint8."""
     height, width = image.shape[:2]
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9)).astype(np.float32)
-    gain = rng.uniform(0.8, 1.15) * rng.uniform(0.93, 1.07, 3) * (1 + 0.06 * clouds(rng, height, width, 2))[..., None]
-    image = image * gain.astype(np.float32) + rng.uniform(-12, 12)
-    grain = rng.randint(-128, 128, (height, width, 1), np.int16) * np.float32(rng.uniform(0.01, 0.08))
-    return np.clip(image + grain, 0, 255).astype(np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
+    gain = (rng.uniform(0.8, 1.15) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    light = 1 + 0.06 * clouds(rng, height, width, 2)
+    grain = rng.uniform(-12, 12) + rng.uniform(1, 8) * rng.randint(-128, 128, (height, width), np.int8) / np.float32(128)
+    image = image * (light[..., None] * gain) + grain[..., None].astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------- annotation
@@ -564,7 +580,7 @@ def annotate(instance, number, labels):
     mask = (labels >> 6 == number).astype(np.uint8)
     keypoints = [0] * 51
     if instance.kind == 'crowd':
-        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)) & (labels >> 6 <= number)
+        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((25, 25), np.uint8)) & (labels >> 6 <= number)
         segmentation = run_lengths(mask)
         rle = coco_mask.frPyObjects(segmentation, height, width)
     else:
