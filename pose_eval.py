@@ -1,0 +1,626 @@
+"""Network output -> people, COCO AP and pictures.
+
+    python3 pose_eval.py --graph=graph_opt.pb --datapath=COCO                     AP of a frozen graph
+    python3 pose_eval.py --checkpoint=DIR --model=mobilenet_thin --datapath=COCO  AP of a checkpoint
+    python3 pose_eval.py --oracle --datapath=COCO                                 AP of perfect maps: the upper bound
+    python3 pose_eval.py --graph=graph_opt.pb --images=DIR --output-dir=DIR       skeletons on photographs
+
+`decode_people` is the method of Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR
+2017, section 2): peaks of the heatmaps, line integrals over the PAFs, a greedy matching for each limb, and people put
+together from the limbs. It works on the grid of the maps; no map is enlarged. TensorFlow is only imported to run a network.
+"""
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+
+import cv2
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+import pose_annotations
+import pose_augment
+import pose_cli
+import pose_draw
+import pose_labels
+from pose_annotations import COCO_PARTS, NECK
+from pose_cli import UserError
+from pose_labels import LIMBS, PART_NAMES
+from pose_loader import BadSample
+
+PARTS = len(PART_NAMES)
+HEAT_CHANNELS = PARTS + 1
+MAP_CHANNELS = HEAT_CHANNELS + 2 * len(LIMBS)
+
+PEAK_THRESHOLD = 0.1
+LABEL_SIGMA = 7.0  # of pose_labels.render_heatmaps, in input pixels
+LOG_FLOOR = 1e-3  # below the labels' cutoff
+MAX_PEAKS_PER_PART = 100  # bounds the time on the noise of an untrained network
+LIMB_SAMPLES = 10  # points of a line integral
+LIMB_THRESHOLD = 0.05  # on the PAF along the limb ...
+LIMB_SUPPORT = 0.8  # ... for at least this share of the points
+MIN_PARTS = 3
+
+# A size that every network here takes: some halve the image three times although their output stride is 4.
+SIZE_MULTIPLE = 8
+DEFAULT_SIZE = (368, 368)
+MAX_WARP_SCALE = 1.25
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+PART_OF_COCO = [COCO_PARTS.index(coco_part) for coco_part in range(17)]  # the neck is no COCO keypoint
+METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
+
+
+# Maps -> people.
+
+def decode_people(maps, stride, min_parts=MIN_PARTS):
+    """Find the people in the maps of one image.
+
+    Args:
+        maps: float (h, w, 57), 19 heatmaps, then 38 PAF channels, as the network gives them.
+        stride: input pixels per cell.
+        min_parts: people with fewer parts are left out.
+    Returns:
+        keypoints: float32 (people, 18, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
+        scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
+            that a few certain parts count less than a whole person.
+    Raises:
+        UserError: maps of another shape, or with NaN or infinity in them.
+    """
+    maps = _checked_maps(maps)
+    part, position, peak_score = find_peaks(maps[:, :, :PARTS], stride)
+    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEAT_CHANNELS:], stride)
+    chosen = match_limbs(limb, start, end, limb_score)
+    people = assemble_people(part, start[chosen], end[chosen])
+    people = [person for person in people if len(person) >= min_parts]
+
+    keypoints = np.full((len(people), PARTS, 3), np.nan, np.float32)
+    owner = np.full(len(part), -1)
+    for number, person in enumerate(people):
+        owner[person] = number
+        keypoints[number, part[person], :2] = position[person]
+        keypoints[number, part[person], 2] = peak_score[person]
+    inside = chosen[(owner[start[chosen]] >= 0) & (owner[start[chosen]] == owner[end[chosen]])]
+    total = np.bincount(owner[owner >= 0], peak_score[owner >= 0], minlength=len(people))
+    total += np.bincount(owner[start[inside]], limb_score[inside], minlength=len(people))
+    scores = (total / (PARTS + len(LIMBS))).astype(np.float32)
+    best_first = np.argsort(-scores, kind='stable')
+    return keypoints[best_first], scores[best_first]
+
+
+def _checked_maps(maps):
+    maps = np.asarray(maps, np.float32)
+    if maps.ndim != 3 or maps.shape[2] != MAP_CHANNELS or not maps.size:
+        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of this '
+                        'project' % (maps.shape, MAP_CHANNELS, HEAT_CHANNELS, MAP_CHANNELS - HEAT_CHANNELS))
+    if not np.isfinite(maps).all():
+        raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
+    return maps
+
+
+def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
+    """Local maxima of the heatmaps in their 3x3 neighbourhood, refined to a fraction of a cell.
+
+    The logarithm of a Gaussian is a parabola: the one through a peak and its two neighbours, in each axis, has its
+    vertex at the exact centre. Where two cells of a peak are equal, only the first one is taken.
+
+    Args:
+        heatmaps: float32 (h, w, 18).
+    Returns:
+        part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32 (peaks,).
+    """
+    heatmaps = np.ascontiguousarray(heatmaps)
+    earlier = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)
+    is_peak = ((heatmaps > threshold) & (heatmaps > cv2.dilate(heatmaps, earlier))
+               & (heatmaps >= cv2.dilate(heatmaps, earlier[::-1, ::-1].copy())))
+    part, row, column = np.nonzero(is_peak.transpose(2, 0, 1))
+    score = heatmaps[row, column, part]
+    if len(part) > MAX_PEAKS_PER_PART:
+        keep = _best_of_each_part(part, score)
+        part, row, column, score = part[keep], row[keep], column[keep], score[keep]
+
+    height, width = heatmaps.shape[:2]
+    x = _refine(column, width, score, lambda cell: heatmaps[row, cell, part], stride)
+    y = _refine(row, height, score, lambda cell: heatmaps[cell, column, part], stride)
+    return part, np.stack([x, y], axis=1), score
+
+
+def _refine(cell, size, score, value_at, stride):
+    """The vertex along one axis, in input pixels, of the parabola through the logarithms of a peak and its neighbours."""
+    peak = np.log(score)
+    before, after = (np.log(np.maximum(value_at(np.clip(neighbour, 0, size - 1)), LOG_FLOOR))
+                     for neighbour in (cell - 1, cell + 1))
+    # At the border one neighbour is missing: there the parabola's curvature is taken from the labels' Gaussian.
+    curvature = -(stride / LABEL_SIGMA) ** 2
+    before = np.where(cell > 0, before, 2 * peak - after + curvature)
+    after = np.where(cell < size - 1, after, 2 * peak - before + curvature)
+    curvature = before - 2 * peak + after
+    offset = (before - after) / (2 * np.minimum(curvature, -1e-6))
+    return stride * (cell + np.clip(offset, -0.5, 0.5)) + stride / 2 - 0.5
+
+
+def _best_of_each_part(part, score):
+    """Indices, ascending, of the MAX_PEAKS_PER_PART best peaks of each part."""
+    order = np.lexsort((-score, part))
+    rank = np.arange(len(part)) - np.searchsorted(part, part)  # part is ascending
+    return np.sort(order[rank < MAX_PEAKS_PER_PART])
+
+
+def score_limbs(part, position, pafs, stride):
+    """Line integrals (Cao et al., equation 10) between all pairs of peaks that could be a limb.
+
+    The PAF is sampled at LIMB_SAMPLES points, bilinearly. Its cell g stands for the input pixel stride * g (the
+    heatmap's for stride * g + stride / 2 - 0.5): that is how the labels are made. A limb longer than half the height of
+    the picture loses score, as in OpenPose.
+
+    Args:
+        part (peaks,), position (peaks, 2): as from find_peaks.
+        pafs: float32 (h, w, 38).
+    Returns:
+        limb, start, end: int64 (candidates,), the limb and its two peaks; score: float64 (candidates,), above 0, at
+        most about 1. Candidates without the PAF's support are left out.
+    """
+    height, width = pafs.shape[:2]
+    first = np.searchsorted(part, np.arange(PARTS + 1))
+    peaks = np.arange(len(part))
+    pairs = [np.meshgrid(k, peaks[first[a]:first[a + 1]], peaks[first[b]:first[b + 1]], indexing='ij')
+             for k, (a, b) in enumerate(LIMBS)]
+    limb, start, end = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in range(3))
+
+    vector = position[end] - position[start]
+    length = np.hypot(vector[:, 0], vector[:, 1])
+    unit = (vector / np.maximum(length, 1e-6)[:, None]).astype(np.float32)
+    steps = np.linspace(0, 1, LIMB_SAMPLES)[:, None]
+    grid = (position[start][:, None] + steps * vector[:, None]) / stride
+    x, y = np.clip(grid[:, :, 0], 0, width - 1), np.clip(grid[:, :, 1], 0, height - 1)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    x, y = (x - left).astype(np.float32), (y - top).astype(np.float32)
+
+    cells = pafs.reshape(height * width * len(LIMBS), 2)
+
+    def along(row, column):
+        vectors = cells.take((row * width + column) * len(LIMBS) + limb[:, None], axis=0)
+        return vectors[:, :, 0] * unit[:, None, 0] + vectors[:, :, 1] * unit[:, None, 1]
+
+    integrand = ((1 - y) * ((1 - x) * along(top, left) + x * along(top, right))
+                 + y * ((1 - x) * along(bottom, left) + x * along(bottom, right)))
+    score = integrand.mean(axis=1) + np.minimum(0.5 * height * stride / np.maximum(length, 1e-6) - 1, 0)
+    good = (score > 0) & ((integrand > LIMB_THRESHOLD).mean(axis=1) >= LIMB_SUPPORT)
+    return limb[good], start[good], end[good], score[good]
+
+
+def match_limbs(limb, start, end, score):
+    """Greedy matching: the best candidates first, and each peak in at most one limb of a kind.
+
+    Returns:
+        indices of the chosen candidates, best first.
+    """
+    taken = set()
+    chosen = []
+    order = np.argsort(-score, kind='stable')
+    for index, k, a, b in zip(order.tolist(), limb[order].tolist(), start[order].tolist(), end[order].tolist()):
+        if (k, a) not in taken and (k, b) not in taken:  # no limb joins a part to itself: a and b cannot be mixed up
+            taken.update(((k, a), (k, b)))
+            chosen.append(index)
+    return np.array(chosen, np.int64)
+
+
+def assemble_people(part, start, end):
+    """Join peaks into people along limbs, the first limb first, unless both sides already have a part in common.
+
+    Taking limbs by score instead of in a fixed order lets the certain limbs decide who is who: the limbs to the ears and
+    shoulders are redundant, and where they disagree with others the better one wins.
+
+    Args:
+        part: (peaks,); start, end: (limbs,) indices of peaks.
+    Returns:
+        list of people, each a list of indices of peaks with no part twice; a peak without limbs is a person too.
+    """
+    people = [[peak] for peak in range(len(part))]
+    owner = list(range(len(part)))
+    parts = [1 << p for p in part.tolist()]  # as bits
+    for a, b in zip(start.tolist(), end.tolist()):
+        a, b = owner[a], owner[b]
+        if a != b and not parts[a] & parts[b]:
+            for peak in people[b]:
+                owner[peak] = a
+            people[a] += people[b]
+            parts[a] |= parts[b]
+            people[b] = []
+    return [person for person in people if person]
+
+
+# Images -> maps -> people.
+
+def fitted_size(image_width, image_height, input_size=None, short_edge=None):
+    """The network input's (width, height) for an image: input_size, or the image's shape with the given short edge.
+
+    Sides are rounded up to multiples of SIZE_MULTIPLE; the image is letterboxed into them, never distorted.
+    """
+    if short_edge is None:
+        return input_size or DEFAULT_SIZE
+    scale = short_edge / min(image_width, image_height)
+    return tuple(int(np.ceil(side * scale / SIZE_MULTIPLE - 1e-6)) * SIZE_MULTIPLE for side in (image_width, image_height))
+
+
+def oracle_maps(stride):
+    """A predict_maps that gives the ground truth's own label maps at this stride: what a perfect network would give."""
+    def predict_maps(images, joints):
+        cells = (images.shape[1] // stride, images.shape[2] // stride, stride)
+        return np.stack([np.concatenate([pose_labels.render_heatmaps(people, *cells),
+                                         pose_labels.render_pafs(people, *cells)], axis=2) for people in joints])
+    return predict_maps
+
+
+def find_people(predict_maps, images, joints, matrices, min_parts=MIN_PARTS):
+    """Run the network on a batch and decode its maps.
+
+    Args:
+        predict_maps: function (images, joints) -> (B, h, w, 57); a network has no use for the joints.
+        images: uint8 (B, H, W, 3) network inputs.
+        joints: list of (people, 18, 2), the labels in network-input pixels.
+        matrices: list of B 2x3 affines, image pixels -> network-input pixels.
+    Returns:
+        people: list of B (keypoints (people, 18, 3) in image pixels, scores (people,)).
+        network_seconds, decode_seconds: for the whole batch.
+    """
+    begin = time.perf_counter()
+    maps = np.asarray(predict_maps(images, joints))
+    predicted = time.perf_counter()
+    if maps.ndim != 4 or len(maps) != len(images):
+        raise UserError('the network gives maps of shape %s for %d images; give a network of this project'
+                        % (maps.shape, len(images)))
+    stride = images.shape[2] / maps.shape[2]
+    people = []
+    for single, matrix in zip(maps, matrices):
+        keypoints, scores = decode_people(single, stride, min_parts)
+        inverse = cv2.invertAffineTransform(matrix)
+        keypoints[:, :, :2] = keypoints[:, :, :2] @ inverse[:, :2].T + inverse[:, 2]
+        people.append((keypoints, scores))
+    return people, predicted - begin, time.perf_counter() - predicted
+
+
+def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1):
+    """COCO keypoint AP of a network, or of anything else that makes maps.
+
+    A TensorFlow session is used as `lambda images, joints: session.run(output, {image: images})`.
+
+    Args:
+        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, 57); see find_people.
+        annotation_file, image_folder: COCO, as from pose_annotations.find_split.
+        input_size: (width, height) of the network's input; or short_edge: images keep their shape, one in a batch.
+        limit: only the first so many images, by id.
+    Returns:
+        summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
+            detections, decode_ms and network_ms (means an image, without the first batch, which warms up).
+        results: list of dicts in COCO's results format.
+        table: pycocotools' table as text.
+    Raises:
+        UserError: an image is missing or broken, or the maps are not a network's of this project.
+    """
+    coco = load_coco(annotation_file)
+    image_ids = sorted(coco.getImgIds())[:limit]
+    if not image_ids:
+        raise UserError('%s lists no images; there is nothing to evaluate' % annotation_file)
+    category = person_category(coco)
+    if short_edge is not None:
+        batchsize = 1  # each image has its own size
+    results, network_seconds, decode_seconds = [], [], []
+    with tqdm(total=len(image_ids), desc='evaluating', unit='image') as progress:
+        for first in range(0, len(image_ids), batchsize):
+            batch_ids = image_ids[first:first + batchsize]
+            inputs = [_labelled_input(coco, image_id, image_folder, input_size, short_edge) for image_id in batch_ids]
+            images, joints, matrices = zip(*inputs)
+            # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
+            people, network, decode = find_people(predict_maps, np.stack(images), joints, matrices, min_parts=1)
+            network_seconds.append(network / len(batch_ids))
+            decode_seconds.append(decode / len(batch_ids))
+            for image_id, (keypoints, scores) in zip(batch_ids, people):
+                results += coco_results(image_id, keypoints, scores, category)
+            progress.update(len(batch_ids))
+    summary, table = measure(coco, image_ids, results)
+    warm = slice(1 if len(network_seconds) > 1 else 0, None)
+    summary.update(decode_ms=round(1000 * float(np.mean(decode_seconds[warm])), 3),
+                   network_ms=round(1000 * float(np.mean(network_seconds[warm])), 3))
+    return summary, results, table
+
+
+def load_coco(annotation_file):
+    """pycocotools' COCO, with the fields that its evaluation needs filled in where a custom file leaves them out."""
+    coco = pose_annotations._load_coco(annotation_file)
+    coco.dataset.setdefault('info', {})
+    if not coco.dataset.get('categories'):
+        coco.dataset['categories'] = [{'id': 1, 'name': 'person'}]
+    for annotation in coco.dataset['annotations']:
+        if len(annotation.get('keypoints') or []) != 51:  # not a labelled person
+            annotation.update(keypoints=[0] * 51, num_keypoints=0)
+        annotation.setdefault('num_keypoints', sum(visible > 0 for visible in annotation['keypoints'][2::3]))
+        annotation.setdefault('iscrowd', 0)
+        annotation.setdefault('bbox', [0, 0, 0, 0])
+        annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        coco.createIndex()
+    return coco
+
+
+def person_category(coco):
+    """The id of the category `person`, or of the first one where a custom data set calls it something else."""
+    return (coco.getCatIds(catNms=['person']) or coco.getCatIds())[0]
+
+
+def _labelled_input(coco, image_id, image_folder, input_size, short_edge):
+    """The network's input for an image of the data set, its labelled joints there, and the matrix to it."""
+    from pose_dataset import read_image  # not above: with tensorpack it brings in TensorFlow
+    entry = coco.loadImgs(image_id)[0]
+    size = entry['width'], entry['height']
+    input_width, input_height = fitted_size(*size, input_size, short_edge)
+    matrix = pose_augment.fit_matrix(*size, input_width, input_height)
+    try:
+        pixels, reduction = read_image(os.path.join(image_folder, entry['file_name']), size,
+                                       pose_augment.matrix_scale(matrix))
+    except BadSample as error:
+        raise UserError('%s; an AP without it would not compare: repair the data set' % error)
+    image = pose_augment.warp_image(pixels, pose_augment.reduced_matrix(matrix, reduction), input_width, input_height)
+    joints = pose_annotations.coco_to_joints([person['keypoints'] for person in _labelled_people(coco, [image_id])])
+    return image, pose_augment.transform_joints(joints.astype(np.float64), matrix), matrix
+
+
+def coco_results(image_id, keypoints, scores, category=1):
+    """People (keypoints (people, 18, 3), scores (people,)) as dicts in COCO's results format; absent parts are 0, 0, 0."""
+    points = keypoints[:, PART_OF_COCO].astype(np.float64)
+    points[:, :, 2] = np.isfinite(points[:, :, 2])
+    points = np.round(np.nan_to_num(points), 3)
+    return [{'image_id': image_id, 'category_id': category, 'keypoints': person.ravel().tolist(),
+             'score': round(float(score), 6)} for person, score in zip(points, scores) if person[:, 2].any()]
+
+
+def measure(coco, image_ids, results):
+    """COCO's keypoint metrics: (dict of METRICS, images, people, detections; pycocotools' table as text)."""
+    table = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        if results:
+            detections = coco.loadRes([dict(result) for result in results])  # it adds fields to the dicts
+        else:  # loadRes looks at the first result, so it fails when there is none
+            detections = COCO()
+            detections.dataset = dict(coco.dataset, annotations=[])
+            detections.createIndex()
+        evaluation = COCOeval(coco, detections, 'keypoints')
+        evaluation.params.imgIds, evaluation.params.catIds = image_ids, [person_category(coco)]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(table):
+            evaluation.summarize()
+    ap, ap50, ap75, ap_medium, ap_large, recall = (round(float(value), 4) for value in evaluation.stats[:6])
+    summary = dict(zip(METRICS, (ap, ap50, ap75, ap_medium, ap_large, recall)), images=len(image_ids),
+                   people=len(_labelled_people(coco, image_ids)), detections=len(results))
+    return summary, table.getvalue()
+
+
+def _labelled_people(coco, image_ids):
+    return [annotation for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_ids, iscrowd=False))
+            if annotation['num_keypoints'] > 0]
+
+
+# Networks, files and the command.
+
+def load_network(graph_file=None, checkpoint=None, model=None):
+    """A frozen graph, or a checkpoint of a model, as a function for find_people and the input size it is fixed to.
+
+    Args:
+        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`; or
+        checkpoint: prefix or folder, and model: one of networks.NAMES.
+    Returns:
+        (predict_maps, (width, height) or None when the input's size is free).
+    Raises:
+        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
+    """
+    import tensorflow.compat.v1 as tf
+    import networks
+    import pose_graph
+
+    def build():
+        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=pose_graph.INPUT),
+                             is_training=False)
+
+    if graph_file:
+        graph_def = pose_graph.load_graph(graph_file)
+    else:
+        prefix = pose_graph.find_checkpoint(checkpoint)
+        graph_def = pose_graph.freeze(pose_graph.inference_graph(build), prefix)
+    with tf.Graph().as_default() as graph:
+        try:
+            tf.import_graph_def(graph_def, name='')
+            image, output = (graph.get_tensor_by_name(name + ':0') for name in (pose_graph.INPUT, pose_graph.OUTPUT))
+        except KeyError as error:
+            raise UserError('%s is not a frozen graph of this project (%s); make one with scripts/freeze_and_optimize.sh'
+                            % (graph_file, error.args[0]))
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
+    shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
+    session = tf.Session(graph=graph)
+
+    def predict_maps(images, joints):
+        try:
+            return session.run(output, {image: images})
+        except (tf.errors.OpError, ValueError) as error:
+            reason = getattr(error, 'message', str(error)).splitlines()[0]
+            raise UserError('the network does not run on an input of %dx%d: %s'
+                            % (images.shape[2], images.shape[1], reason))
+    return predict_maps, None if None in shape else (shape[1], shape[0])
+
+
+def evaluate_data_set(predict_maps, args):
+    """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
+    annotation_file, image_folder = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
+    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale, args.limit)
+    if args.oracle:
+        summary['network_ms'] = None  # there is no network
+    results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % args.split)
+    write_json(results, results_file)
+    picture = os.path.join(args.output_dir, 'people_%s.png' % args.split)
+    write_image(draw_results(load_coco(annotation_file), image_folder, results, args.pictures, args.limit), picture)
+    print(table, end='')
+    print('results: %s' % results_file)
+    print('picture: %s' % picture)
+    print(json.dumps(summary))
+
+
+def draw_results(coco, image_folder, results, count, limit=None):
+    """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
+    found, labelled = {}, {}
+    for result in results:
+        found.setdefault(result['image_id'], []).append(result['keypoints'])
+    for person in _labelled_people(coco, sorted(coco.getImgIds())[:limit]):
+        labelled.setdefault(person['image_id'], []).append(person['keypoints'])
+    cells = []
+    for image_id in sorted(labelled or found)[:count]:
+        pixels = cv2.imread(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']),
+                            cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        for people, title in ((labelled, 'labelled'), (found, 'found')):
+            joints = pose_annotations.coco_to_joints(people.get(image_id, []))
+            joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
+            cells.append(pose_draw.caption(pose_draw.draw_skeletons(pixels, joints), '%s %s' % (image_id, title)))
+    return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
+
+
+def draw_photographs(predict_maps, args):
+    """Skeletons on each photograph of a folder, and a JSON file beside each in the manner of OpenPose."""
+    if not os.path.isdir(args.images):
+        raise UserError('--images=%s is not a folder; give a folder of photographs' % args.images)
+    names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(IMAGE_SUFFIXES))[:args.limit]
+    if not names:
+        raise UserError('no photographs in --images=%s (looked for %s)' % (args.images, ' '.join(IMAGE_SUFFIXES)))
+    stems = [os.path.splitext(name)[0] for name in names]
+    summary = {'images': 0, 'people': 0}
+    seconds = []
+    for name, stem in zip(tqdm(names, desc='finding people', unit='image'), stems):
+        pixels = cv2.imread(os.path.join(args.images, name))
+        if pixels is None:
+            logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
+            continue
+        image, matrix = letterbox(pixels, args.input_size, args.scale)
+        [(keypoints, scores)], network, decode = find_people(predict_maps, image[None], [np.zeros((0, PARTS, 2))], [matrix])
+        seconds.append((network, decode))
+        summary['images'] += 1
+        summary['people'] += len(scores)
+        output = os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
+        write_image(pose_draw.draw_skeletons(pixels, keypoints), output + '_rendered.png')
+        write_json(openpose_json(name, pixels.shape, keypoints, scores), output + '_keypoints.json')
+    if not seconds:
+        raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
+    network_ms, decode_ms = 1000 * np.mean(seconds[1:] or seconds, axis=0)
+    summary.update(decode_ms=round(float(decode_ms), 3), network_ms=round(float(network_ms), 3))
+    print('pictures and keypoints: %s' % args.output_dir)
+    print(json.dumps(summary))
+
+
+def letterbox(pixels, input_size=None, short_edge=None):
+    """Fit an image of any size into the network's input: (uint8 (H, W, 3), 2x3 affine from image to input pixels)."""
+    height, width = pixels.shape[:2]
+    input_width, input_height = fitted_size(width, height, input_size, short_edge)
+    matrix = pose_augment.fit_matrix(width, height, input_width, input_height)
+    # Bilinear warping averages only 4 pixels: large photographs are first averaged down, or fine patterns would alias.
+    reduction = max(1, int(MAX_WARP_SCALE / pose_augment.matrix_scale(matrix)))
+    if reduction > 1:
+        height, width = -(-height // reduction) * reduction, -(-width // reduction) * reduction
+        pixels = cv2.copyMakeBorder(pixels, 0, height - pixels.shape[0], 0, width - pixels.shape[1], cv2.BORDER_REPLICATE)
+        pixels = cv2.resize(pixels, (width // reduction, height // reduction), interpolation=cv2.INTER_AREA)
+    reduced = pose_augment.reduced_matrix(matrix, reduction)
+    return pose_augment.warp_image(pixels, reduced, input_width, input_height), matrix
+
+
+def openpose_json(name, shape, keypoints, scores):
+    """People as OpenPose's JSON: 18 times x, y, score in image pixels in one list, 0, 0, 0 where a part is absent."""
+    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(len(keypoints), -1)
+    return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(PART_NAMES),
+            'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
+                       for person, score in zip(flat, scores)]}
+
+
+def write_json(content, path):
+    _write_bytes(json.dumps(content).encode(), path)
+
+
+def write_image(image, path):
+    _write_bytes(cv2.imencode('.png', image)[1].tobytes(), path)
+
+
+def _write_bytes(data, path):
+    """Write to a temporary name and rename, so that nobody ever sees half a file."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.', suffix='.tmp')
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError('cannot write %s: %s' % (path, error.strerror))
+
+
+def parse_flags():
+    parser = pose_cli.ArgumentParser(description='Find people with a network: COCO AP, or pictures and JSON files.')
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument('--graph', help='frozen graph (.pb) to evaluate')
+    network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder; needs --model')
+    network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
+                         help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
+    parser.add_argument('--model', help='network of the checkpoint')
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument('--datapath', help='COCO root or its annotations folder, for AP')
+    task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
+    parser.add_argument('--imgpath', help='where the image folders of --datapath are, if elsewhere')
+    parser.add_argument('--split', default='val2017', help='split of --datapath')
+    parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images')
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
+                      help="of the network's input, as 432x368; images are letterboxed into it (the graph's own, or "
+                           '%dx%d)' % DEFAULT_SIZE)
+    size.add_argument('--scale', type=pose_cli.positive_int, metavar='PIXELS',
+                      help='short edge of the input; each image keeps its shape')
+    parser.add_argument('--output-dir', default=os.path.join('logs', 'eval'), help='where results and pictures go')
+    parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
+                        help='number of images in the picture beside the results')
+    args = parser.parse_args()
+    if args.checkpoint and not args.model:
+        parser.error('--checkpoint needs --model, the network it was trained with')
+    if args.model and not args.checkpoint:
+        parser.error('--model goes with --checkpoint; a graph needs none')
+    if args.oracle and args.images:
+        parser.error('--oracle needs labels: give --datapath')
+    for side in args.input_size or ():
+        if side % SIZE_MULTIPLE:
+            parser.error('--input-size=%dx%d: both sides must be multiples of %d' % (*args.input_size, SIZE_MULTIPLE))
+    if args.images and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
+        parser.error('--output-dir is the folder of the photographs; give another one')
+    return args
+
+
+def main():
+    args = parse_flags()
+    pose_cli.log_to_stderr()
+    if args.datapath:
+        pose_annotations.find_split(args.datapath, args.split, args.imgpath)  # before TensorFlow takes its time
+    if args.oracle:
+        predict_maps, fixed_size = oracle_maps(args.oracle), None
+    else:
+        predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model)
+    if fixed_size:
+        if args.scale or (args.input_size or fixed_size) != fixed_size:
+            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the graph '
+                            'without a size' % (args.graph, *fixed_size))
+        args.input_size = fixed_size
+    pose_cli.make_folder(args.output_dir)
+    if args.datapath:
+        evaluate_data_set(predict_maps, args)
+    else:
+        draw_photographs(predict_maps, args)
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
