@@ -1,0 +1,139 @@
+"""Prepare training batches on a helper node and send them to the trainer.
+
+    worker-node1$ python3 pose_dataworker.py --master=tcp://HOST:PORT --datapath=DIR
+
+Input size, stride, batch size and seed come from the trainer when it connects. The worker waits until a trainer is there,
+outlives it, and ends when the trainer says that training is over. It needs no TensorFlow (requirements-worker.txt).
+"""
+import logging
+import os
+import socket
+import time
+
+import pose_annotations
+import pose_cli
+import pose_remote
+from pose_dataset import PoseDataset
+from pose_loader import BatchLoader
+
+SPLIT = 'train2017'
+WAIT_LINE_SECONDS = 30.0
+REPORT_SECONDS = 60.0
+TURN_SECONDS = 0.2
+
+
+def serve_trainers(master, open_loader, curve_keys=None, link_timeout=pose_remote.LINK_TIMEOUT):
+    """Send batches to whichever trainer listens at master, until one says that training is over.
+
+    Args:
+        master: tcp://HOST:PORT.
+        open_loader: function from the trainer's settings to a pose_loader.BatchLoader.
+    Raises:
+        UserError: bad keys, a trainer of another version, or the loader's.
+    """
+    name = '%s:%d' % (socket.gethostname(), os.getpid())
+    loader, welcome = None, None
+    try:
+        while True:
+            with pose_remote.TrainerConnection(master, curve_keys, link_timeout) as connection:
+                try:
+                    answer = greet(connection, master, name, welcome)
+                    if answer is not None and answer != welcome:
+                        if loader:
+                            loader.close()
+                        loader, welcome = None, None
+                        pose_remote.check_settings(answer['settings'])
+                        loader, welcome = open_loader(answer['settings']), answer
+                    if answer is None or send_batches(connection, loader):
+                        connection.send('bye')
+                        connection.close(linger=1)
+                        logging.info('training has ended')
+                        return
+                except pose_remote.ConnectionLost:
+                    logging.warning('lost the trainer at %s; waiting for it to come back', master)
+    finally:
+        if loader:
+            loader.close()
+
+
+def greet(connection, master, name, welcome):
+    """Wait for the trainer and introduce this worker.
+
+    Args:
+        welcome: what the last trainer said, or None: the same trainer then gives the same worker number and seed.
+    Returns:
+        The trainer's welcome (session, number, settings), or None when training is over.
+    """
+    logging.info('connecting to the trainer at %s', master)
+    next_line = time.monotonic() + WAIT_LINE_SECONDS
+    while True:
+        message = connection.receive(1)
+        if message is None:
+            if time.monotonic() > next_line:
+                next_line = time.monotonic() + WAIT_LINE_SECONDS
+                logging.info('still waiting for the trainer at %s (%s)', master, connection.trouble)
+        elif message['type'] == 'connected':
+            last = welcome or {'session': b'', 'number': -1}
+            connection.send('hello', name=name, session=last['session'], number=last['number'])
+        elif message['type'] == 'welcome':
+            return message
+        elif message['type'] == 'end':
+            return None
+
+
+def send_batches(connection, loader):
+    """Send the loader's batches as the trainer asks for them. Returns True when training is over."""
+    connection.send('ready')
+    logging.info('connected; sending batches')
+    credit = samples = 0
+    last_report = time.monotonic()
+    while True:
+        message = connection.receive(0 if credit else 1)
+        if message is not None:
+            if message['type'] == 'end':
+                return True
+            if message['type'] == 'credit':
+                credit += message['count']
+        elif credit and connection.sent(TURN_SECONDS):
+            batch = loader.get(TURN_SECONDS)
+            if batch:
+                connection.send_batch(batch)
+                credit -= 1
+                samples += len(batch[0])
+        seconds = time.monotonic() - last_report
+        if seconds > REPORT_SECONDS:
+            for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():
+                logging.info(line)
+            samples, last_report = 0, time.monotonic()
+
+
+def main():
+    parser = pose_cli.ArgumentParser(description='Prepare training batches for a trainer on another machine.')
+    parser.add_argument('--master', required=True, metavar='tcp://HOST:PORT',
+                        help="the trainer's address: HOST and the port of its --remote-data")
+    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'),
+                        help='COCO root or its annotations folder; $COCO_DIR when not given')
+    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+    parser.add_argument('--workers', type=pose_cli.positive_int, default=len(os.sched_getaffinity(0)),
+                        help='loader processes; the default is one per core')
+    parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
+    args = parser.parse_args()
+    pose_cli.log_to_stderr()
+    pose_remote.check_address(args.master, '--master')
+    if not args.datapath:
+        raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
+    pose_annotations.find_split(args.datapath, SPLIT, args.imgpath)
+
+    def open_loader(settings):
+        logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
+                     settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
+                     args.workers)
+        dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
+                              settings['stride'], args.imgpath)
+        return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'])
+
+    serve_trainers(args.master, open_loader, args.curve_keys)
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
