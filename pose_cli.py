@@ -7,6 +7,13 @@ import argparse
 import logging
 import os
 import sys
+import warnings
+
+# Of TensorFlow's own messages keep the errors: some commands import it, and it prints pages. Set
+# TF_CPP_MIN_LOG_LEVEL=0 to see all, for example why a GPU is not used.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+warnings.filterwarnings('ignore', category=FutureWarning, module='tensor(flow|board)')
+logging.getLogger('tensorflow').setLevel(logging.ERROR)
 
 
 class UserError(Exception):

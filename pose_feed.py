@@ -1,0 +1,93 @@
+"""Keeps TensorFlow's input queue filled from a batch source, and knows how long the trainer waited for data.
+
+A batch source is a context manager with get(timeout) -> (image, heatmap, paf, mask) or None, ready(), report() and
+close(): pose_loader.BatchLoader for local data, pose_remote.BatchReceiver for data workers.
+"""
+import logging
+import threading
+import time
+
+import tensorflow.compat.v1 as tf
+
+QUEUE_BATCHES = 4
+REPORT_SECONDS = 30
+
+
+class FeedHook(tf.train.SessionRunHook):
+    """Moves batches from a source into a TensorFlow queue, in a thread of its own.
+
+    Args:
+        source: a batch source.
+        layout: [(name, dtype, shape)] of its batches, see pose_loader.batch_layout.
+        hint: what may help when no data comes; it ends the line that is logged then.
+    Attributes:
+        batch: the next batch, a list of tensors on the CPU.
+        wait_seconds: how long wait_for_batch has waited in all.
+    """
+
+    def __init__(self, source, layout, hint):
+        self._source, self._hint = source, hint
+        self._available = threading.Semaphore(0)
+        self._in_queue = 0
+        self._stop = threading.Event()
+        self._error = None
+        self.wait_seconds = 0.0
+        dtypes, shapes = zip(*((tf.as_dtype(dtype), shape) for _, dtype, shape in layout))
+        with tf.device('/cpu:0'), tf.name_scope('feed'):
+            self._placeholders = [tf.placeholder(dtype, shape) for dtype, shape in zip(dtypes, shapes)]
+            queue = tf.FIFOQueue(QUEUE_BATCHES, dtypes, shapes)
+            self._enqueue = queue.enqueue(self._placeholders)
+            self._close_queue = queue.close(cancel_pending_enqueues=True)
+            self.batch = queue.dequeue()
+
+    def after_create_session(self, session, coord):
+        self._thread = threading.Thread(target=self._fill, args=(session,), daemon=True)
+        self._thread.start()
+
+    def end(self, session):
+        self._stop.set()
+        session.run(self._close_queue)
+        self._thread.join()
+
+    def wait_for_batch(self, is_stopping):
+        """Wait until the queue holds a batch; the caller then runs the step that takes it.
+
+        Logs every REPORT_SECONDS what it is waiting for.
+
+        Args:
+            is_stopping: a function; when it returns True the wait ends.
+        Returns:
+            True, or False when the wait ended because of is_stopping.
+        Raises:
+            whatever the source raised, UserError among it.
+        """
+        start = last_report = time.monotonic()
+        while not self._available.acquire(timeout=0.2):
+            now = time.monotonic()
+            if self._error:
+                raise self._error
+            if is_stopping():
+                return False
+            if now - last_report >= REPORT_SECONDS:
+                last_report = now
+                logging.warning('waiting for data: no batch for %.0f s; %s', now - start, self._hint)
+        self._in_queue -= 1
+        self.wait_seconds += time.monotonic() - start
+        return True
+
+    def ready(self):
+        """Batches that are ready: in TensorFlow's queue and at the source."""
+        return self._in_queue + self._source.ready()
+
+    def _fill(self, session):
+        try:
+            while not self._stop.is_set():
+                batch = self._source.get(timeout=0.5)
+                if batch is not None:
+                    session.run(self._enqueue, dict(zip(self._placeholders, batch)))
+                    self._in_queue += 1
+                    self._available.release()
+        except tf.errors.CancelledError:
+            pass  # the queue was closed: training ended
+        except BaseException as error:
+            self._error = error

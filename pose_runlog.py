@@ -1,0 +1,136 @@
+"""What a run leaves behind for people: log lines, curves.csv, TensorBoard scalars and pictures, run.json."""
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import pose_draw
+
+CURVES_FILE = 'curves.csv'
+LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
+CURVE_COLUMNS = ('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES + ('loss_ll_background', 'queue',
+                                                                             'data_wait', 'AP')
+
+
+class RunLog:
+    """Writes each logged figure to the log, to curves.csv and to TensorBoard.
+
+    Args:
+        logpath: folder; created by the caller.
+        first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
+    """
+
+    def __init__(self, logpath, first_step):
+        self.logpath = logpath
+        self._writer = tf.summary.FileWriterCache.get(logpath)
+        path = os.path.join(logpath, CURVES_FILE)
+        rows = [row for row in read_curves(path) if int(row['step']) <= first_step] if os.path.exists(path) else []
+        with open(path + '.tmp', 'w', newline='') as file:
+            writer = csv.DictWriter(file, CURVE_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(path + '.tmp', path)
+        self._file = open(path, 'a', newline='', buffering=1)
+        self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
+
+    def training(self, step, epoch, figures):
+        """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%', epoch, step,
+                     figures['examples_per_sec'], figures['lr'], _losses_text(figures), figures['queue'],
+                     100 * figures['data_wait'])
+        self._write('train', step, epoch, figures)
+
+    def validation(self, step, epoch, images, tag, figures):
+        """Log the line of a validation over `images` images."""
+        logging.info('validation(%d) %s %s', images, tag, _losses_text(figures))
+        self._write('validation', step, epoch, figures)
+
+    def evaluation(self, step, epoch, average_precision):
+        """Log a COCO keypoint AP."""
+        logging.info('evaluation step=%d AP=%.4f', step, average_precision)
+        self._write('evaluation', step, epoch, {'AP': average_precision})
+
+    def picture(self, step, name, image):
+        """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
+        encoded = cv2.imencode('.png', image)[1].tobytes()
+        with open(os.path.join(self.logpath, name + '.png'), 'wb') as file:
+            file.write(encoded)
+        value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
+            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
+        self._writer.add_summary(tf.Summary(value=[value]), step)
+
+    def close(self):
+        self._file.close()
+        self._writer.flush()
+
+    def _write(self, kind, step, epoch, figures):
+        self._curves.writerow(dict({name: '%.6g' % value for name, value in figures.items()},
+                                   kind=kind, step=step, epoch='%.4f' % epoch))
+        values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
+        self._writer.add_summary(tf.Summary(value=values), step)
+
+
+def read_curves(path):
+    """The rows of a curves.csv as dictionaries of strings; a line cut short by a killed run is left out."""
+    with open(path, newline='') as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and row['step'].isdigit()]
+
+
+def _losses_text(figures):
+    return ', '.join('%s=%.6g' % (name, figures[name]) for name in LOSSES)
+
+
+class Interval:
+    """Means of the figures of the steps since the last log line."""
+
+    def __init__(self):
+        self._start, self._sums, self._steps = time.monotonic(), {}, 0
+
+    def add(self, metrics):
+        self._steps += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def means(self, batchsize, wait_seconds):
+        """The mean of each figure, with examples_per_sec and data_wait, the share of the time spent waiting for data."""
+        seconds = time.monotonic() - self._start
+        return dict({name: total / self._steps for name, total in self._sums.items()},
+                    examples_per_sec=self._steps * batchsize / seconds, data_wait=wait_seconds / seconds)
+
+
+def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
+    """One image's truth beside the prediction: true and predicted heatmap, true and predicted PAF."""
+    return [pose_draw.caption(pose_draw.overlay_heatmap(image, heatmap), 'heatmap: truth'),
+            pose_draw.caption(pose_draw.overlay_heatmap(image, predicted_heatmap), 'heatmap: predicted'),
+            pose_draw.caption(pose_draw.overlay_paf(image, paf), 'PAF: truth'),
+            pose_draw.caption(pose_draw.overlay_paf(image, predicted_paf), 'PAF: predicted')]
+
+
+def versions():
+    """Versions of what computes here, and the revision of this code, for run.json."""
+    build = getattr(tf.sysconfig, 'get_build_info', dict)()
+    return {'python': sys.version.split()[0], 'tensorflow': tf.__version__, 'numpy': np.__version__,
+            'opencv': cv2.__version__, 'cuda': build.get('cuda_version', 'unknown'), 'git': _git_revision()}
+
+
+def _git_revision():
+    try:
+        return subprocess.check_output(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
+                                       cwd=os.path.dirname(os.path.abspath(__file__)), stderr=subprocess.DEVNULL,
+                                       universal_newlines=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+def write_json(path, value):
+    """Write under a temporary name and rename, so that a killed run leaves the old file or the new one."""
+    with open(path + '.tmp', 'w') as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+    os.replace(path + '.tmp', path)
