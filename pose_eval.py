@@ -45,6 +45,8 @@ LIMB_SAMPLES = 10  # points of a line integral
 LIMB_THRESHOLD = 0.05  # on the PAF along the limb ...
 LIMB_SUPPORT = 0.8  # ... for at least this share of the points
 MIN_PARTS = 3
+R_HIP, R_KNEE, L_HIP, L_KNEE = (PART_NAMES.index(name) for name in ('RHip', 'RKnee', 'LHip', 'LKnee'))
+MAX_HIP_DISTANCE = 1.0  # of two legs of one person, in lengths of the longer thigh
 
 # A size that every network here takes: some halve the image three times although their output stride is 4.
 SIZE_MULTIPLE = 8
@@ -76,7 +78,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS):
     part, position, peak_score = find_peaks(maps[:, :, :PARTS], stride)
     limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEAT_CHANNELS:], stride)
     chosen = match_limbs(limb, start, end, limb_score)
-    people = assemble_people(part, start[chosen], end[chosen])
+    people = join_legs(assemble_people(part, start[chosen], end[chosen]), part, position)
     people = [person for person in people if len(person) >= min_parts]
 
     keypoints = np.full((len(people), PARTS, 3), np.nan, np.float32)
@@ -233,6 +235,39 @@ def assemble_people(part, start, end):
             people[a] += people[b]
             parts[a] |= parts[b]
             people[b] = []
+    return [person for person in people if person]
+
+
+def join_legs(people, part, position):
+    """Join right and left legs that belong together though no neck, the only link between them, is in the picture.
+
+    The upper edge of a picture often cuts people off. Of two legs side by side, the pair whose hips are the nearest in
+    terms of its longer thigh is joined first.
+
+    Args:
+        people: as from assemble_people; part (peaks,), position (peaks, 2): as from find_peaks.
+    Returns:
+        people in the same form.
+    """
+    legs = {R_HIP: [], L_HIP: []}  # hip -> [(person, hip position, thigh length)]
+    for number, person in enumerate(people):
+        peak_of = dict(zip(part[person].tolist(), person))
+        for hip, knee, other_hip in ((R_HIP, R_KNEE, L_HIP), (L_HIP, L_KNEE, R_HIP)):
+            if hip in peak_of and knee in peak_of and other_hip not in peak_of and NECK not in peak_of:
+                thigh = np.linalg.norm(position[peak_of[hip]] - position[peak_of[knee]])
+                legs[hip].append((number, position[peak_of[hip]], thigh))
+    pairs = [(np.linalg.norm(right_hip - left_hip) / max(right_thigh, left_thigh), right, left)
+             for right, right_hip, right_thigh in legs[R_HIP] for left, left_hip, left_thigh in legs[L_HIP]]
+    people = [list(person) for person in people]
+    joined = set()
+    for distance, right, left in sorted(pairs):
+        if distance > MAX_HIP_DISTANCE:
+            break
+        disjoint = not set(part[people[right]].tolist()) & set(part[people[left]].tolist())
+        if disjoint and right not in joined and left not in joined:
+            joined.update((right, left))
+            people[right] += people[left]
+            people[left] = []
     return [person for person in people if person]
 
 
@@ -537,7 +572,7 @@ def letterbox(pixels, input_size=None, short_edge=None):
 
 def openpose_json(name, shape, keypoints, scores):
     """People as OpenPose's JSON: 18 times x, y, score in image pixels in one list, 0, 0, 0 where a part is absent."""
-    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(len(keypoints), -1)
+    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * PARTS)
     return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(PART_NAMES),
             'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
                        for person, score in zip(flat, scores)]}
