@@ -16,6 +16,7 @@ from conftest import ROOT, assert_user_error, run_command
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import make_sample_coco as sample  # noqa: E402
+import sample_people as people  # noqa: E402
 
 SCRIPT = 'scripts/make_sample_coco.py'
 SPLITS = ['train2017', 'val2017']
@@ -40,16 +41,16 @@ def annotations():
 def draw_alone(seed, height=400, **look):
     """One person alone in a picture: person, view, image, labels, keypoints (17, 3)."""
     rng = np.random.RandomState(seed)
-    person = sample.sample_person(rng)
+    person = people.sample_person(rng)
     person = person._replace(look=dict(person.look, **look))
     view = sample.place_person(rng, person, height, 400, 440, False)
-    person = sample.snap_joints(person, view)
+    person = people.snap_joints(person, view)
     image, labels = np.full((440, 400, 3), 128, np.uint8), np.zeros((440, 400), np.uint16)
-    parts = sample.body_parts(person, view)
-    sample.paint(image, parts)
-    sample.paint_labels(labels, parts, 1)
+    parts = people.body_parts(person, view)
+    people.paint(image, parts)
+    people.paint_labels(labels, parts, 1)
     keypoints = np.array(sample.label_joints(person, view, labels, 1)).reshape(17, 3)
-    return person, view, image, labels, dict(zip(sample.KEYPOINTS, keypoints))
+    return person, view, image, labels, dict(zip(people.KEYPOINTS, keypoints))
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -177,9 +178,9 @@ def test_watch_is_on_the_left_wrist():
         person, view, image, labels, _ = draw_alone(seed, watch=True, skin=GREEN, sleeves='none')
         for side in ('left', 'right'):
             wrist, elbow = person.points[side + '_wrist'], person.points[side + '_elbow']
-            x, y = np.rint(sample.project(view, wrist + 0.16 * (elbow - wrist))[0][0]).astype(int)
+            x, y = np.rint(people.project(view, wrist + 0.16 * (elbow - wrist))[0][0]).astype(int)
             around = labels[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2]
-            if around.size and np.all(around == 64 + sample.PARTS.index(side + '_forearm')):
+            if around.size and np.all(around == 64 + people.PARTS.index(side + '_forearm')):
                 assert (image[y, x].max() < 60) == (side == 'left'), (seed, side)
                 seen[side] += 1
     assert min(seen.values()) > 10
@@ -189,8 +190,8 @@ def test_joint_behind_another_body_is_labelled_hidden():
     hidden = 0
     for seed in range(10):
         person, view, _, labels, alone = draw_alone(seed, height=250)
-        other = sample.sample_person(np.random.RandomState(100 + seed))
-        sample.paint_labels(labels, sample.body_parts(other, view), 2)
+        other = people.sample_person(np.random.RandomState(100 + seed))
+        people.paint_labels(labels, people.body_parts(other, view), 2)
         behind = np.array(sample.label_joints(person, view, labels, 1)).reshape(17, 3)
         for (x, y, v), before in zip(behind, alone.values()):
             covered = before[2] > 0 and labels[y, x] >> 6 == 2
@@ -199,11 +200,13 @@ def test_joint_behind_another_body_is_labelled_hidden():
     assert hidden > 20
 
 
-def test_joint_outside_the_image_is_not_labelled():
+def test_joint_outside_the_image_or_behind_furniture_is_not_labelled():
     person, view, _, labels, alone = draw_alone(1)
     half = labels[:220]
     for (x, y, v), before in zip(np.array(sample.label_joints(person, view, half, 1)).reshape(17, 3), alone.values()):
-        assert tuple((x, y, v)) == (tuple(before) if before[1] < 220 else (0, 0, 0))
+        assert (x, y, v) == (tuple(before) if before[1] < 220 else (0, 0, 0))
+    labels[220:] = 64 * sample.OCCLUDER  # behind a table
+    assert sample.label_joints(person, view, labels, 1) == sample.label_joints(person, view, half, 1)
 
 
 def test_same_seed_same_bytes(tmp_path, sample_coco):
