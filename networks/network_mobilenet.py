@@ -82,7 +82,7 @@ class MobilenetThin(Mobilenet):
 
 def upsample(x, like):
     """Bilinear x2, cut to the height and width of `like`: an odd number of its rows or columns had been rounded up."""
-    up = tf.image.resize_bilinear(x, [2 * size for size in _spatial_size(x)], name='Conv2d_7_upsample')
+    up = tf.image.resize(x, [2 * size for size in _spatial_size(x)], tf.image.ResizeMethod.BILINEAR)
     height, width = _spatial_size(like)
     if up.shape.as_list()[1:3] == [height, width]:
         return up

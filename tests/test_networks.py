@@ -7,6 +7,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import networks
+from conftest import assert_user_error, run_command
+from networks.network_cmu import Cmu
+from networks.network_mobilenet import MobilenetFast, MobilenetThin
+from pose_cli import UserError
 
 PUBLISHED = ('cmu', 'mobilenet', 'mobilenet_thin', 'mobilenet_fast', 'mobilenet_accurate')
 
@@ -29,24 +33,173 @@ def set_from_names(session, variables):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_variables_are_the_published_ones(name, oracles):
+def test_equals_the_published_network(name, oracles):
+    """Variables by name and shape, and the output where one is stored."""
     published = json.loads((oracles / ('variables_%s.json' % name)).read_text())['variables']
-    with tf.Graph().as_default():
-        network = networks.get_network(name, tf.placeholder(tf.float32, [None, None, None, 3], 'image'), False)
-        ours = {v.op.name: v.shape.as_list() for v in tf.global_variables()}
-        assert ours == published
-        assert {v.op.name for v in network.variables} == set(published)
-
-
-@pytest.mark.parametrize('name', ('cmu', 'mobilenet', 'mobilenet_thin'))
-def test_outputs_agree_with_the_reference(name, oracles):
-    oracle = np.load(str(oracles / ('network_%s.npz' % name)))
+    stored = oracles / ('network_%s.npz' % name)
     with tf.Graph().as_default(), tf.Session() as session:
         image = tf.placeholder(tf.float32, [None, None, None, 3], 'image')
         network = networks.get_network(name, image, False)
+        assert {v.op.name: v.shape.as_list() for v in tf.global_variables()} == published
+        assert {v.op.name for v in network.variables} == set(published)
+        assert all(v.op.type == 'VariableV2' for v in network.variables)
+        if not stored.exists():
+            return
         set_from_names(session, network.variables)
+        oracle = np.load(str(stored))
         feed = {image: oracle['image']} if name == 'cmu' else {network.scaled: oracle['network_input']}
         output = session.run('Openpose/concat_stage7:0', feed)
-        assert network.output.name == 'Openpose/concat_stage7:0'
+        np.testing.assert_allclose(session.run(network.scaled, {image: oracle['image']}),
+                                   oracle['image'] / 256.0 - 0.5 if name == 'cmu' else oracle['network_input'], atol=1e-5)
+    assert network.output.name == 'Openpose/concat_stage7:0'
     expected = oracle['concat_stage7']
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_vgg_is_cmu_with_another_start(oracles):
+    published = json.loads((oracles / 'variables_cmu.json').read_text())['variables']
+    with tf.Graph().as_default():
+        network = networks.get_network('vgg', tf.placeholder(tf.float32, [1, 64, 64, 3]), False)
+    assert {v.op.name: v.shape.as_list() for v in network.variables} == published
+    assert {v.op.name for v in network.pretrained_variables} == {
+        'conv%s/%s' % (layer, leaf) for leaf in ('weights', 'biases')
+        for layer in '1_1 1_2 2_1 2_2 3_1 3_2 3_3 3_4 4_1 4_2'.split()}
+
+
+def test_table_of_all_models():
+    """`python3 -m networks` at 368x368."""
+    result = run_command('-m', 'networks')
+    assert result.returncode == 0, result.stderr
+    rows = {row.split()[0]: row.split()[1:4] for row in result.stdout.splitlines()[1:]}
+    parameters = {name: int(row[0].replace(',', '')) for name, row in rows.items()}
+    assert tuple(parameters) == networks.NAMES
+    assert parameters == {'cmu': 52311446, 'vgg': 52311446, 'mobilenet': 2205735, 'mobilenet_thin': 1944372,
+                          'mobilenet_fast': 869199, 'mobilenet_accurate': 2850815}
+    assert {name: int(row[2]) for name, row in rows.items()} == {name: networks.stride(name) for name in networks.NAMES}
+    # VGG-19 to conv4_2, CPM 4_3 and 4_4, two stage-1 branches, ten 7x7 branches, by hand; two operations a multiply-add.
+    full, half, quarter, cells = 368 ** 2, 184 ** 2, 92 ** 2, 46 ** 2
+    backbone = 9 * (full * (3 * 64 + 64 * 64) + half * (64 * 128 + 128 * 128) + quarter * (128 * 256 + 3 * 256 * 256)
+                    + cells * (256 * 512 + 512 * 512 + 512 * 256 + 256 * 128))
+    stage_1 = cells * (2 * (27 * 128 * 128 + 128 * 512) + 512 * 57)
+    later = 5 * cells * (2 * (49 * (185 + 4 * 128) * 128 + 128 * 128) + 128 * 57)
+    assert abs(float(rows['cmu'][1]) - 2e-9 * (backbone + stage_1 + later)) < 0.1
+
+
+def test_flags_are_checked_without_a_graph():
+    assert networks.stride('mobilenet') == 4 and networks.stride('cmu') == 8
+    for call in (networks.stride, lambda name: networks.get_network(name, None, False)):
+        with pytest.raises(UserError) as error:
+            call('openpose')
+        assert 'openpose' in str(error.value) and all(name in str(error.value) for name in networks.NAMES)
+    assert_user_error(run_command('-m', 'networks', '--input-size=100x96'), 'width', '100', '8')
+
+
+class ThinInTwoStages(MobilenetThin):
+    """The later stages are the same code again; two are quicker to build."""
+    stage_count = 2
+
+
+class FastInTwoStages(MobilenetFast):
+    stage_count = 2
+
+
+class CmuInTwoStages(Cmu):
+    stage_count = 2
+
+
+@pytest.mark.parametrize('network_class, cells', [(FastInTwoStages, (9, 13)), (ThinInTwoStages, (5, 7))])
+def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
+    """Odd numbers of cells too; a size unknown at construction gives what a known one gives; uint8 what float32 gives."""
+    height, width = (network_class.stride * n for n in cells)
+    pixels = np.random.RandomState(0).randint(0, 256, (2, height, width, 3))
+    outputs = []
+    for dtype, shape in ((tf.float32, [None, None, None, 3]), (tf.uint8, [2, height, width, 3])):
+        with tf.Graph().as_default(), tf.Session() as session:
+            image = tf.placeholder(dtype, shape, 'image')
+            network = network_class('small', image, False)
+            set_from_names(session, network.variables)
+            stages, output = session.run([network.stages, network.output], {image: pixels})
+            outputs.append(output)
+        assert len(stages) == 2
+        assert all(paf.shape == (2,) + cells + (38,) and heat.shape == (2,) + cells + (19,) for paf, heat in stages)
+        assert np.array_equal(output, np.concatenate([stages[-1][1], stages[-1][0]], axis=3))
+    assert network.output.shape.as_list() == [2] + list(cells) + [57]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4 * np.abs(outputs[0]).max())
+
+
+def test_batch_norm_trains_and_infers():
+    random = np.random.RandomState(1)
+    pixels = random.randint(0, 256, (3, 64, 64, 3))
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(1)
+        image = tf.placeholder(tf.float32, [None, 64, 64, 3], 'image')
+        training = ThinInTwoStages('thin', image, True)
+        updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            inference = ThinInTwoStages('thin', image, False)
+        assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == updates, 'inference mode updates nothing'
+        assert [v.op.name for v in inference.variables] == [v.op.name for v in training.variables]
+
+        averages = [v for v in training.variables if '/moving_' in v.op.name]
+        assert len(updates) == len(averages) == 2 * (1 + 11 + 2 * 5 * 2)
+        assert not set(averages) & set(tf.trainable_variables())
+        target = random.normal(size=(3, 8, 8, 57))
+        with tf.control_dependencies(updates):
+            train = tf.train.GradientDescentOptimizer(1e-3).minimize(tf.reduce_mean((training.output - target) ** 2))
+        session.run(tf.global_variables_initializer())
+        before, output_before = session.run([averages, inference.output], {image: pixels})
+        first = session.run('MobilenetV1/Conv2d_0/Conv2D:0', {image: pixels})
+        session.run(train, {image: pixels})
+        after = session.run(averages)
+        assert all((a != b).any() for a, b in zip(after, before))
+        assert averages[0].op.name == 'MobilenetV1/Conv2d_0/BatchNorm/moving_mean'
+        np.testing.assert_allclose(after[0], 0.001 * first.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(after[1], 0.999 + 0.001 * first.var(axis=(0, 1, 2)), rtol=1e-4)
+
+        output_after = session.run(inference.output, {image: pixels})
+        assert np.abs(output_after - output_before).max() > 1e-6
+        assert all(np.array_equal(a, b) for a, b in zip(session.run(averages), after)), 'inference changes nothing'
+        alone = session.run(inference.output, {image: pixels[:1]})
+        np.testing.assert_allclose(alone, output_after[:1], atol=1e-5)
+        in_training = session.run(training.output, {image: pixels}), session.run(training.output, {image: pixels[:1]})
+        assert np.abs(in_training[0][:1] - in_training[1]).max() > 1e-4, 'training mode uses the statistics of the batch'
+
+
+def test_towers_share_variables_on_the_callers_device():
+    def place(op):
+        return '/cpu:0' if op.type == 'VariableV2' else '/cpu:1'
+
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'CPU': 2})) as session:
+        image = tf.placeholder(tf.uint8, [1, 64, 64, 3], 'image')
+        towers = []
+        for k in range(2):
+            with tf.device(place), tf.name_scope('tower_%d' % k), \
+                    tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+                towers.append(ThinInTwoStages('thin', image, True))
+        names = [v.op.name for v in towers[0].variables]
+        assert [v.op.name for v in tf.global_variables()] == names == [v.op.name for v in towers[1].variables]
+        assert not any('tower' in name for name in names)
+        assert [tower.output.op.name for tower in towers] == ['tower_%d/Openpose/concat_stage7' % k for k in range(2)]
+        assert all(v.device.endswith('CPU:0') or v.device.endswith('cpu:0') for v in towers[1].variables)
+        assert len(tf.get_collection(tf.GraphKeys.UPDATE_OPS, 'tower_0/')) * 2 == len(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+        session.run(tf.global_variables_initializer())
+        first, second = session.run([tower.output for tower in towers],
+                                    {image: np.random.RandomState(2).randint(0, 256, (1, 64, 64, 3))})
+        np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize('network_class', (CmuInTwoStages, ThinInTwoStages))
+def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
+    """So the first loss is about that of background alone, in every stage, and not a hundred times as much."""
+    pixels = np.random.RandomState(3).randint(0, 256, (2, 64, 64, 3))
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(3)
+        image = tf.placeholder(tf.uint8, [2, 64, 64, 3], 'image')
+        stages = []
+        for is_training in (True, False):
+            with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+                stages += network_class('small', image, is_training).stages
+        session.run(tf.global_variables_initializer())
+        for paf, heat in session.run(stages, {image: pixels}):
+            assert 1e-7 < np.sqrt(np.mean(paf ** 2)) < 0.2
+            assert 1e-7 < np.sqrt(np.mean((heat - ([0] * 18 + [0.97])) ** 2)) < 0.2

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Fetch the weights that training starts from:  bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]
+# NAME is a model (cmu, vgg, mobilenet, ...) or a file of the table below (mobilenet_v1_0.75, ...).
+#
+# An interrupted download is resumed. A file appears under its final name only when it is whole: it is fetched to NAME.part,
+# checked against its SHA-256 where the table or --sha256 gives one, and renamed (archives: unpacked beside, then renamed).
+# PRETRAINED_URL=https://mirror/folder fetches every file from that folder instead.
+set -euo pipefail
+
+# file of the table   base URL                                     file to fetch                              in the models folder                       SHA-256
+TABLE='
+mobilenet_v1_0.50     http://download.tensorflow.org/models        mobilenet_v1_0.50_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.50_224_2017_06_14 -
+mobilenet_v1_0.75     http://download.tensorflow.org/models        mobilenet_v1_0.75_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.75_224_2017_06_14 -
+mobilenet_v1_1.0      http://download.tensorflow.org/models        mobilenet_v1_1.0_224_2017_06_14.tar.gz     pretrained/mobilenet_v1_1.0_224_2017_06_14  -
+vgg                   http://download.tensorflow.org/models        vgg_19_2016_08_28.tar.gz                   pretrained/vgg_19_2016_08_28                -
+cmu                   -                                            openpose_coco.npy                          numpy/openpose_coco.npy                     -
+'
+# `-` as a base URL: the file has no lasting public address. As a SHA-256: none is published; the script prints what it got.
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+usage='usage: bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]'
+name='' dir=models expected=''
+for argument in "$@"; do
+    case $argument in
+        --help|-h) echo "$usage"; echo "files:"; awk 'NF { print "  " $1, "->", $4 }' <<< "$TABLE"; exit 0 ;;
+        --dir=?*) dir=${argument#--dir=} ;;
+        --sha256=?*) expected=${argument#--sha256=} ;;
+        -*) fail "unknown flag $argument; $usage" ;;
+        *) [ -z "$name" ] || fail "one NAME only, not $name and $argument; $usage"; name=$argument ;;
+    esac
+done
+[ -n "$name" ] || fail "which one? $usage"
+[ "$name" != all ] || [ -z "$expected" ] || fail "--sha256 is for one NAME, not for all"
+case $name in
+    mobilenet|mobilenet_thin) name=mobilenet_v1_0.75 ;;
+    mobilenet_fast) name=mobilenet_v1_0.50 ;;
+    mobilenet_accurate) name=mobilenet_v1_1.0 ;;
+esac
+
+sha256() { if command -v sha256sum > /dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
+
+# fetch URL FILE: FILE grows from where it is. curl's codes: 22 with a partial file may be "416, nothing is left to send" or
+# a file that changed on the server, 33 a server that cannot resume: in those cases fetch it anew, once.
+fetch() {
+    local status=0
+    if command -v curl > /dev/null; then
+        curl --fail --location --silent --show-error --retry 3 --connect-timeout 30 --continue-at - --output "$2" "$1" || status=$?
+        if [ -s "$2" ] && { [ $status = 22 ] || [ $status = 33 ]; }; then
+            status=0
+            curl --fail --location --silent --show-error --retry 3 --connect-timeout 30 --output "$2.new" "$1" || status=$?
+            [ $status != 0 ] || mv "$2.new" "$2"
+            rm -f "$2.new"
+        fi
+    elif command -v wget > /dev/null; then
+        wget --quiet --tries=4 --continue --output-document="$2" "$1" || status=$?
+    else
+        fail "neither curl nor wget is installed; install one of them"
+    fi
+    return $status
+}
+
+download() {
+    local base=$2 file=$3 target=$dir/$4 checksum=$5
+    if [ -e "$target" ]; then
+        echo "$1: $target is there already"
+        return
+    fi
+    base=${PRETRAINED_URL:-$base}
+    if [ "$base" = - ]; then
+        local text="$1: $file has no lasting public address; put a copy at $target, or name a mirror with PRETRAINED_URL=URL"
+        [ "$name" = all ] || fail "$text"
+        echo "skipped $text"
+        return
+    fi
+    mkdir -p "$(dirname "$target")" || fail "$dir cannot be written; choose another folder with --dir=DIR"
+    local part=$(dirname "$target")/$file.part
+    echo "$1: $base/$file -> $target"
+    fetch "$base/$file" "$part" || fail "$base/$file could not be fetched; run the same command again to resume, or name a mirror with PRETRAINED_URL=URL"
+    local actual; actual=$(sha256 "$part")
+    checksum=${expected:-$checksum}
+    if [ "$checksum" != - ] && [ "$checksum" != "$actual" ]; then
+        rm -f "$part"
+        fail "$base/$file has SHA-256 $actual, not $checksum: it was damaged or changed; nothing was kept, run the command again"
+    fi
+    echo "$1: SHA-256 $actual$([ "$checksum" = - ] && echo ' (none is published to compare with)' || echo ' as expected')"
+    if [[ $file == *.tar.gz ]]; then
+        rm -rf "$target.part"
+        mkdir "$target.part"
+        if ! tar -xzf "$part" -C "$target.part" 2> /dev/null || [ -z "$(find "$target.part" -name '*.ckpt*')" ]; then
+            rm -rf "$target.part" "$part"
+            fail "$base/$file is not an archive with a checkpoint; nothing was kept, run the command again or name a mirror with PRETRAINED_URL=URL"
+        fi
+        # Some archives have the files in a folder of their own.
+        find "$target.part" -mindepth 2 -name '*.ckpt*' -exec mv {} "$target.part" \;
+        mv "$target.part" "$target"
+        rm -f "$part"
+    else
+        if [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
+            rm -f "$part"
+            fail "$base/$file is not a .npy file; nothing was kept, run the command again or name a mirror with PRETRAINED_URL=URL"
+        fi
+        mv "$part" "$target"
+    fi
+}
+
+found=no
+while read -r row base file target checksum; do
+    if [ -n "$row" ] && { [ "$name" = all ] || [ "$name" = "$row" ]; }; then
+        found=yes
+        download "$row" "$base" "$file" "$target" "$checksum"
+    fi
+done <<< "$TABLE"
+[ $found = yes ] || fail "$name is not in the table: $(awk 'NF { printf "%s%s", n++ ? ", " : "", $1 }' <<< "$TABLE"), all, or a model's name"

@@ -1,0 +1,155 @@
+"""scripts/download_pretrained.sh against a local HTTP server that can resume, break off and answer with errors."""
+import hashlib
+import io
+import os
+import re
+import subprocess
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, assert_user_error
+
+NPY = 'openpose_coco.npy'
+TAR = 'mobilenet_v1_0.75_224_2017_06_14.tar.gz'
+CHECKPOINT = 'mobilenet_v1_0.75_224.ckpt'
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves server.files {name: bytes}; breaks off after server.limit bytes; server.ranges: whether it can resume."""
+
+    def do_GET(self):
+        content = self.server.files.get(os.path.basename(self.path))
+        if content is None:
+            return self.send_error(404)
+        start = re.match(r'bytes=(\d+)-$', self.headers.get('Range', ''))
+        start = int(start.group(1)) if start and self.server.ranges else 0
+        self.server.requests.append((os.path.basename(self.path), start))
+        if start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(content) - start))
+        if start:
+            self.send_header('Content-Range', 'bytes %d-%d/%d' % (start, len(content) - 1, len(content)))
+        self.end_headers()
+        self.wfile.write(content[start:] if self.server.limit is None else content[start:start + self.server.limit])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = HTTPServer(('127.0.0.1', 0), Handler)
+    npy, tar = io.BytesIO(), io.BytesIO()
+    np.save(npy, np.random.RandomState(0).bytes(200000))
+    with tarfile.open(fileobj=tar, mode='w:gz') as archive:
+        for suffix in ('.index', '.data-00000-of-00001', '.meta'):
+            member = tarfile.TarInfo('./' + CHECKPOINT + suffix)
+            content = np.random.RandomState(1).bytes(50000)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    server.files = {NPY: npy.getvalue(), TAR: tar.getvalue()}
+    server.requests, server.limit, server.ranges = [], None, True
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def download(server, tmp_path):
+    """Runs the script; the files it left behind are download.files()."""
+    def run(*args):
+        environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:%d/models' % server.server_port, no_proxy='*')
+        return subprocess.run(['bash', str(ROOT / 'scripts/download_pretrained.sh')] + list(args) + ['--dir=%s' % tmp_path],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
+                              env=environment)
+    run.files = lambda: {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    return run
+
+
+def test_npy(server, download):
+    result = download('cmu')
+    assert result.returncode == 0, result.stderr
+    assert download.files() == {'numpy/' + NPY: server.files[NPY]}
+    assert hashlib.sha256(server.files[NPY]).hexdigest() in result.stdout
+    assert download('cmu').returncode == 0 and len(server.requests) == 1, 'what is there is not fetched again'
+
+
+@pytest.mark.parametrize('name', ('mobilenet_thin', 'mobilenet_v1_0.75'))
+def test_archive_is_unpacked_to_where_training_looks(download, name):
+    result = download(name)
+    assert result.returncode == 0, result.stderr
+    folder = 'pretrained/mobilenet_v1_0.75_224_2017_06_14/'
+    assert set(download.files()) == {folder + CHECKPOINT + suffix for suffix in ('.index', '.data-00000-of-00001', '.meta')}
+
+
+@pytest.mark.parametrize('can_resume', (True, False))
+def test_interrupted_download(server, download, can_resume):
+    server.limit = 120000
+    assert_user_error(download('cmu'), NPY, 'resume')
+    assert download.files() == {'numpy/%s.part' % NPY: server.files[NPY][:120000]}
+    server.limit, server.ranges = None, can_resume
+    result = download('cmu')
+    assert result.returncode == 0, result.stderr
+    assert download.files() == {'numpy/' + NPY: server.files[NPY]}
+    if can_resume:
+        assert server.requests == [(NPY, 0), (NPY, 120000)]
+
+
+def test_interrupted_before_the_rename(server, download, tmp_path):
+    (tmp_path / 'numpy').mkdir()
+    (tmp_path / 'numpy' / (NPY + '.part')).write_bytes(server.files[NPY])
+    result = download('cmu')
+    assert result.returncode == 0, result.stderr
+    assert download.files() == {'numpy/' + NPY: server.files[NPY]}
+
+
+def test_checksum(server, download):
+    right = hashlib.sha256(server.files[NPY]).hexdigest()
+    wrong = right[:-1] + ('0' if right[-1] != '0' else '1')
+    assert_user_error(download('cmu', '--sha256=' + wrong), right, wrong, NPY)
+    assert download.files() == {}
+    result = download('cmu', '--sha256=' + right)
+    assert result.returncode == 0 and 'as expected' in result.stdout
+
+
+def test_damaged_files_are_not_kept(server, download):
+    server.files[TAR] = server.files[TAR][:1000]
+    server.files[NPY] = b'<html>this file has moved</html>'
+    for name, file in (('mobilenet', TAR), ('cmu', NPY)):
+        assert_user_error(download(name), file)
+        assert download.files() == {}
+
+
+def test_a_file_that_is_not_there(download):
+    assert_user_error(download('vgg'), 'vgg_19_2016_08_28.tar.gz', 'PRETRAINED_URL')
+    assert download.files() == {}
+
+
+def test_all(server, download):
+    """One archive of the right kind stands for each of the table's."""
+    for name in ('mobilenet_v1_0.50_224_2017_06_14.tar.gz', 'mobilenet_v1_1.0_224_2017_06_14.tar.gz',
+                 'vgg_19_2016_08_28.tar.gz'):
+        server.files[name] = server.files[TAR]
+    result = download('all')
+    assert result.returncode == 0, result.stderr
+    assert len(download.files()) == 4 * 3 + 1 and len(server.requests) == 5
+
+
+def test_bad_usage(tmp_path):
+    def run(*args):
+        environment = {key: value for key, value in os.environ.items() if key != 'PRETRAINED_URL'}
+        return subprocess.run(['bash', 'scripts/download_pretrained.sh'] + list(args), cwd=str(ROOT), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, env=environment)
+    assert_user_error(run(), 'usage')
+    assert_user_error(run('openpose'), 'openpose', 'cmu', 'all')
+    assert_user_error(run('cmu', '--directory=x'), '--directory=x')
+    assert_user_error(run('cmu', '--dir=%s' % tmp_path), 'no lasting public address', tmp_path / 'numpy' / NPY)
+    assert run('--help').returncode == 0
