@@ -4,8 +4,8 @@
 
 writes DIR/train2017, DIR/val2017 (JPEG) and DIR/annotations/person_keypoints_{train,val}2017.json.
 
-Beside each picture a map of labels is painted with the same shapes: it tells which part of which person (sample_people.py)
-each pixel shows, and all annotations (segmentation, area, bbox, visibility of each joint) are read off it.
+Beside each picture a map of labels is painted with the same shapes: it tells which part of which person
+(sample_people.py) each pixel shows, and segmentation, area, bbox and the visibility of each joint are read off it.
 Each image has its own random stream, made of seed, split and number.
 """
 import json
@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pose_cli  # noqa: E402
-from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer,  # noqa: E402
-                           paint, paint_labels, project, sample_person, seat, snap_joints)
+from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill,  # noqa: E402
+                           keypoint_faces_viewer, paint, paint_labels, project, sample_person, seat, snap_joints)
 
-SKELETON = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10], [9, 11],
-            [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]]
+SKELETON = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
+            [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]]
 SPLITS = (('train2017', 1), ('val2017', 500001))  # folder, first image id
 DESCRIPTION = 'Rendered people in the format of COCO 2017 keypoints'
 UNFINISHED = '.unfinished'
@@ -175,7 +175,7 @@ def photograph(rng, image):
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
     gain = (rng.uniform(0.8, 1.15) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     light = 1 + 0.06 * clouds(rng, height, width, 2)
-    grain = rng.uniform(-12, 12) + rng.uniform(1, 8) * rng.randint(-128, 128, (height, width), np.int8) / np.float32(128)
+    grain = rng.uniform(-12, 12) + rng.uniform(1, 8) / 128 * rng.randint(-128, 128, (height, width), np.int8)
     image = image * (light[..., None] * gain) + grain[..., None].astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -209,7 +209,8 @@ def mask_polygons(mask):
     x, y, width, height = cv2.boundingRect(mask)
     fine = np.repeat(np.repeat(mask[y:y + height, x:x + width], 4, 0), 4, 1)  # so that outlines run on pixel edges
     contours = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[-2]
-    outlines = [cv2.approxPolyDP(contour, 1.5, True)[:, 0] for contour in contours if cv2.contourArea(contour) > 16 * 12]
+    outlines = [cv2.approxPolyDP(contour, 1.5, True)[:, 0] for contour in contours
+                if cv2.contourArea(contour) > 12 * 4 ** 2]  # leave out specks of less than 12 pixels
     return [np.round((outline + 0.5) / 4 + [x, y], 2).ravel().tolist() for outline in outlines if len(outline) > 2]
 
 
@@ -277,9 +278,11 @@ def write_split(folder, seed, split, count, progress):
         image, found = render_image(seed, split, index)
         image_id = first_id + index
         file_name = '%012d.jpg' % image_id
-        (folder / name / file_name).write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (folder / name / file_name).write_bytes(jpeg.tobytes())
         images.append({'license': 1, 'file_name': file_name, 'coco_url': '', 'height': image.shape[0],
-                       'width': image.shape[1], 'date_captured': '2017-09-01 00:00:00', 'flickr_url': '', 'id': image_id})
+                       'width': image.shape[1], 'date_captured': '2017-09-01 00:00:00', 'flickr_url': '',
+                       'id': image_id})
         for annotation in found:
             crowd_or_person = 900100000000 if annotation['iscrowd'] else first_id * 1000
             annotations.append(dict(annotation, image_id=image_id, id=crowd_or_person + len(annotations)))
@@ -303,8 +306,9 @@ def check_replaceable(folder):
     for name, _ in SPLITS if content else ():
         try:
             data = json.loads((folder / 'annotations' / annotation_file(name)).read_text())
-            files = {image['file_name'] for image in data['images']} if data['info']['description'] == DESCRIPTION else None
-            known = files is not None and files >= {path.name for path in (folder / name).iterdir()}
+            files = {image['file_name'] for image in data['images']}
+            known = data['info']['description'] == DESCRIPTION and \
+                files >= {path.name for path in (folder / name).iterdir()}
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:

@@ -1,7 +1,7 @@
 """People for rendered pictures: 3-D skeletons in random poses and clothes, drawn as shaded parts.
 
-sample_person draws a Person: joints, frames of hips, torso and head, clothes, turned to the camera. body_parts turns it,
-seen in a View, into polygons from far to near: each part is a hull of spheres. paint draws them into an image and
+sample_person draws a Person: joints, frames of hips, torso and head, clothes, turned to the camera. body_parts turns
+it, seen in a View, into polygons from far to near: each part is a hull of spheres. paint draws them into an image and
 paint_labels into a map that tells which part of which person each pixel shows.
 """
 import colorsys
@@ -19,7 +19,8 @@ SIDES = (('left', 1), ('right', -1))
 # Lengths are in units of the body height. The body's frame: x to its left, y up, z forward.
 
 Person = namedtuple('Person', 'points hips torso head head_size build look')
-# points: {name: (3,)}, from the middle of the hips; hips, torso, head: (3, 3) frames (columns left, up, forward); look: {name: choice or BGR colour}
+# points: {name: (3,)}, from the middle of the hips; hips, torso, head: (3, 3) frames (columns left, up, forward);
+# look: {name: choice or BGR colour}
 
 ARMS = {  # degrees forward and outward, from hanging down: of the upper arm, of the forearm
     'down': (0, 10, 12, 5), 'akimbo': (-15, 45, 30, -50), 'raised': (165, 15, 172, 5), 'on head': (150, 40, 150, -50),
@@ -50,7 +51,7 @@ def rotation(axis, degrees):
 
 
 def limb_direction(forward, outward, side):
-    """Unit vector of a limb swung forward and outward (degrees) from hanging down; side is 1 on the left, -1 on the right."""
+    """Unit vector of a limb swung forward and outward (degrees) from hanging down; side: 1 left, -1 right."""
     forward, outward = np.deg2rad([forward, outward])
     return np.array([side * np.sin(outward), -np.cos(outward) * np.cos(forward), np.cos(outward) * np.sin(forward)])
 
@@ -91,14 +92,18 @@ def sample_look(rng):
     """Draw skin, hair and clothes: {name: BGR colour or choice}."""
     def colour(saturation, value):
         return np.array(colorsys.hsv_to_rgb(rng.rand(), rng.uniform(*saturation), rng.uniform(*value)))[::-1] * 255
-    skin = np.array([(201, 224, 255), (168, 198, 240), (140, 175, 225), (110, 150, 205), (75, 115, 170), (55, 85, 130),
-                     (40, 62, 98)][rng.randint(7)]) * rng.uniform(0.92, 1.03)
-    hair = np.array([(25, 25, 28), (35, 45, 62), (45, 70, 105), (90, 150, 195), (140, 200, 225), (40, 75, 150),
-                     (165, 165, 168)][rng.randint(7)]) * rng.uniform(0.85, 1.1)
+
+    def choose(*options):
+        return options[rng.randint(len(options))]
+
+    skin = np.array(choose((201, 224, 255), (168, 198, 240), (140, 175, 225), (110, 150, 205), (75, 115, 170),
+                           (55, 85, 130), (40, 62, 98))) * rng.uniform(0.92, 1.03)
+    hair = np.array(choose((25, 25, 28), (35, 45, 62), (45, 70, 105), (90, 150, 195), (140, 200, 225), (40, 75, 150),
+                           (165, 165, 168))) * rng.uniform(0.85, 1.1)
     top = colour((0.0, 0.9), (0.3, 1.0))
-    choose = lambda *options: options[rng.randint(len(options))]  # noqa: E731
     return {'skin': skin, 'hair': hair, 'top': top, 'trim': colour((0, 0.8), (0.1, 1)),
-            'bottom': choose(colour((0.2, 0.7), (0.15, 0.5)), colour((0, 0.15), (0.1, 0.45)), colour((0, 0.8), (0.2, 0.9))),
+            'bottom': choose(colour((0.2, 0.7), (0.15, 0.5)), colour((0, 0.15), (0.1, 0.45)),
+                             colour((0, 0.8), (0.2, 0.9))),
             'shoe': choose(np.full(3, 35.), np.full(3, 225.), colour((0.3, 0.9), (0.3, 0.9))),
             'sleeves': choose('long', 'long', 'short', 'short', 'none'), 'watch': rng.rand() < 0.5,
             'legwear': choose('long', 'long', 'long', 'shorts', 'shorts', 'skirt'),
@@ -125,7 +130,7 @@ CAMERA_DISTANCE = 5.0                      # in body heights
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 20, endpoint=False)),
                    np.sin(np.linspace(0, 2 * np.pi, 20, endpoint=False))], 1)
 LIGHT = np.array([-0.25, -0.35])
-PARTS = ['head', 'hair', 'neck', 'chest', 'pelvis', 'skirt'] + [
+PARTS = ['head', 'hair', 'neck', 'chest', 'pelvis', 'skirt', 'backpack'] + [
     '%s_%s' % (side, part) for side, _ in SIDES for part in ('upper_arm', 'forearm', 'hand', 'thigh', 'shank', 'foot')]
 SHOWN_BY = {  # the parts at whose sight a joint counts as visible
     'shoulder': ('upper_arm', 'chest', 'neck'), 'elbow': ('upper_arm', 'forearm'), 'wrist': ('forearm', 'hand'),
@@ -163,10 +168,18 @@ def shaded(view, centres, radii, colour):
             (hull(view, centres + 0.9 * lit, radii * 0.45), colour)]
 
 
-def head_patch(person, view, axis, degrees):
-    """Outline (n, 2) of the part of the head's ellipsoid within an angle of an axis, as far as it is in sight; or None."""
+def head_shape(person):
+    """The head's ellipsoid: the matrix (3, 3) that makes it of the unit sphere, and the viewer's direction there (3,).
+
+    The visible half is that of the unit vectors u with u . viewer > 0.
+    """
     shape = person.head * (np.array([0.051, 0.069, 0.060]) * person.head_size)
-    viewer = shape[2] / np.linalg.norm(shape[2])  # in the unit sphere's space the visible half is where u . viewer > 0
+    return shape, shape[2] / np.linalg.norm(shape[2])
+
+
+def head_patch(person, view, axis, degrees):
+    """Outline (n, 2) of the head's surface within an angle of an axis, as far as it is in sight; or None."""
+    shape, viewer = head_shape(person)
     axis = np.asarray(axis, float) / np.linalg.norm(axis)
     if degrees < 90 and axis @ viewer < -np.sin(np.deg2rad(degrees)) + 0.02:
         return None
@@ -185,8 +198,7 @@ def head_patch(person, view, axis, degrees):
 def head_polygons(person, view):
     """Polygons of the head: hair, face, ears, eyes, mouth, nose, beard, hat; what faces away is left out."""
     look, size = person.look, person.head_size
-    shape = person.head * (np.array([0.051, 0.069, 0.060]) * size)
-    viewer = shape[2] / np.linalg.norm(shape[2])
+    shape, viewer = head_shape(person)
     horizon = np.linalg.svd(viewer[None])[2][1:]
     outline = project(view, person.points['head'] + (CIRCLE @ horizon) @ shape.T)[0]
     bald = look['haircut'] == 'bald'
@@ -235,7 +247,7 @@ def head_polygons(person, view):
 
 
 def chest_polygons(person, view):
-    """Polygons of the upper body; the front shows collar, buttons, pocket (on the left) or print, the back a backpack."""
+    """Polygons of the upper body; its front shows a collar and jacket, buttons, pocket (on the left) or print."""
     look, torso = person.look, person.torso
 
     def on_torso(*places):
@@ -264,47 +276,44 @@ def chest_polygons(person, view):
             add([(0.035, 0.21, depth), (0.07, 0.21, depth), (0.07, 0.165, depth), (0.035, 0.165, depth)], 0.003, trim)
         elif look['front'] == 'print':
             add([(-0.04, 0.19, depth), (0.04, 0.19, depth), (0.03, 0.12, depth), (-0.03, 0.12, depth)], 0.005, trim)
-    if look['backpack']:
-        if front < 0.1:
-            polygons += shaded(view, on_torso((0.05, 0.24, -0.09), (-0.05, 0.24, -0.09), (0.05, 0.07, -0.1),
-                                              (-0.05, 0.07, -0.1)), [0.04] * 4, trim)
-        else:
-            for sign in (1, -1):
-                add([(sign * 0.07, 0.29, 0.02), (sign * 0.075, 0.1, depth)], 0.008, trim * 0.7)
+    if look['backpack'] and front > 0.1:
+        for _, sign in SIDES:
+            add([(sign * 0.07, 0.29, 0.02), (sign * 0.075, 0.1, depth)], 0.008, trim * 0.7)
     return polygons
 
 
 def body_parts(person, view):
     """All parts of a person as Part tuples, from far to near."""
     look, b, p = person.look, person.build, person.points
+    bare_legs, arm = look['legwear'] != 'long', look['top' if look['sleeves'] == 'long' else 'skin']
     parts = []
 
     def add(name, centres, radii, colour, nearer=0.0, extra=()):
         polygons = shaded(view, centres, np.asarray(radii) * b, colour)
         parts.append(Part(name, np.mean([c[2] for c in centres]) + nearer, polygons + list(extra)))
 
-    for side, sign in SIDES:
+    for side, _ in SIDES:
         shoulder, elbow, wrist, hip, knee, ankle = (
             p['%s_%s' % (side, joint)] for joint in ('shoulder', 'elbow', 'wrist', 'hip', 'knee', 'ankle'))
         sleeve = shaded(view, [shoulder, shoulder + 0.6 * (elbow - shoulder)], np.array([0.045, 0.04]) * b, look['top'])
-        add(side + '_upper_arm', [shoulder, elbow], [0.042, 0.031], look['top' if look['sleeves'] == 'long' else 'skin'],
-            0.03, sleeve if look['sleeves'] == 'short' else ())
+        add(side + '_upper_arm', [shoulder, elbow], [0.042, 0.031], arm, 0.03,
+            sleeve if look['sleeves'] == 'short' else ())
         strap = [wrist + 0.12 * (elbow - wrist), wrist + 0.2 * (elbow - wrist)]
         watch = shaded(view, strap, np.array([0.026, 0.026]) * b, np.full(3, 30.))
-        add(side + '_forearm', [elbow, wrist], [0.031, 0.023], look['top' if look['sleeves'] == 'long' else 'skin'],
-            0.04, watch if look['watch'] and side == 'left' else ())
+        add(side + '_forearm', [elbow, wrist], [0.031, 0.023], arm, 0.04,
+            watch if look['watch'] and side == 'left' else ())
         add(side + '_hand', [wrist, p[side + '_fingers']], [0.021, 0.020], look['skin'], 0.045)
-        bare = look['legwear'] != 'long'
         add(side + '_thigh', [hip, knee], [0.061, 0.043], look['skin' if look['legwear'] == 'skirt' else 'bottom'])
-        add(side + '_shank', [knee, ankle], [0.038, 0.025] if bare else [0.043, 0.034], look['skin' if bare else 'bottom'])
+        add(side + '_shank', [knee, ankle], [0.038, 0.025] if bare_legs else [0.043, 0.034],
+            look['skin' if bare_legs else 'bottom'])
         add(side + '_foot', [ankle, p[side + '_toes']], [0.027, 0.024], look['shoe'])
     hips = [p['left_hip'] * 0.9, p['right_hip'] * 0.9]
     waist = [person.torso @ [0.04, 0.07, 0], person.torso @ [-0.04, 0.07, 0]]
     if person.hips[2, 2] > 0.3:  # a buckle in front, pockets behind
         marks = [([(-0.008, 0.06, 0.05), (0.008, 0.06, 0.05)], np.array([90., 190, 210]))]
     elif person.hips[2, 2] < -0.3:
-        marks = [([(sign * 0.03, 0, -0.06), (sign * 0.055, 0, -0.06), (sign * 0.042, -0.03, -0.06)], look['bottom'] * 0.5)
-                 for _, sign in SIDES]
+        marks = [([(sign * 0.03, 0, -0.06), (sign * 0.055, 0, -0.06), (sign * 0.042, -0.03, -0.06)],
+                  look['bottom'] * 0.5) for _, sign in SIDES]
     else:
         marks = []
     add('pelvis', hips + waist, [0.064, 0.064, 0.055, 0.055], look['bottom'], 0.01,
@@ -314,6 +323,9 @@ def body_parts(person, view):
         add('skirt', waist + hem, [0.055, 0.055, 0.07, 0.07], look['bottom'], 0.1)
     add('neck', [p['neck'], 0.35 * p['neck'] + 0.65 * p['head']], [0.034, 0.032], look['skin'] * 0.85)
     parts.append(Part('chest', person.torso[2] @ [0, 0.16, 0] + 0.015, chest_polygons(person, view)))
+    if look['backpack']:
+        sack = [(0.05, 0.24, -0.09), (-0.05, 0.24, -0.09), (0.05, 0.07, -0.1), (-0.05, 0.07, -0.1)]
+        add('backpack', np.array(sack) @ person.torso.T, [0.04] * 4, look['trim'])
     parts.append(Part('head', p['head'][2] + 0.03, head_polygons(person, view)))
     if look['haircut'] == 'long':
         behind = p['head'] + person.head @ [0, -0.01, -0.03]
