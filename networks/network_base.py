@@ -12,6 +12,9 @@ PAF_MEAN = (0.0,) * 38
 HEAT_MEAN = (0.0,) * 18 + (0.97,)
 BRANCHES = (('L1', PAF_MEAN), ('L2', HEAT_MEAN))
 OUTPUT_WEIGHT_SCALE = 1e-3
+# Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an output
+# layer start small too, or its first steps would lift it from its mean to unit variance at once.
+OUTPUT_DEPTHWISE_SCALE = 0.02
 
 # Where a model's pretrained weights lie.
 #   paths: below the models folder, the first that exists is taken;  download: its name in scripts/download_pretrained.sh
@@ -35,6 +38,7 @@ class Network:
     stride = None
     stage_count = None
     pretrained = None
+    untrained = ()  # layers of the published checkpoints that no output depends on: prefixes of their names
 
     def __init__(self, name, image, is_training):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
@@ -115,7 +119,7 @@ class Network:
         channels = x.shape.as_list()[3]
         # He's fan-in of a depthwise filter is its own kernel: it sees one channel.
         weights = self._variable(name + '_depthwise/depthwise_weights', [kernel, kernel, channels, 1],
-                                 he_normal(kernel * kernel))
+                                 he_normal(kernel * kernel, OUTPUT_DEPTHWISE_SCALE if mean else 1.0))
         x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '_depthwise/depthwise')
         return self.conv_norm(x, name + '_pointwise', 1, filters, mean=mean)
 
@@ -138,14 +142,27 @@ class Network:
         x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON,
                                                                name=name + '/FusedBatchNorm')
         for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
-            update = tf.assign_sub(average, (average - value) * (1 - BATCH_NORM_DECAY))
+            update = tf.assign_sub(average, (average - value) * (1 - batch_norm_decay()))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
         return x
 
     def _variable(self, name, shape, initializer, trainable=True):
+        trainable = trainable and not name.startswith(self.untrained)
         variable = tf.get_variable(name, shape, tf.float32, initializer, trainable=trainable, use_resource=False)
         self.variables.append(variable)
         return variable
+
+
+def batch_norm_decay():
+    """Of the moving averages: BATCH_NORM_DECAY, but less in the first steps, as tf.train.ExponentialMovingAverage does.
+
+    Otherwise inference would see the initial values of the averages for thousands of steps.
+    """
+    step = tf.train.get_global_step()
+    if step is None:
+        return BATCH_NORM_DECAY
+    step = tf.cast(step, tf.float32)
+    return tf.minimum(BATCH_NORM_DECAY, (1 + step) / (10 + step))
 
 
 def he_normal(fan_in, scale=1.0):
