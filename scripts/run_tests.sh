@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sets up the environment and runs the whole test suite, or what the arguments (pytest's own) select.
+#
+#   [TF=1|2] bash scripts/run_tests.sh [pytest arguments]
+set -euo pipefail
+
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+venv=.venv
+[ "${TF:-}" != 2 ] || venv=.venv-tf2
+
+bash "$root/scripts/setup_env.sh"
+# The tests of helper nodes run without TensorFlow; any supported Python will do for them.
+if [ -e "$root/.venv-worker/setup_env.stamp" ]; then
+    TF=0 PYTHON='' bash "$root/scripts/setup_env.sh"
+else
+    TF=0 PYTHON="$root/$venv/bin/python" bash "$root/scripts/setup_env.sh"
+fi
+
+cd "$root"
+export MPLBACKEND=Agg TF_CPP_MIN_LOG_LEVEL=2
+exec "$venv/bin/python" -m pytest "$@"
