@@ -131,7 +131,7 @@ def caption(image, text):
     width = image.shape[1]
     scale = float(np.clip(width / 640, 0.4, 1.5))
     (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
-    room = width - 8 * scale
+    room = 0.92 * width
     if text_width > room:
         scale *= room / text_width
         (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
