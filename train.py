@@ -22,7 +22,9 @@ import networks
 import networks.pretrained
 import pose_annotations
 import pose_draw
+import pose_eval
 import pose_loader
+import pose_remote
 from pose_cli import UserError, non_negative_int, positive_int
 from pose_dataset import PoseDataFlow, PoseDataset, check_input_size
 from pose_feed import FeedHook
@@ -55,6 +57,7 @@ def parse_flags():
     add('--input-height', type=positive_int, default=368)
     add('--log-every', type=positive_int, default=20, help='steps between log lines')
     add('--valid-every', type=non_negative_int, default=2000, help='steps between validations; 0: no validation')
+    add('--eval-every', type=non_negative_int, default=0, help='steps between COCO AP evaluations; 0: none')
     add('--save-every', type=positive_int, default=1000, help='steps between checkpoints')
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
@@ -77,6 +80,10 @@ def check_flags(flags):
         raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple' % (flags.batchsize, flags.gpus))
     if not flags.datapath and not flags.remote_data:
         raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
+    if flags.eval_every and not (flags.datapath and flags.valid_every):
+        raise UserError('--eval-every needs validation images: give --datapath=DIR, and --valid-every above 0')
+    if flags.curve_keys and not flags.remote_data:
+        raise UserError('--curve-keys is for data workers: give --remote-data too')
     if flags.datapath:
         if not flags.remote_data:
             pose_annotations.find_split(flags.datapath, 'train2017', flags.imgpath)
@@ -216,6 +223,10 @@ class Validator:
             image, heatmap, paf, mask = self._fields
             self.network = networks.get_network(model, image, is_training=False)
             self._losses = build_losses(self.network.stages, heatmap, paf, mask, batchsize=1.0)
+
+    def predict_maps(self, session, images):
+        """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, 57)."""
+        return session.run(self.network.output, {self._fields[0]: images})
 
     def batches(self):
         """All validation images in order, as lists of four arrays."""
@@ -370,6 +381,10 @@ def train(flags, source, samples, validation, is_stopping):
                 session.run_step_fn(lambda step_context: validate(step_context.session, validator, step, step / steps_per_epoch,
                                                              log, best, flags.tag or flags.model, is_stopping))
                 interval, waited = Interval(), feed.wait_seconds
+            if validator and flags.eval_every and (step % flags.eval_every == 0 or step == max_steps):
+                session.run_step_fn(lambda step_context: log.evaluation(
+                    step, step / steps_per_epoch, average_precision(step_context.session, validator, flags)))
+                interval, waited = Interval(), feed.wait_seconds
     if is_stopping():
         logging.info('stopped by a signal at step %d; saved in %s; the same command resumes there', step,
                      flags.modelpath)
@@ -386,6 +401,14 @@ def validate(session, validator, step, epoch, log, best, tag, is_stopping):
         log.validation(step, epoch, images, tag, figures)
         log.picture(step, 'validation', picture)
         best.update(session, step, figures['loss_ll'])
+
+
+def average_precision(session, validator, flags):
+    """COCO keypoint AP of the network as it is now, on the validation images."""
+    summary, _, _ = pose_eval.evaluate(lambda images, joints: validator.predict_maps(session, images),
+                                       *pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath),
+                                       input_size=(flags.input_width, flags.input_height))
+    return summary['AP']
 
 
 def log_background_loss(validation):
