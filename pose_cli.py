@@ -27,11 +27,18 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default, but not that there is none."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviated flags, and defaults shown in --help."""
 
     def __init__(self, **kwargs):
-        kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault('formatter_class', _HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
