@@ -334,7 +334,7 @@ def main():
         shutil.rmtree(str(unfinished), ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            with tqdm(total=args.train + args.val, desc='rendering', unit='image') as progress:
+            with tqdm(total=args.train + args.val, desc='rendering', unit='image', disable=None) as progress:
                 for split, count in enumerate((args.train, args.val)):
                     write_split(unfinished, args.seed, split, count, progress)
             for name in [name for name, _ in SPLITS] + ['annotations']:
