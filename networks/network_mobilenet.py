@@ -19,7 +19,7 @@ def mobilenet_v1(width):
 
 
 class Mobilenet(Network):
-    """Stride 4: the features join strides 2, 4 and 8 at 4. Its Conv2d_8 is in the checkpoints and feeds nothing."""
+    """Stride 4: the features join strides 2, 4 and 8 at 4. Conv2d_8 is there for the checkpoints' sake."""
     stride = 4
     stage_count = 5
     backbone_width = 0.75
@@ -27,6 +27,7 @@ class Mobilenet(Network):
     backbone_layers = 8
     refine_kernel = 7
     pretrained = mobilenet_v1('0.75')
+    untrained = ('MobilenetV1/Conv2d_8_',)
     layer = Network.separable
 
     def scale(self, image):
@@ -74,6 +75,7 @@ class MobilenetThin(Mobilenet):
     refine_width = 0.5
     backbone_layers = 11
     refine_kernel = 3
+    untrained = ()
 
     def join(self, conv2d):
         return tf.concat([max_pool(conv2d[3], 'SAME', 'Conv2d_3_pool'), conv2d[7], conv2d[11]],

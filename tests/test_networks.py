@@ -1,5 +1,6 @@
 """The networks: names, shapes and topology of the published checkpoints, sizes, batch norm, towers, initial values."""
 import json
+import re
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 import networks
 from conftest import assert_user_error, run_command
-from networks.network_cmu import Cmu
+from networks.network_cmu import Vgg
 from networks.network_mobilenet import MobilenetFast, MobilenetThin
 from pose_cli import UserError
 
@@ -56,16 +57,6 @@ def test_equals_the_published_network(name, oracles):
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_vgg_is_cmu_with_another_start(oracles):
-    published = json.loads((oracles / 'variables_cmu.json').read_text())['variables']
-    with tf.Graph().as_default():
-        network = networks.get_network('vgg', tf.placeholder(tf.float32, [1, 64, 64, 3]), False)
-    assert {v.op.name: v.shape.as_list() for v in network.variables} == published
-    assert {v.op.name for v in network.pretrained_variables} == {
-        'conv%s/%s' % (layer, leaf) for leaf in ('weights', 'biases')
-        for layer in '1_1 1_2 2_1 2_2 3_1 3_2 3_3 3_4 4_1 4_2'.split()}
-
-
 def test_table_of_all_models():
     """`python3 -m networks` at 368x368."""
     result = run_command('-m', 'networks')
@@ -103,8 +94,31 @@ class FastInTwoStages(MobilenetFast):
     stage_count = 2
 
 
-class CmuInTwoStages(Cmu):
+class VggInTwoStages(Vgg):
     stage_count = 2
+
+
+def test_vgg_is_cmu_with_another_start(oracles):
+    published = json.loads((oracles / 'variables_cmu.json').read_text())['variables']
+    with tf.Graph().as_default():
+        network = VggInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), False)
+    assert {v.op.name: v.shape.as_list() for v in network.variables} == {
+        name: shape for name, shape in published.items() if not re.search('stage[3456]', name)}
+    assert {v.op.name for v in network.pretrained_variables} == {
+        'conv%s/%s' % (layer, leaf) for leaf in ('weights', 'biases')
+        for layer in '1_1 1_2 2_1 2_2 3_1 3_2 3_3 3_4 4_1 4_2'.split()}
+
+
+def test_every_trainable_variable_gets_a_gradient():
+    """Conv2d_8 is in the published checkpoints of the stride-4 networks, but no output depends on it."""
+    with tf.Graph().as_default():
+        network = FastInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), True)
+        trainable = tf.trainable_variables()
+        assert all(gradient is not None for gradient in tf.gradients(network.output, trainable))
+        left_out = {v.op.name for v in network.variables} - {v.op.name for v in trainable}
+    assert {name for name in left_out if '/moving_' not in name} == {
+        'MobilenetV1/Conv2d_8_' + name for name in ('depthwise/depthwise_weights', 'pointwise/weights',
+                                                    'pointwise/BatchNorm/beta')}
 
 
 @pytest.mark.parametrize('network_class, cells', [(FastInTwoStages, (9, 13)), (ThinInTwoStages, (5, 7))])
@@ -188,7 +202,7 @@ def test_towers_share_variables_on_the_callers_device():
         np.testing.assert_allclose(first, second, atol=1e-5)
 
 
-@pytest.mark.parametrize('network_class', (CmuInTwoStages, ThinInTwoStages))
+@pytest.mark.parametrize('network_class', (VggInTwoStages, ThinInTwoStages))
 def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
     """So the first loss is about that of background alone, in every stage, and not a hundred times as much."""
     pixels = np.random.RandomState(3).randint(0, 256, (2, 64, 64, 3))

@@ -1,0 +1,183 @@
+"""How fast the networks train and infer: images/s and ms a step of each model, with everything already in memory.
+
+    python3 scripts/bench_networks.py [--models=cmu,mobilenet_thin] [--batchsize=4] [--input-size=368x368] [--json]
+    python3 scripts/bench_networks.py --round-trip      # a full-size cmu .npy written and restored: time and memory
+
+Each training step (forward, backward, Adam, batch norm updates) is timed against a plain graph of the same layers: batch norm
+from tf.nn.moments and tf.nn.batch_normalization, biases added with +. The two take turns, step by step, in one process, so
+that whatever else the machine does hits both; `plain/ours` is the ratio of the medians, above 1 when ours is faster.
+"""
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+import pose_cli
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import networks
+import networks.pretrained
+from networks import network_base
+from pose_cli import UserError
+
+
+class Plain:
+    """The layers as one would first write them. Mixed into a network's class, it replaces that class's own."""
+
+    def conv(self, x, name, kernel, filters, mean=None):
+        x = self._convolve(x, name, kernel, filters, 1, network_base.OUTPUT_WEIGHT_SCALE if mean else 1.0)
+        x = x + self._variable(name + '/biases', [filters], tf.constant_initializer(mean or 0.0))
+        return x if mean else tf.nn.relu(x)
+
+    def _batch_norm(self, x, name, mean):
+        shape = [x.shape.as_list()[3]]
+        beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
+        moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
+        moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
+        if not self.is_training:
+            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, None, network_base.BATCH_NORM_EPSILON)
+        batch_mean, batch_variance = tf.nn.moments(x, [0, 1, 2])
+        for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
+            update = tf.assign_sub(average, (average - value) * (1 - network_base.BATCH_NORM_DECAY))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+        return tf.nn.batch_normalization(x, batch_mean, batch_variance, beta, None, network_base.BATCH_NORM_EPSILON)
+
+
+def plain_class(network_class):
+    """The network with plain layers; `layer` is looked up by the name of the method it stands for."""
+    methods = {'layer': Plain.conv} if network_class.layer is network_base.Network.conv else {}
+    return type('Plain' + network_class.__name__, (Plain, network_class), methods)
+
+
+def build(network_class, is_training, batchsize, width, height):
+    """(session, what to run): a training step or an inference on a random batch that lies in variables."""
+    random = np.random.RandomState(0)
+    cells = height // network_class.stride, width // network_class.stride
+    with tf.Graph().as_default() as graph:
+        tf.set_random_seed(0)
+        image, heat, paf = (tf.get_variable(name, initializer=value, trainable=False, use_resource=False) for name, value in (
+            ('batch_image', random.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)),
+            ('batch_heat', np.zeros((batchsize,) + cells + (19,), np.float32)),
+            ('batch_paf', np.zeros((batchsize,) + cells + (38,), np.float32))))
+        network = network_class('bench', image, is_training)
+        run = network.output.op
+        if is_training:
+            loss = tf.add_n([tf.nn.l2_loss(prediction - label) / batchsize for stage in network.stages
+                             for prediction, label in zip(stage, (paf, heat))])
+            with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+                run = tf.train.AdamOptimizer(1e-4, epsilon=1e-8).minimize(loss)
+        session = tf.Session()
+        session.run(tf.global_variables_initializer())
+        graph.finalize()
+    return session, run
+
+
+def time_in_turns(contestants, steps):
+    """[(session, run)] -> the median seconds of a step of each, after a step to warm up."""
+    seconds = [[] for _ in contestants]
+    for step in range(steps + 1):
+        for times, (session, run) in zip(seconds, contestants):
+            start = time.perf_counter()
+            session.run(run)
+            if step:
+                times.append(time.perf_counter() - start)
+    for session, _ in contestants:
+        session.close()
+    return [statistics.median(times) for times in seconds]
+
+
+def bench(name, flags):
+    """A row of the table: milliseconds, images/s, and ratios."""
+    network_class, (width, height) = networks.network_class(name), flags.input_size
+    row = {'model': name}
+    for mode, is_training in (('train', True), ('infer', False)):
+        ours, plain = time_in_turns([build(c, is_training, flags.batchsize, width, height)
+                                     for c in (network_class, plain_class(network_class))], flags.steps)
+        row.update({mode + '_ms': 1000 * ours, mode + '_images_per_s': flags.batchsize / ours,
+                    mode + '_plain_ms': 1000 * plain, mode + '_plain_to_ours': plain / ours})
+    return row
+
+
+def restore(path):
+    """Build cmu, restore it from `path`, check every variable against the file: seconds and memory in MiB of this process."""
+    def peak():
+        with open('/proc/self/status') as status:  # getrusage would count the parent process in
+            return int(re.search(r'VmHWM:\s+(\d+) kB', status.read()).group(1)) / 1024
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = networks.get_network('cmu', tf.placeholder(tf.uint8, [None, None, None, 3]), is_training=False)
+        row = {'peak_mib_before': peak()}
+        start = time.perf_counter()
+        match = networks.pretrained.fit(network, path)
+        row.update(read_seconds=time.perf_counter() - start, peak_mib_read=peak())
+        start = time.perf_counter()
+        match.init_fn(None, session)
+        row.update(set_seconds=time.perf_counter() - start, peak_mib_set=peak())
+        assert not match.new and not match.unfit
+        assert all(np.array_equal(session.run(v), match.values[v.op.name]) for v in network.variables)
+        return dict(row, variables=len(match.values), values=sum(value.size for value in match.values.values()))
+
+
+def round_trip():
+    """Write a .npy file of cmu's full layout, restore it in a process of its own."""
+    with tf.Graph().as_default():
+        network = networks.get_network('cmu', tf.placeholder(tf.uint8, [None, None, None, 3]), is_training=False)
+        shapes = {v.op.name: v.shape.as_list() for v in network.variables}
+    random = np.random.RandomState(0)
+    tree = {}
+    for name, shape in shapes.items():
+        layer, leaf = name.split('/')
+        tree.setdefault(layer, {})[leaf] = random.standard_normal(shape).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'openpose_coco.npy')
+        start = time.perf_counter()
+        np.save(path, np.array(tree, dtype=object), allow_pickle=True)
+        row = {'write_seconds': time.perf_counter() - start, 'file_mib': os.path.getsize(path) / 2 ** 20}
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            row.update(pool.apply(restore, (path,)))
+    return row
+
+
+def main():
+    parser = pose_cli.ArgumentParser(description='Time the networks.')
+    parser.add_argument('--models', default=','.join(networks.NAMES), help='names, separated by commas')
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4)
+    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), help='WIDTHxHEIGHT')
+    parser.add_argument('--steps', type=pose_cli.positive_int, default=10, help='steps to time of each')
+    parser.add_argument('--round-trip', action='store_true', help='instead: write and restore a full-size cmu .npy')
+    parser.add_argument('--json', action='store_true', help='end with a line of JSON')
+    flags = parser.parse_args()
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    if flags.round_trip:
+        result = round_trip()
+        print('%(variables)d variables, %(values)d values, %(file_mib).0f MiB: written in %(write_seconds).2f s, read in '
+              '%(read_seconds).2f s, set in %(set_seconds).2f s; peak memory %(peak_mib_before).0f MiB with the graph, '
+              '%(peak_mib_read).0f after reading, %(peak_mib_set).0f after setting' % result)
+    else:
+        names = flags.models.split(',')
+        for name in names:
+            if any(size % networks.stride(name) for size in flags.input_size):
+                raise UserError('--input-size=%dx%d: both must be multiples of %d, the stride of %s'
+                                % (flags.input_size + (networks.stride(name), name)))
+        print('%d images of %dx%d a step, median of %d steps, TensorFlow %s, %d CPUs'
+              % ((flags.batchsize,) + flags.input_size + (flags.steps, tf.__version__, os.cpu_count())))
+        print('%-20s %10s %10s %11s %10s %10s %11s' % ('', 'train ms', 'images/s', 'plain/ours',
+                                                       'infer ms', 'images/s', 'plain/ours'))
+        result = {'batchsize': flags.batchsize, 'input_size': flags.input_size, 'tensorflow': tf.__version__, 'models': []}
+        for name in names:
+            row = bench(name, flags)
+            result['models'].append(row)
+            print('%(model)-20s %(train_ms)10.1f %(train_images_per_s)10.2f %(train_plain_to_ours)11.2f '
+                  '%(infer_ms)10.1f %(infer_images_per_s)10.2f %(infer_plain_to_ours)11.2f' % row, flush=True)
+    if flags.json:
+        print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
