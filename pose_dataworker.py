@@ -20,6 +20,7 @@ SPLIT = 'train2017'
 WAIT_LINE_SECONDS = 30.0
 REPORT_SECONDS = 60.0
 TURN_SECONDS = 0.2
+PAUSE_SECONDS = 1.0  # between connections
 
 
 def serve_trainers(master, open_loader, curve_keys=None, link_timeout=pose_remote.LINK_TIMEOUT):
@@ -51,6 +52,7 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=pose_remot
                         return
                 except pose_remote.ConnectionLost:
                     logging.warning('lost the trainer at %s; waiting for it to come back', master)
+                    time.sleep(PAUSE_SECONDS)
     finally:
         if loader:
             loader.close()
@@ -94,7 +96,7 @@ def send_batches(connection, loader):
                 return True
             if message['type'] == 'credit':
                 credit += message['count']
-        elif credit and connection.sent(TURN_SECONDS):
+        elif credit:
             batch = loader.get(TURN_SECONDS)
             if batch:
                 connection.send_batch(batch)

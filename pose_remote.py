@@ -43,6 +43,7 @@ from pose_loader import batch_layout
 
 VERSION = 1
 MAX_HEADER = 16384  # bytes
+CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
 MAX_NAME = 100  # characters
 MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
 MAX_PEERS = 4096
@@ -60,9 +61,10 @@ NAMED_SENDERS = 20  # bad senders that are told apart in one log interval
 BLOCK = 1 << 16  # map values that a 16-bit position can address
 FIXED_POINT = 32767
 WIRE_FRAMES = 8  # of a batch, behind the header
-# Per map: the cell of an empty one, and the item that one position addresses: a heatmap value, a PAF vector (x, y).
-EMPTY_HEATMAP = np.append(np.zeros(pose_labels.BACKGROUND, np.float32), np.float32(1)).view(np.uint32)
-EMPTY_PAF = np.zeros(len(pose_labels.LIMBS), np.uint64)
+# Blocks of empty maps, seen as the items that a position names: a heatmap value (uint32), a PAF vector x, y (uint64).
+EMPTY_HEATMAP = np.tile(np.append(np.zeros(pose_labels.BACKGROUND, np.float32), np.float32(1)).view(np.uint32),
+                        BLOCK // (pose_labels.BACKGROUND + 1))
+EMPTY_PAF = np.broadcast_to(np.uint64(0), BLOCK)
 
 
 class BadMessage(Exception):
@@ -117,10 +119,10 @@ def encode_maps(maps, empty):
     """Where maps float32 (..., channels) differ from an empty map, and their values there.
 
     Args:
-        empty: one cell of an empty map, viewed as the items (uint32 or uint64: one float32 or two) that a position names.
+        empty: EMPTY_HEATMAP or EMPTY_PAF.
     Returns:
-        (counts uint32 (blocks,): differing items per block of BLOCK // len(empty) cells, positions uint16 (n,): rising
-        within each block, values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
+        (counts uint32 (blocks,): differing items per block of len(empty) items, positions uint16 (n,): rising within each
+        block, values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
     """
     positions, items = [], []
     for block, background in _blocks(maps, empty):
@@ -154,13 +156,11 @@ def decode_maps(frames, empty, out):
 
 
 def _blocks(maps, empty):
-    """Flat pieces of contiguous maps, each of whole cells and at most BLOCK items, with an empty map of that length."""
-    flat = maps.reshape(-1).view(empty.dtype)
-    length = BLOCK // len(empty) * len(empty)
-    background = np.tile(empty, min(length, flat.size) // len(empty))
-    for start in range(0, flat.size, length):
-        block = flat[start:start + length]
-        yield block, background[:block.size]
+    """Flat pieces of contiguous maps, of at most len(empty) items, each with an empty map of that length."""
+    items = maps.reshape(-1).view(empty.dtype)
+    for start in range(0, len(items), len(empty)):
+        block = items[start:start + len(empty)]
+        yield block, empty[:len(block)]
 
 
 def check_frames(declared, frames, layout):
@@ -189,15 +189,16 @@ def wire_layout(layout, heatmap_items, paf_items):
     shapes = {name: shape for name, _, shape in layout}
     expected = [('image', 'uint8', shapes['image']), ('mask', 'uint8', shapes['mask'])]
     for name, items, empty in (('heatmap', heatmap_items, EMPTY_HEATMAP), ('paf', paf_items, EMPTY_PAF)):
-        blocks = -(-int(np.prod(shapes[name][:-1])) // (BLOCK // len(empty)))
+        floats = empty.itemsize // 4  # per item
+        blocks = -(-int(np.prod(shapes[name])) // (floats * len(empty)))
         expected += [(name + '_counts', 'uint32', (blocks,)), (name + '_positions', 'uint16', (items,)),
-                     (name + '_values', 'uint16', (items * empty.itemsize // 4,))]
+                     (name + '_values', 'uint16', (items * floats,))]
     return expected
 
 
 def max_frame_size(layout):
-    """Bytes of the largest frame that a batch may have."""
-    return max(MAX_HEADER, *(int(np.prod(shape)) * (1 if name in ('image', 'mask') else 2) for name, _, shape in layout))
+    """Bytes of the largest frame that a batch may have, encrypted or not."""
+    return CURVE_OVERHEAD + max(MAX_HEADER, *(int(np.prod(shape)) * (1 if name in ('image', 'mask') else 2) for name, _, shape in layout))
 
 
 # --- headers
@@ -205,6 +206,11 @@ def max_frame_size(layout):
 
 def pack(kind, **fields):
     return msgpack.packb(dict(fields, version=VERSION, type=kind))
+
+
+def batch_header(arrays):
+    """The header for encode_batch's arrays."""
+    return pack('batch', arrays=[[name, array.dtype.name, array.shape] for name, array in arrays])
 
 
 def unpack(data):
@@ -664,12 +670,12 @@ class TrainerConnection:
         keys = read_secret_key(curve_keys, 'worker') + (read_public_key(curve_keys, 'trainer'),) if curve_keys else None
         self.trouble = 'no answer'  # why there is no connection yet
         self._connected = False
-        self._sending = None  # tracker of the batch on its way out
+        self._images = collections.deque()  # (tracker, array) of images on their way out
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         _set_up(self._socket, link_timeout)
         self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER + CURVE_OVERHEAD)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 200)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
@@ -728,20 +734,19 @@ class TrainerConnection:
         self._socket.send(pack(kind, **fields))
 
     def send_batch(self, batch):
-        """Send (image, heatmap, paf, mask); the image must not change until sent() is true."""
-        arrays = encode_batch(batch)
-        header = pack('batch', arrays=[[name, array.dtype.name, array.shape] for name, array in arrays])
-        self._sending = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
+        """Send (image, heatmap, paf, mask). The arrays are the caller's again on return."""
+        image = self._image_buffer(batch[0])
+        np.copyto(image, batch[0])
+        arrays = encode_batch((image,) + tuple(batch[1:]))
+        tracker = self._socket.send_multipart([batch_header(arrays)] + [array for _, array in arrays], copy=False,
+                                              track=True)
+        self._images.append((tracker, image))
 
-    def sent(self, timeout):
-        """Whether the last batch has left this process, after at most timeout seconds."""
-        try:
-            if self._sending:
-                self._sending.wait(timeout)
-            self._sending = None
-        except zmq.NotDone:
-            pass
-        return self._sending is None
+    def _image_buffer(self, image):
+        """A buffer like image that ZeroMQ no longer sends from; there are never more than the credit asks for."""
+        if self._images and self._images[0][0].done:
+            return self._images.popleft()[1]
+        return np.empty_like(image)
 
     def close(self, linger=0):
         """Close, after at most `linger` seconds for messages that still have to go out."""

@@ -1,0 +1,204 @@
+"""How fast batches travel from a data worker to the trainer, on loopback.
+
+    python3 scripts/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
+
+The same arrays, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
+pose_remote.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they reach
+together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
+"""
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import pose_cli
+import pose_dataworker
+import pose_labels
+import pose_remote
+
+BATCHES = 4  # different ones that a sender repeats
+WARM_UP = 10
+# A standing person, in units of its height: 18 parts in CMU's order.
+STANDING = np.array([(0, .08), (0, .18), (-.1, .18), (-.14, .34), (-.15, .48), (.1, .18), (.14, .34), (.15, .48), (-.07, .5),
+                     (-.08, .73), (-.08, .95), (.07, .5), (.08, .73), (.08, .95), (-.02, .06), (.02, .06), (-.05, .07),
+                     (.05, .07)])
+
+
+class RepeatedBatches:
+    """A batch source that costs nothing: the same few batches in turn."""
+
+    def __init__(self, batches):
+        self.batches, self.next = batches, 0
+
+    def get(self, timeout=None):
+        self.next += 1
+        return self.batches[self.next % len(self.batches)]
+
+    def report(self):
+        return []
+
+    def close(self):
+        pass
+
+
+def made_up_batch(rng, batchsize, side, stride, people):
+    """A batch of standing people at random places, as large as training samples show them, on a noise image."""
+    cells = side // stride
+    heatmap, paf = np.empty((batchsize, cells, cells, 19), np.float32), np.empty((batchsize, cells, cells, 38), np.float32)
+    for row in range(batchsize):
+        height = side * 0.6 * rng.uniform(0.5, 1.1, (people, 1, 1))
+        joints = rng.uniform(0, 0.6 * side, (people, 1, 2)) + (STANDING + rng.normal(0, 0.02, (people, 18, 2))) * height
+        heatmap[row] = pose_labels.render_heatmaps(joints, cells, cells, stride)
+        paf[row] = pose_labels.render_pafs(joints, cells, cells, stride)
+    image = rng.randint(0, 256, (batchsize, side, side, 3)).astype(np.uint8)
+    return image, heatmap, paf, np.ones((batchsize, cells, cells, 1), np.float32)
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def settings(args, batchsize):
+    return {'input_width': args.side, 'input_height': args.side, 'stride': args.stride, 'batchsize': batchsize, 'seed': 0}
+
+
+def samples_per_second(next_batch, seconds):
+    """next_batch() -> number of samples; the rate over `seconds` after a warm-up."""
+    def give_up(*_):
+        raise pose_cli.UserError('the sender has stopped sending')
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60 + 2 * int(seconds))
+    for _ in range(WARM_UP):
+        next_batch()
+    start, samples = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        samples += next_batch()
+    rate = samples / (time.perf_counter() - start)
+    signal.alarm(0)
+    return rate
+
+
+def _send_with_tensorpack(batches, address, quiet):
+    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    from tensorpack.dataflow import DataFromList, send_dataflow_zmq
+    # A long list: a progress bar starts with each pass over it.
+    send_dataflow_zmq(DataFromList([list(batch) for batch in batches] * 10000, shuffle=False), address, hwm=8)
+
+
+def measure_tensorpack(batches, seconds):
+    from tensorpack.dataflow import RemoteDataZMQ
+    address = 'tcp://127.0.0.1:%d' % free_port()
+    flow = RemoteDataZMQ(address, hwm=8)
+    flow.reset_state()
+    with open(os.devnull, 'w') as quiet, child(_send_with_tensorpack, batches, address, quiet.fileno()):
+        points = iter(flow)
+        rate = samples_per_second(lambda: len(next(points)[0]), seconds)
+    return rate
+
+
+def _send_with_pose_remote(batches, address, keys):
+    source = RepeatedBatches(batches)
+    pose_dataworker.serve_trainers(address, lambda settings: source, keys)
+
+
+def measure_pose_remote(args, batches, keys=None):
+    address = 'tcp://127.0.0.1:%d' % free_port()
+    with pose_remote.BatchReceiver(address, settings(args, len(batches[0][0])), keys) as receiver:
+        with child(_send_with_pose_remote, batches, address, keys):
+            return samples_per_second(lambda: len(receiver.get()[0]), args.seconds)
+
+
+@contextlib.contextmanager
+def child(function, *args):
+    """Run function in a child process, for the length of the block."""
+    process = multiprocessing.get_context('fork').Process(target=function, args=args, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def measure_data_worker(args, workers):
+    """Samples/s of `pose_dataworker.py --workers=N` on real images."""
+    address = 'tcp://127.0.0.1:%d' % free_port()
+    command = [sys.executable, os.path.join(ROOT, 'pose_dataworker.py'), '--master=' + address,
+               '--datapath=' + args.datapath, '--workers=%d' % workers]
+    with pose_remote.BatchReceiver(address, settings(args, args.batchsize)) as receiver:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            try:
+                while receiver.get(1) is None:
+                    if process.poll() is not None:
+                        raise pose_cli.UserError(process.stderr.read().decode().strip().split('error: ')[-1])
+                return samples_per_second(lambda: len(receiver.get()[0]), 2 * args.seconds)
+            finally:
+                process.kill()
+
+
+def bytes_per_sample(batch):
+    """Bytes of the frames that a batch becomes, headers included."""
+    arrays = pose_remote.encode_batch(batch)
+    return (len(pose_remote.batch_header(arrays)) + sum(array.nbytes for _, array in arrays)) / len(batch[0])
+
+
+def main():
+    parser = pose_cli.ArgumentParser(prog='scripts/bench_remote.py', description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=3, help='the table shows the median of so many')
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=10)
+    parser.add_argument('--side', type=pose_cli.positive_int, default=368, help='of the input, in pixels')
+    parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
+    parser.add_argument('--people', type=pose_cli.positive_int, default=3, help='per sample')
+    parser.add_argument('--datapath', help='COCO folder for the measurement with real data workers')
+    parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
+    args = parser.parse_args()
+
+    rng = np.random.RandomState(0)
+    batches = [made_up_batch(rng, args.batchsize, args.side, args.stride, args.people) for _ in range(BATCHES)]
+    halved = [tuple(a if a.dtype == np.uint8 else a.astype(np.float16) for a in batch) for batch in batches]
+    figures = {name: [] for name in ('tensorpack_samples_per_s', 'tensorpack_float16_samples_per_s', 'samples_per_s',
+                                     'curve_samples_per_s')}
+    with tempfile.TemporaryDirectory() as keys:
+        subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_curve_keys.py'), '--output-dir=' + keys],
+                       stdout=subprocess.DEVNULL, check=True)
+        for _ in range(args.rounds):
+            figures['tensorpack_samples_per_s'].append(measure_tensorpack(batches, args.seconds))
+            figures['samples_per_s'].append(measure_pose_remote(args, batches))
+            figures['tensorpack_float16_samples_per_s'].append(measure_tensorpack(halved, args.seconds))
+            figures['curve_samples_per_s'].append(measure_pose_remote(args, batches, keys))
+    figures = {name: statistics.median(rates) for name, rates in figures.items()}
+    figures['ratio'] = figures['samples_per_s'] / figures['tensorpack_samples_per_s']
+    figures['bytes_per_sample'] = round(bytes_per_sample(batches[0]))
+    if args.datapath:
+        rounds = [[measure_data_worker(args, workers) for workers in (1, 2)] for _ in range(args.rounds)]
+        figures['worker_1_process_samples_per_s'] = statistics.median(one for one, _ in rounds)
+        figures['worker_2_processes_samples_per_s'] = statistics.median(two for _, two in rounds)
+        figures['speedup_2_processes'] = statistics.median(two / one for one, two in rounds)
+
+    print('%dx%d, stride %d, batches of %d, %d people per sample, %d cores' % (
+        args.side, args.side, args.stride, args.batchsize, args.people, os.cpu_count()))
+    for name, value in figures.items():
+        print('%-34s %10.4g' % (name, value) if value < 1000 else '%-34s %10.0f' % (name, value))
+    if args.json:
+        print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
