@@ -321,7 +321,8 @@ def find_people(predict_maps, images, joints, matrices, min_parts=MIN_PARTS):
     return people, predicted - begin, time.perf_counter() - predicted
 
 
-def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1):
+def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1,
+             progress=True):
     """COCO keypoint AP of a network, or of anything else that makes maps.
 
     A TensorFlow session is used as `lambda images, joints: session.run(output, {image: images})`.
@@ -331,6 +332,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
         annotation_file, image_folder: COCO, as from pose_annotations.find_split.
         input_size: (width, height) of the network's input; or short_edge: images keep their shape, one in a batch.
         limit: only the first so many images, by id.
+        progress: whether to show a progress bar.
     Returns:
         summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
             detections, decode_ms and network_ms (means an image, without the first batch, which warms up).
@@ -347,7 +349,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     if short_edge is not None:
         batchsize = 1  # each image has its own size
     results, network_seconds, decode_seconds = [], [], []
-    with tqdm(total=len(image_ids), desc='evaluating', unit='image') as progress:
+    with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=not progress) as bar:
         for first in range(0, len(image_ids), batchsize):
             batch_ids = image_ids[first:first + batchsize]
             inputs = [_labelled_input(coco, image_id, image_folder, input_size, short_edge) for image_id in batch_ids]
@@ -358,7 +360,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
             decode_seconds.append(decode / len(batch_ids))
             for image_id, (keypoints, scores) in zip(batch_ids, people):
                 results += coco_results(image_id, keypoints, scores, category)
-            progress.update(len(batch_ids))
+            bar.update(len(batch_ids))
     summary, table = measure(coco, image_ids, results)
     warm = slice(1 if len(network_seconds) > 1 else 0, None)
     summary.update(decode_ms=round(1000 * float(np.mean(decode_seconds[warm])), 3),
@@ -526,11 +528,7 @@ def draw_results(coco, image_folder, results, count, limit=None):
 
 def draw_photographs(predict_maps, args):
     """Skeletons on each photograph of a folder, and a JSON file beside each in the manner of OpenPose."""
-    if not os.path.isdir(args.images):
-        raise UserError('--images=%s is not a folder; give a folder of photographs' % args.images)
-    names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(IMAGE_SUFFIXES))[:args.limit]
-    if not names:
-        raise UserError('no photographs in --images=%s (looked for %s)' % (args.images, ' '.join(IMAGE_SUFFIXES)))
+    names = find_photographs(args.images)[:args.limit]
     stems = [os.path.splitext(name)[0] for name in names]
     summary = {'images': 0, 'people': 0}
     seconds = []
@@ -553,6 +551,16 @@ def draw_photographs(predict_maps, args):
     summary.update(decode_ms=round(float(decode_ms), 3), network_ms=round(float(network_ms), 3))
     print('pictures and keypoints: %s' % args.output_dir)
     print(json.dumps(summary))
+
+
+def find_photographs(folder):
+    """The sorted names of the image files in a folder. Raises UserError when there are none."""
+    if not os.path.isdir(folder):
+        raise UserError('--images=%s is not a folder; give a folder of photographs' % folder)
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+    if not names:
+        raise UserError('no photographs in --images=%s (looked for %s)' % (folder, ' '.join(IMAGE_SUFFIXES)))
+    return names
 
 
 def letterbox(pixels, input_size=None, short_edge=None):
@@ -639,8 +647,11 @@ def parse_flags():
 def main():
     args = parse_flags()
     pose_cli.log_to_stderr()
+    # What is missing shows before TensorFlow takes its time.
     if args.datapath:
-        pose_annotations.find_split(args.datapath, args.split, args.imgpath)  # before TensorFlow takes its time
+        pose_annotations.find_split(args.datapath, args.split, args.imgpath)
+    else:
+        find_photographs(args.images)
     if args.oracle:
         predict_maps, fixed_size = oracle_maps(args.oracle), None
     else:

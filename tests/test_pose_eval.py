@@ -304,12 +304,23 @@ def test_impossible_flags(monkeypatch, args, mention):
         parse(monkeypatch, *args)
 
 
-def test_errors_of_the_command_are_one_line(sample_coco, photo_graph, tmp_path):
+@pytest.mark.parametrize('args, mention', [
+    (['--oracle', '--datapath={folder}', '--split=test2017'], 'test2017'),
+    (['--graph=graph.pb', '--images={folder}'], 'no photographs'),
+])
+def test_errors_of_the_command_are_one_line(tmp_path, args, mention):
+    """They come before TensorFlow is imported, and leave nothing behind."""
+    result = run_command('pose_eval.py', *[arg.format(folder=tmp_path) for arg in args],
+                         '--output-dir=%s' % (tmp_path / 'out'))
+    assert_user_error(result, mention)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_graph_of_fixed_size_says_so(photo_graph, coco_photos, monkeypatch, tmp_path):
     folder, _ = photo_graph
-    cases = [(['--oracle', '--datapath=%s' % (tmp_path / 'none')], ['none']),
-             (['--oracle', '--datapath=%s' % sample_coco, '--split=test2017'], ['test2017']),
-             (['--graph=%s' % (folder / 'graph.pb'), '--images=%s' % tmp_path], ['no photographs']),
-             (['--graph=%s' % (folder / 'graph.pb'), '--datapath=%s' % sample_coco, '--scale=368'], ['640x400'])]
-    for args, mentions in cases:
-        assert_user_error(run_command('pose_eval.py', *(args + ['--output-dir=%s' % (tmp_path / 'out')])), *mentions)
-    assert not list((tmp_path / 'out').iterdir())
+    args = ['--graph=%s' % (folder / 'graph.pb'), '--datapath=%s' % coco_photos, '--output-dir=%s' % (tmp_path / 'out')]
+    for size in ('--scale=368', '--input-size=368x368'):
+        parse(monkeypatch, *(args + [size]))
+        with pytest.raises(UserError, match='640x400'):
+            pose_eval.main()
+    assert not (tmp_path / 'out').exists()
