@@ -30,6 +30,7 @@ import threading
 import time
 
 import msgpack
+import msgpack.fallback
 import numpy as np
 import zmq
 import zmq.auth
@@ -218,7 +219,8 @@ def unpack(data):
     if len(data) > MAX_HEADER:
         raise BadMessage('a header of %d bytes' % len(data))
     try:
-        header = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees what it has nested when the end is missing.
+        header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:  # msgpack documents ValueError, but passes on more than that
         raise BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
     if not isinstance(header, dict) or type(header.get('version')) is not int or not isinstance(header.get('type'), str):
@@ -628,7 +630,7 @@ class BatchReceiver:
             sender = 'others'
         if sender not in self._bad:
             logging.warning('dropped a bad message from %s: %s', sender, fault)
-        self._bad[sender] = [self._bad.get(sender, (0,))[0] + 1, fault]
+        self._bad[sender] = [self._bad.get(sender, (0,))[0] + 1, str(fault)]
 
     def _warn_when_starved(self):
         now = time.monotonic()

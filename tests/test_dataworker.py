@@ -1,0 +1,182 @@
+"""pose_dataworker.py as users run it: real COCO folders, real trainers, and a machine without TensorFlow."""
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+
+from conftest import ROOT, assert_user_error, run_command
+
+import pose_remote
+
+PATIENCE = 90  # seconds, for machines that have much else to do
+SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
+# tensorpack would spend seconds on loading TensorFlow, where it is installed.
+WITHOUT_TENSORFLOW = ('import runpy, sys; sys.modules["tensorflow"] = None; sys.argv[0] = "pose_dataworker.py"; '
+                      'sys.path.insert(0, "."); runpy.run_path("pose_dataworker.py", run_name="__main__")')
+
+
+@pytest.fixture
+def address():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(('127.0.0.1', 0))
+        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(*command) runs it in a process that ends with the test; its output goes to process.log."""
+    processes = []
+
+    def start(*command):
+        log = tmp_path / ('log_%d' % len(processes))
+        with open(str(log), 'w') as output:
+            process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdout=output,
+                                       stderr=subprocess.STDOUT)
+        process.log = log
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def worker_command(address, folder, python=sys.executable, workers=1):
+    return [python, '-c', WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def receive(receiver, count):
+    """Copies of the next `count` batches."""
+    return [[field.copy() for field in wait_for(lambda: receiver.get(0.5), 'no batch comes')] for _ in range(count)]
+
+
+def children(pid):
+    import psutil
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sample_coco):
+    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+        workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
+        batches = receive(receiver, 4)
+        wait_for(lambda: receiver.get(0.1) and sum(peer.ready for peer in list(receiver._peers.values())) == 2,
+                 'one worker does not join')
+        batches += receive(receiver, 20)
+        loaders = [process for worker in workers for process in children(worker.pid)]
+        assert len(loaders) == 4  # for each worker a supervisor and a loader process
+    for image, heatmap, paf, mask in batches:
+        assert image.shape == (2, 64, 96, 3) and heatmap.shape == (2, 8, 12, 19) and paf.shape == (2, 8, 12, 38)
+        assert image.std() > 5 and mask.min() >= 0 and mask.max() == 1
+    assert max(heatmap[..., :18].max() for _, heatmap, _, _ in batches) > 0.8
+    # Each worker, each process and each pass over the data draws its own augmentation: no image comes twice.
+    checksums = [zlib.crc32(image.tobytes()) for batch in batches for image in batch[0]]
+    assert len(set(checksums)) == len(checksums)
+    for worker in workers:
+        assert worker.wait(PATIENCE) == 0, worker.log.read_text()
+    wait_for(lambda: not any(process.is_running() for process in loaders), 'loader processes are left over')
+
+
+def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start, sample_coco):
+    worker = start(*worker_command(address, sample_coco))
+    receiver = pose_remote.BatchReceiver(address, SETTINGS)
+    first = receive(receiver, 2)
+    receiver.close(ended=False)  # as when it dies
+    with pose_remote.BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
+        second = receive(receiver, 2)
+    assert first[0][0].shape == (2, 64, 96, 3) and second[0][0].shape == (2, 64, 64, 3)
+    assert second[0][1].shape == (2, 16, 16, 19)
+    assert worker.wait(PATIENCE) == 0
+
+
+def test_a_killed_worker_leaves_no_processes(address, start, sample_coco):
+    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+        worker = start(*worker_command(address, sample_coco, workers=2))
+        receive(receiver, 2)
+        loaders = children(worker.pid)
+        assert len(loaders) == 3
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        wait_for(lambda: not any(process.is_running() for process in loaders), 'loader processes are left over')
+        wait_for(lambda: receiver.get(0.5) is None and any('left' in line for line in receiver.report()),
+                 'the trainer does not notice')
+
+
+def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
+    python = ROOT / '.venv-worker' / 'bin' / 'python'
+    if not python.exists():
+        pytest.skip('no environment made from requirements-worker.txt in .venv-worker')
+    assert subprocess.run([str(python), '-c', 'import tensorflow'], stderr=subprocess.DEVNULL).returncode != 0
+    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+        worker = start(python, 'pose_dataworker.py', '--master=' + address, '--datapath=%s' % sample_coco)
+        receive(receiver, 3)
+    assert worker.wait(PATIENCE) == 0, worker.log.read_text()
+
+
+@pytest.mark.parametrize('flags, mentions', [
+    ([], ['--master']),
+    (['--master=tcp://h:1', '--datapath=/no/such/folder'], ['/no/such/folder']),
+    (['--master=http://h:1', '--datapath=.'], ['--master=http://h:1', 'tcp://HOST:PORT']),
+    (['--master=tcp://h:1', '--datapath=.'], ['person_keypoints_train2017.json']),
+    (['--master=tcp://h:1'], ['--datapath', '$COCO_DIR'])])
+def test_wrong_flags(flags, mentions):
+    environment = {name: value for name, value in os.environ.items() if name != 'COCO_DIR'}
+    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
+
+
+def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
+    environment = dict(os.environ, COCO_DIR=str(sample_coco))
+    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
+                                  env=environment), 'worker.key_secret', 'make_curve_keys.py')
+
+
+def test_training_with_two_workers(address, start, sample_coco, tmp_path):
+    """train.py, killed with -9 and started again, with two workers that nobody restarts."""
+    def train(steps):
+        return start(sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
+                     '--input-width=64', '--input-height=64', '--batchsize=2', '--max-steps=%d' % steps, '--log-every=2',
+                     '--save-every=2', '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs'))
+
+    workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
+    trainer = train(100000)
+    wait_for(lambda: re.search(r'step=4, .* examples/sec', trainer.log.read_text()) or trainer.poll() is not None,
+             'training does not start')
+    assert trainer.poll() is None, trainer.log.read_text()
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    step = max(int(number) for number in re.findall(r'step=(\d+),', trainer.log.read_text()))
+    trainer = train(step + 12)
+    assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
+    text = trainer.log.read_text()
+    assert text.count('data worker joined: ') == 2 and 'data workers, samples/s: ' in text
+    assert 'step=%d,' % (step + 12) in text
+    for worker in workers:
+        assert worker.wait(PATIENCE) == 0, worker.log.read_text()
+        assert worker.log.read_text().count('connected; sending batches') == 2
+
+
+def test_the_benchmark_prints_its_figures(sample_coco):
+    result = run_command('scripts/bench_remote.py', '--seconds=1', '--rounds=1', '--side=64', '--batchsize=2', '--json')
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures['samples_per_s'] > 0 and figures['tensorpack_samples_per_s'] > 0
+    assert figures['ratio'] == pytest.approx(figures['samples_per_s'] / figures['tensorpack_samples_per_s'])
+    assert 64 * 64 * 3 < figures['bytes_per_sample'] < 64 * 64 * 3 * 1.5
