@@ -5,15 +5,16 @@ their reference counts are touched. Arrays are shared by all processes. The anno
 in a process of its own; later starts read the arrays back.
 """
 import collections
-import concurrent.futures
 import contextlib
+import gc
 import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import tempfile
-import zipfile
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -28,7 +29,10 @@ MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 1
+MAX_SIDE = (1 << 15) - 1  # of an image: OpenCV warps no larger ones
+MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
+
+CACHE_VERSION = 2
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
@@ -83,20 +87,8 @@ def read_annotations(annotation_file, image_folder):
         UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
     """
     key = _cache_key(annotation_file)
-    arrays = None
-    for path in _cache_paths(annotation_file, key):
-        arrays = _load_cache(path, key)
-        if arrays:
-            break
-    else:
-        # A process of its own: what json and pycocotools allocate goes back to the system when it ends.
-        with concurrent.futures.ProcessPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as scratch:
-            try:
-                path = pool.submit(_parse_and_store, annotation_file, key, scratch).result()
-            except concurrent.futures.process.BrokenProcessPool:
-                raise UserError('the process that parsed %s was killed; it needs about 2 GB of free memory for all of '
-                                'COCO' % annotation_file)
-            arrays = _load_cache(path, key)
+    cached = (_load_cache(path, key) for path in _cache_paths(annotation_file))
+    arrays = next((arrays for arrays in cached if arrays), None) or _parse_in_child(annotation_file, key)
     for problem in arrays.pop('problems'):
         logging.warning('%s: %s', annotation_file, problem.decode())
     return _drop_missing_images(Annotations(**arrays), annotation_file, image_folder)
@@ -147,7 +139,7 @@ def select_main_people(num_keypoints, area, bbox):
     chosen = []
     centre = bbox[:, :2] + bbox[:, 2:] / 2
     for person in np.argsort(-area, kind='stable'):
-        if num_keypoints[person] < MAIN_MIN_KEYPOINTS or area[person] < MAIN_MIN_AREA or (bbox[person, 2:] <= 0).any():
+        if num_keypoints[person] < MAIN_MIN_KEYPOINTS or area[person] < MAIN_MIN_AREA or (bbox[person, 2:] < 1).any():
             continue
         distance = np.linalg.norm(centre[chosen] - centre[person], axis=1)
         if (distance >= MAIN_MIN_DISTANCE * bbox[chosen, 2:].max(axis=1, initial=0)).all():
@@ -169,28 +161,30 @@ def build_arrays(annotation_file):
         row = row_of_image.get(annotation.get('image_id'))
         if row is None:
             problems['annotations of images that are not listed'] += 1
-        elif annotation.get('iscrowd') or not annotation.get('num_keypoints'):
-            segmentation = annotation.get('segmentation') or []
-            if isinstance(segmentation, dict):
-                run = _run_lengths(segmentation, images[row])
-                if run is None:
-                    problems['segmentations that do not fit their image'] += 1
-                else:
-                    runs.append(run)
-                    run_image.append(row)
-            else:
-                sane = [np.asarray(p, np.float32) for p in segmentation if _polygon_is_sane(p)]
-                problems['broken polygons'] += len(segmentation) - len(sane)
-                polygons += sane
-                polygon_image += [row] * len(sane)
-        elif not _person_is_sane(annotation):
-            problems['people with broken keypoints or boxes'] += 1
-        else:
+            continue
+        is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
+        if is_labelled and _person_is_sane(annotation):
             keypoints += annotation['keypoints']
             boxes += annotation['bbox']
             areas.append(annotation.get('area', 0))
             counts_of_points.append(annotation['num_keypoints'])
             person_image.append(row)
+            continue
+        problems['people with broken keypoints or boxes'] += bool(is_labelled)
+        segmentation = annotation.get('segmentation') or []
+        if isinstance(segmentation, dict):
+            run = _run_lengths(segmentation, images[row])
+            if run is None:
+                problems['segmentations that do not fit their image'] += 1
+            else:
+                runs.append(run)
+                run_image.append(row)
+        else:
+            parts = segmentation if isinstance(segmentation, list) else [segmentation]
+            sane = [np.array(part, np.float32) for part in parts if _polygon_is_sane(part)]
+            problems['broken polygons'] += len(parts) - len(sane)
+            polygons += sane
+            polygon_image += [row] * len(sane)
 
     joints, boxes = coco_to_joints(keypoints), np.array(boxes, np.float32).reshape(-1, 4)
     areas, counts_of_points = np.array(areas, np.float64), np.array(counts_of_points)
@@ -231,7 +225,7 @@ def _load_coco(annotation_file):
             coco = COCO(annotation_file)
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
         raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
     except (AssertionError, KeyError, TypeError, AttributeError) as error:
         raise UserError('%s is not a COCO annotation file (%s: %s)' % (annotation_file, type(error).__name__, error))
@@ -252,52 +246,60 @@ def _unique(entries, kind, problems):
 
 
 def _image_is_sane(image, problems):
-    sane = (isinstance(image.get('file_name'), str) and isinstance(image['id'], int)
-            and all(isinstance(image.get(side), int) and 0 < image[side] < 1 << 16 for side in ('width', 'height')))
-    problems['images without a file name or a size'] += not sane
+    name = image.get('file_name')
+    sane = (isinstance(name, str) and name.isprintable() and 0 < len(name) < 256
+            and isinstance(image['id'], int) and abs(image['id']) < 1 << 63
+            and all(isinstance(image.get(side), int) and 0 < image[side] <= MAX_SIDE for side in ('width', 'height')))
+    problems['images without a file name or a usable size'] += not sane
     return sane
 
 
-def _is_finite_list(values, length):
-    return isinstance(values, list) and len(values) == length and _all_finite(values)
-
-
-def _all_finite(values):
-    try:
-        total = sum(values)
-    except TypeError:
-        return False
-    return total - total == 0  # False when any value is NaN or infinite
-
-
 def _person_is_sane(annotation):
-    return (_is_finite_list(annotation.get('keypoints'), 51) and _is_finite_list(annotation.get('bbox'), 4)
-            and annotation['bbox'][2] >= 0 and annotation['bbox'][3] >= 0
-            and _all_finite([annotation.get('area', 0), annotation['num_keypoints']]))
+    keypoints, bbox = annotation.get('keypoints'), annotation.get('bbox')
+    return (isinstance(keypoints, list) and len(keypoints) == 51 and _are_numbers_below(keypoints, MAX_COORDINATE)
+            and isinstance(bbox, list) and len(bbox) == 4 and _are_numbers_below(bbox, MAX_COORDINATE)
+            and bbox[2] >= 0 and bbox[3] >= 0
+            and _are_numbers_below([annotation.get('area', 0), annotation['num_keypoints']], MAX_COORDINATE ** 2))
 
 
 def _polygon_is_sane(polygon):
-    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and _all_finite(polygon)
+    return (isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+            and _are_numbers_below(polygon, MAX_COORDINATE))
+
+
+def _are_numbers_below(values, limit):
+    try:
+        return -limit < min(values) and max(values) < limit and sum(values) * 0 == 0  # the last is False with a NaN
+    except TypeError:
+        return False
 
 
 def _run_lengths(segmentation, image):
     """COCO's run lengths (column by column, first run outside) as uint32, or None when they do not fit the image."""
     counts = segmentation.get('counts')
-    if segmentation.get('size') != [image['height'], image['width']]:
-        return None
     if isinstance(counts, str):
-        return _compressed_run_lengths(segmentation)
-    if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
-        return None
-    return np.array(counts, np.uint32) if sum(counts) == image['height'] * image['width'] else None
+        counts = _unpack_counts(counts)
+    fit = (segmentation.get('size') == [image['height'], image['width']] and isinstance(counts, list)
+           and all(isinstance(count, int) and count >= 0 for count in counts)
+           and sum(counts) == image['height'] * image['width'])
+    return np.array(counts, np.uint32) if fit else None
 
 
-def _compressed_run_lengths(segmentation):
-    from pycocotools import mask as coco_mask  # only few files hold compressed regions
-    bitmap = coco_mask.decode({'size': segmentation['size'], 'counts': segmentation['counts'].encode()})
-    column_major = bitmap.T.reshape(-1)
-    borders = np.flatnonzero(np.diff(np.concatenate([[0], column_major])))
-    return np.diff(np.concatenate([[0], borders, [column_major.size]])).astype(np.uint32)
+def _unpack_counts(text):
+    """COCO's compressed run lengths -> list, or None: 5 bits a character, from the third on differences to the last but
+    one (pycocotools has this only together with drawing the bitmap, which trusts the lengths)."""
+    counts, value, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last character of a number; its highest bit is the sign
+            value -= (bits & 16) << shift - 4
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return counts
 
 
 def _decode_run_lengths(counts, height, width):
@@ -316,45 +318,81 @@ def _starts(lengths):
 
 
 def _drop_missing_images(annotations, annotation_file, image_folder):
-    present = set(os.listdir(image_folder))
-    names = [name.decode() for name in annotations.file_name]
+    try:
+        present = set(os.listdir(image_folder))
+    except OSError as error:
+        raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
+    rows = np.unique(annotations.sample_image)
+    names = [name.decode() for name in annotations.file_name[rows]]
     missing = np.array([name not in present and not os.path.isfile(os.path.join(image_folder, name)) for name in names])
     if not missing.any():
         return annotations
     examples = ', '.join(np.array(names)[missing][:3])
-    message = ('%d of the %d images of %s are not in %s (%s ...)'
+    message = ('%d of the %d images with people of %s are not in %s (%s ...)'
                % (missing.sum(), len(names), annotation_file, image_folder, examples))
     if missing.mean() > MISSING_LIMIT:
         raise UserError('%s; give the folder with the images by --imgpath' % message)
     logging.warning('%s: they are left out', message)
-    keep = ~missing[annotations.sample_image]
+    keep = ~np.isin(annotations.sample_image, rows[missing])
     return annotations._replace(sample_image=annotations.sample_image[keep],
                                 sample_person=annotations.sample_person[keep])
 
 
 def _cache_key(annotation_file):
-    status = os.stat(annotation_file)
-    return '%d %s %d %d' % (CACHE_VERSION, os.path.realpath(annotation_file), status.st_size, status.st_mtime_ns)
+    try:
+        status = os.stat(annotation_file)
+    except OSError as error:
+        raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
+    return '%d %d %d' % (CACHE_VERSION, status.st_size, status.st_mtime_ns)
 
 
-def _cache_paths(annotation_file, key):
+def _cache_paths(annotation_file):
     """Beside the annotation file, or in the user's cache folder where that one cannot be written."""
     folder, name = os.path.split(annotation_file)
     cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(annotation_file))).hexdigest()[:16]
     return [os.path.join(folder, '.%s.arrays.npz' % name),
             os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (name, digest))]
 
 
-def _parse_and_store(annotation_file, key, scratch):
-    """Parse, and store the arrays in the first cache folder that can be written, or in scratch; returns the path."""
-    arrays = dict(build_arrays(annotation_file), key=np.array(key))
-    paths = _cache_paths(annotation_file, key) + [os.path.join(scratch, 'arrays.npz')]
-    for path in paths[:-1]:
-        with contextlib.suppress(OSError):
+def _parse_in_child(annotation_file, key):
+    """build_arrays in a process of its own: what json allocates goes back to the system when that ends."""
+    logging.info('reading %s (later starts read a cache)', annotation_file)
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_parse_and_send, args=(annotation_file, key, here, there), daemon=True)
+    child.start()
+    there.close()
+    try:
+        result = here.recv()
+    except EOFError:
+        raise UserError('the process that read %s was killed; it needs about 2 GB of free memory for all of COCO'
+                        % annotation_file)
+    child.join()
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _parse_and_send(annotation_file, key, parents_end, connection):
+    parents_end.close()  # or sending would wait for ever for a parent that was killed
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is reported by the parent
+    gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
+    try:
+        arrays = build_arrays(annotation_file)
+    except UserError as error:
+        return connection.send(error)
+    for path in _cache_paths(annotation_file):
+        try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            return _store_cache(path, arrays)
-    return _store_cache(paths[-1], arrays)
+            _store_cache(path, dict(arrays, key=np.array(key)))
+            break
+        except OSError as error:
+            reason = '%s: %s' % (path, error.strerror)
+    else:
+        logging.warning('no cache could be written, each start will take as long (%s)', reason)
+    with contextlib.suppress(ConnectionError):
+        connection.send(arrays)
 
 
 def _store_cache(path, arrays):
@@ -368,15 +406,36 @@ def _store_cache(path, arrays):
     except BaseException:
         os.unlink(temporary)
         raise
-    return path
 
 
 def _load_cache(path, key):
-    """The arrays, or None when the cache is missing, stale, truncated or not readable."""
+    """The arrays, or None when the cache is missing, stale, truncated, foreign or not readable."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['key']) != key:
                 return None
-            return {name: stored[name] for name in Annotations._fields + ('problems',)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = {name: stored[name] for name in Annotations._fields + ('problems',)}
+            return arrays if _fit_together(**arrays) else None
+    except Exception:  # zip, npy headers and their contents fail in many ways; parsing the annotations mends them all
         return None
+
+
+def _fit_together(image_id, file_name, image_size, person_start, joints, bbox, polygon_start, point_start, points,
+                  run_start, count_start, counts, sample_image, sample_person, problems):
+    """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
+    def are_starts(starts, owners, owned):
+        return (starts.shape == (owners + 1,) and starts.dtype == np.int64 and starts[0] == 0 and starts[-1] == owned
+                and (np.diff(starts) >= 0).all())
+
+    images, people = len(image_id), len(joints)
+    return (file_name.shape == (images,) and file_name.dtype.kind == 'S' and image_size.shape == (images, 2)
+            and joints.shape == (people, 18, 2) and bbox.shape == (people, 4) and points.shape[1:] == (2,)
+            and counts.ndim == problems.ndim == 1 and sample_image.shape == sample_person.shape == (len(sample_image),)
+            and are_starts(person_start, images, people)
+            and are_starts(polygon_start, images, len(point_start) - 1)
+            and are_starts(point_start, len(point_start) - 1, len(points))
+            and are_starts(run_start, images, len(count_start) - 1)
+            and are_starts(count_start, len(count_start) - 1, len(counts))
+            and 0 <= sample_image.min() and sample_image.max() < images
+            and (person_start[sample_image] <= sample_person).all()
+            and (sample_person < person_start[sample_image + 1]).all())

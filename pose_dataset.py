@@ -132,7 +132,7 @@ class PoseDataFlow(RNGDataFlow):
     """
 
     def __init__(self, dataset, is_train, seed=None):
-        self.dataset, self.is_train, self.seed = dataset, is_train, seed
+        self.dataset, self.is_train, self.seed, self._pid = dataset, is_train, seed, os.getpid()
 
     def __len__(self):
         return len(self.dataset) if self.is_train else len(self.dataset.validation_images)
@@ -140,7 +140,9 @@ class PoseDataFlow(RNGDataFlow):
     def reset_state(self):
         super().reset_state()
         if self.seed is not None:
-            self.rng = np.random.RandomState(self.seed)
+            # A forked copy, as tensorpack's parallel runners make them, must not repeat this process's samples.
+            copy = [] if os.getpid() == self._pid else [os.getpid()]
+            self.rng = np.random.RandomState([self.seed % (1 << 32)] + copy)
 
     def __iter__(self):
         counter = BadSampleCounter(len(self))

@@ -18,6 +18,8 @@ LIMB_STARTS, LIMB_ENDS = (np.array(parts) for parts in zip(*LIMBS))
 FLIP_ORDER = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
 
 GAUSSIAN_CUTOFF = 4.6052  # a heatmap is exactly 0 where its exponent passes this: below 1 %
+SUBPIXEL_BITS = 4  # of OpenCV's fixed-point drawing coordinates
+FAR_OUTSIDE = 1 << 20  # input pixels; beyond, OpenCV's coordinates would overflow
 
 
 def render_heatmaps(joints, height, width, stride, sigma=7.0):
@@ -31,32 +33,33 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     Returns:
         float32 (height, width, 19); channel 18 = 1 - the maximum of the others (Cao et al., equation 7).
     """
-    heatmaps = np.zeros((height, width, BACKGROUND + 1), np.float32)
     joints = np.asarray(joints, np.float64).reshape(-1, BACKGROUND, 2)
+    grid = np.array([width, height])
     radius = np.sqrt(2 * GAUSSIAN_CUTOFF) * sigma / stride  # in cells
     centre = (joints.reshape(-1, 2) - (stride / 2 - 0.5)) / stride
-    grid = np.array([width, height])
     with np.errstate(invalid='ignore'):
-        near = ((centre > -1 - radius) & (centre < grid + radius)).all(axis=1)  # False for NaN and infinity
-    centre = centre[near]
-    part = np.nonzero(near)[0] % BACKGROUND
+        near = np.flatnonzero(((centre > -1 - radius) & (centre < grid + radius)).all(axis=1))  # not NaN, not infinity
+    centre, part = centre[near], near % BACKGROUND
 
     # A Gaussian is the product of one in x and one in y: both are taken over a window of cells around the joint.
-    cell = np.ceil(centre - radius).astype(np.int64)[:, :, None] + np.arange(int(2 * radius) + 1)
+    cell = np.ceil(centre - radius)[:, :, None] + np.arange(int(2 * radius) + 1)
     exponent = ((cell - centre[:, :, None]) * stride) ** 2 / (2 * sigma ** 2)
-    inside = (cell >= 0) & (cell < grid[:, None])
-    keep = ((exponent[:, 1, :, None] + exponent[:, 0, None, :] <= GAUSSIAN_CUTOFF)
-            & inside[:, 1, :, None] & inside[:, 0, None, :])
+    exponent[(cell < 0) | (cell >= grid[:, None])] = np.inf
     gaussian = np.exp(-exponent)
+    keep = exponent[:, 1, :, None] + exponent[:, 0, None, :] <= GAUSSIAN_CUTOFF
     value = (gaussian[:, 1, :, None] * gaussian[:, 0, None, :])[keep].astype(np.float32)
-    position = ((cell[:, 1, :, None] * width + cell[:, 0, None, :]) * (BACKGROUND + 1) + part[:, None, None])[keep]
+    row = part[:, None] * height + cell[:, 1]
+    position = (row[:, :, None] * width + cell[:, 0, None, :])[keep].astype(np.int64)
 
     # Where people overlap, the plain assignment lets the last one win; the few larger values are then put back.
-    flat = heatmaps.reshape(-1)
+    parts = np.zeros((BACKGROUND, height, width), np.float32)
+    flat = parts.reshape(-1)
     flat[position] = value
-    lost = flat[position] < value
+    lost = np.flatnonzero(flat[position] < value)
     np.maximum.at(flat, position[lost], value[lost])
-    heatmaps[..., BACKGROUND] = 1 - heatmaps[..., :BACKGROUND].max(axis=-1)
+    heatmaps = np.empty((height, width, BACKGROUND + 1), np.float32)
+    heatmaps[..., :BACKGROUND] = np.moveaxis(parts, 0, -1)
+    heatmaps[..., BACKGROUND] = 1 - parts.max(axis=0)
     return heatmaps
 
 
@@ -75,50 +78,46 @@ def render_pafs(joints, height, width, stride, limb_width=1.0):
     Returns:
         float32 (height, width, 38), limb k in channels 2k (x) and 2k + 1 (y).
     """
-    pafs = np.zeros((height * width * len(LIMBS), 2), np.float32)
     joints = np.asarray(joints, np.float64).reshape(-1, BACKGROUND, 2) / stride
     start, end = joints[:, LIMB_STARTS].reshape(-1, 2), joints[:, LIMB_ENDS].reshape(-1, 2)
-    vector = end - start
-    with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
+    with np.errstate(invalid='ignore', over='ignore'):
+        vector = end - start
         length = np.sqrt((vector ** 2).sum(axis=1))
-        usable = np.isfinite(length) & (length > 0)
-    start, end, unit = start[usable], end[usable], vector[usable] / length[usable, None]
-    limb = np.nonzero(usable)[0] % len(LIMBS)
-    grid = np.array([width, height])
-    low = np.clip(np.round(np.minimum(start, end) - limb_width), 0, grid).astype(np.int64)
-    high = np.clip(np.round(np.maximum(start, end) + limb_width), 0, grid).astype(np.int64)
+        low = np.maximum(np.round(np.minimum(start, end) - limb_width), 0)
+        high = np.minimum(np.round(np.maximum(start, end) + limb_width), [width, height])
+        covers = np.flatnonzero((length > 0) & (length < np.inf) & (low < high).all(axis=1))
+    unit = vector[covers] / length[covers, None]
+    limb = covers % len(LIMBS)
 
-    # Walk along the axis in which the limb is longer: at each step only a few cells across it can belong to it.
-    each = np.arange(len(limb))
-    along = (np.abs(unit[:, 1]) > np.abs(unit[:, 0])).astype(np.int64)  # 0: steps in x, 1: steps in y
-    steps = high[each, along] - low[each, along]
-    steps[(high <= low).any(axis=1)] = 0
-    owner = np.repeat(each, steps)
-    first_step = np.cumsum(steps) - steps
-    along, across = along[owner], 1 - along[owner]
-    step = np.arange(len(owner)) - first_step[owner] + low[owner, along]
-    unit_along, unit_across = unit[owner, along], unit[owner, across]
-    middle = start[owner, across] + (step - start[owner, along]) * unit_across / unit_along
-    reach = limb_width / np.abs(unit_along)
-    candidates = int(2 * limb_width * np.sqrt(2)) + 2
-    first_cell = np.clip(np.floor(middle - reach), -candidates, grid.max()).astype(np.int64)
-    cell = first_cell[:, None] + np.arange(candidates + 1)
-    x = np.where(along[:, None] == 0, step[:, None], cell)
-    y = np.where(along[:, None] == 0, cell, step[:, None])
-    unit = unit[owner]
-    cross = (x - start[owner, 0, None]) * unit[:, 1, None] - (y - start[owner, 1, None]) * unit[:, 0, None]
-    keep = ((np.abs(cross) <= limb_width)
-            & (cell >= low[owner, across][:, None]) & (cell < high[owner, across][:, None]))
-    position = ((y * width + x) * len(LIMBS) + limb[owner][:, None])[keep]
-    value = np.broadcast_to(unit[:, None, :], keep.shape + (2,))[keep]
+    # Walk along the axis in which the limb is longer: at each step only a few cells across it can belong to it. From
+    # here on the last axis is not x and y, but along and across.
+    geometry = np.stack([start[covers], unit, low[covers], high[covers], np.broadcast_to([1, width], unit.shape)], axis=1)
+    steep = np.abs(unit[:, 1]) > np.abs(unit[:, 0])
+    geometry[steep] = geometry[steep, :, ::-1]
+    steps = (geometry[:, 3, 0] - geometry[:, 2, 0]).astype(np.int64)
+    owner = np.repeat(np.arange(len(covers)), steps)
+    (start_along, start_across, unit_along, unit_across, low_along, low_across, _, high_across, jump_along,
+     jump_across) = geometry.reshape(-1, 10).T[:, owner]
+    step = np.arange(len(owner)) - (np.cumsum(steps) - steps)[owner] + low_along
+    done = step - start_along
+    reach = limb_width / np.abs(unit_along) + 1e-6  # more than rounding can lose; the exact test follows
+    first = np.clip(np.ceil(start_across + done * unit_across / unit_along - reach), low_across, high_across)
+    candidates = int(2 * np.sqrt(2) * limb_width + 1e-5) + 1
+    cell = first[:, None] + np.arange(candidates)
+    cross = (done * unit_across)[:, None] - (cell - start_across[:, None]) * unit_along[:, None]
+    keep = (np.abs(cross) <= limb_width) & (cell < high_across[:, None])
 
     # Cells of one limb are written at once; where limbs of several people meet, their mean is put in place.
+    position = ((step * jump_along)[:, None] + cell * jump_across[:, None]) * len(LIMBS) + limb[owner, None]
+    position = position[keep].astype(np.int64)
+    value = unit.astype(np.float32).view(np.complex64)[:, 0][np.repeat(owner, keep.sum(axis=1))]
+    pafs = np.zeros(height * width * len(LIMBS), np.complex64)
     pafs[position] = value
     people = np.bincount(position, minlength=len(pafs))[position]
-    shared = people > 1
+    shared = np.flatnonzero(people > 1)
     pafs[position[shared]] = 0
-    np.add.at(pafs, position[shared], value[shared] / people[shared, None])
-    return pafs.reshape(height, width, 2 * len(LIMBS))
+    np.add.at(pafs, position[shared], value[shared] / people[shared])
+    return pafs.view(np.float32).reshape(height, width, 2 * len(LIMBS))
 
 
 def render_mask(polygons, bitmaps, matrix, height, width, stride):
@@ -139,9 +138,8 @@ def render_mask(polygons, bitmaps, matrix, height, width, stride):
     for bitmap in bitmaps:
         warped = cv2.warpAffine(bitmap, matrix, (width * stride, height * stride), flags=cv2.INTER_NEAREST)
         np.maximum(ignored, warped, out=ignored)
-    fixed_point_bits = 4
     for polygon in polygons:
-        points = polygon @ matrix[:, :2].T + matrix[:, 2]
-        cv2.fillPoly(ignored, [np.round(points * (1 << fixed_point_bits)).astype(np.int32)], 1, shift=fixed_point_bits)
+        points = np.clip(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE, FAR_OUTSIDE)
+        cv2.fillPoly(ignored, [np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)], 1, shift=SUBPIXEL_BITS)
     covered = cv2.resize(ignored.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return (1 - covered)[:, :, None]

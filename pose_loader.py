@@ -14,6 +14,7 @@ import json
 import logging
 import mmap
 import os
+import select
 import selectors
 import signal
 import socket
@@ -25,12 +26,13 @@ import numpy as np
 
 from pose_cli import UserError
 
-SLOTS_PER_WORKER = 2  # one to fill while the other waits for the trainer
+SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
+SPARE_SLOTS = 2  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 MAX_DEATHS_IN_A_ROW = 5
 BAD_SAMPLE_LIMIT = 0.2
-MIN_ATTEMPTS = 50
+MIN_ATTEMPTS = 100
 
 
 class BadSample(Exception):
@@ -89,16 +91,17 @@ class BatchLoader:
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None):
-        self._batchsize = batchsize
         self._counter = BadSampleCounter(len(dataset))
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
-        self._slots = [_shared_arrays(layout) for _ in range(workers * SLOTS_PER_WORKER)]
+        self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
+        self._slots_of = [set() for _ in range(workers)]  # the slots that each worker is to fill
+        self._free = set(range(len(self._slots)))
         self._ready = collections.deque()  # slots that hold a batch
         self._held = None  # the slot whose arrays the caller has
         self._deaths = [0] * workers
         self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
         self._control, supervisor_end = _packet_pair()
-        seed = np.random.SeedSequence().entropy % (1 << 32) if seed is None else seed
+        seed = (np.random.SeedSequence().entropy if seed is None else seed) % (1 << 32)
         self._supervisor = os.fork()
         if self._supervisor == 0:
             for own in self._sockets + (self._control,):
@@ -111,8 +114,7 @@ class BatchLoader:
             self._selector.register(own, selectors.EVENT_READ, worker)
         self._selector.register(self._control, selectors.EVENT_READ, None)
         self._generation = [0] * workers
-        for slot in range(len(self._slots)):
-            self._offer(slot)
+        self._offer_free_slots()
 
     def get(self, timeout=None):
         """The next batch, or None when none came within timeout seconds.
@@ -121,8 +123,9 @@ class BatchLoader:
             (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call.
         """
         if self._held is not None:
-            self._offer(self._held)
+            self._free.add(self._held)
             self._held = None
+            self._offer_free_slots()
         deadline = None if timeout is None else time.monotonic() + timeout
         self._receive(0)
         while not self._ready:
@@ -161,13 +164,18 @@ class BatchLoader:
     def __exit__(self, *_):
         self.close()
 
-    def _offer(self, slot):
-        worker = slot // SLOTS_PER_WORKER
-        packet = json.dumps({'slot': slot, 'generation': self._generation[worker]}).encode()
-        try:
-            self._sockets[worker].send(packet)
-        except ConnectionError:
-            raise UserError('the loader processes are gone; see the messages above')
+    def _offer_free_slots(self):
+        """Hand the free slots to the workers that have the fewest to fill."""
+        while self._free:
+            worker = min(range(len(self._slots_of)), key=lambda worker: len(self._slots_of[worker]))
+            if len(self._slots_of[worker]) >= SLOTS_PER_WORKER:
+                return
+            slot = self._free.pop()
+            self._slots_of[worker].add(slot)
+            try:
+                self._sockets[worker].send(_packet(slot=slot, generation=self._generation[worker]))
+            except ConnectionError:
+                raise UserError('the loader processes are gone; start the command again')
 
     def _receive(self, timeout):
         """Take in what workers and supervisor sent, waiting up to timeout seconds for the first."""
@@ -184,17 +192,18 @@ class BatchLoader:
             events = self._selector.select(0)
 
     def _handle(self, worker, message):
+        if 'failed' in message:
+            raise RuntimeError('a loader process failed:\n%s' % message['failed'])
+        self._counter.add_good(message['good'])
+        if 'bad' in message:
+            self._counter.add_bad(*message['bad'])
         if 'filled' in message:
             self._deaths[worker] = 0
-            self._counter.add_good(self._batchsize)
+            self._slots_of[worker].remove(message['filled'])
             self._ready.append(message['filled'])
-        elif 'bad' in message:
-            self._counter.add_bad(*message['bad'])
-        else:
-            raise RuntimeError('a loader process failed:\n%s' % message['failed'])
 
     def _replace(self, worker, generation, status):
-        """A worker died and the supervisor has forked another: give it the slots that its predecessor had."""
+        """A worker died and the supervisor has forked another: take back the slots that its predecessor had."""
         self._deaths[worker] += 1
         logging.warning('loader process %d died (%s); a new one took its place', worker, status)
         if self._deaths[worker] >= MAX_DEATHS_IN_A_ROW:
@@ -205,24 +214,29 @@ class BatchLoader:
             self._handle(worker, message)
             message = _read_packet(self._sockets[worker])
         self._generation[worker] = generation
-        first = worker * SLOTS_PER_WORKER
-        for slot in range(first, first + SLOTS_PER_WORKER):
-            if slot not in self._ready and slot != self._held:
-                self._offer(slot)
+        self._free |= self._slots_of[worker]
+        self._slots_of[worker] = set()
+        self._offer_free_slots()
 
 
 def sample_order(samples, seed, worker, workers, generation):
-    """Endless sample numbers for one worker: in each epoch the workers share one random order of all samples."""
-    epoch = 0
+    """Endless sample numbers for one worker: the workers take turns in one endless row of shuffled epochs."""
+    epoch, order, position = None, None, worker
     while True:
-        order = np.random.RandomState([seed, epoch, generation, 0]).permutation(samples)
-        yield from order[worker::workers]
-        epoch += 1
+        if position // samples != epoch:
+            epoch = position // samples
+            order = np.random.RandomState([seed, epoch, generation, 0]).permutation(samples)
+        yield order[position % samples]
+        position += workers
 
 
 def _packet_pair():
     # SEQPACKET: a packet arrives whole or not at all, also when its sender is killed.
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _packet(**message):
+    return json.dumps(message).encode()
 
 
 def _read_packet(end):
@@ -277,21 +291,17 @@ def _supervise(control, worker_ends, slots, dataset, batchsize, seed):
     generation = 0
     for worker in range(len(worker_ends)):
         start(worker, generation)
-    control.settimeout(POLL_SECONDS)
-    while True:
-        try:
-            control.recv(1)
-            break  # the trainer says stop, or is gone
-        except socket.timeout:
-            pass
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
+    while not select.select([control], [], [], POLL_SECONDS)[0]:  # until the trainer says stop, or is gone
+        for pid in list(worker_of):
+            dead, status = os.waitpid(pid, os.WNOHANG)
+            if not dead:
+                continue
             worker = worker_of.pop(pid)
             generation += 1
             start(worker, generation)
             reason = 'signal %d' % os.WTERMSIG(status) if os.WIFSIGNALED(status) else 'exit %d' % os.WEXITSTATUS(status)
             with contextlib.suppress(ConnectionError):  # the trainer may end at the same moment
-                control.send(json.dumps({'worker': worker, 'generation': generation, 'status': reason}).encode())
+                control.send(_packet(worker=worker, generation=generation, status=reason))
     for pid in worker_of:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -303,32 +313,33 @@ def _work(trainer, slots, dataset, batchsize, seed, worker, workers, generation)
     supervisor = os.getppid()
     rng = np.random.RandomState([seed, worker, generation, 1])
     order = sample_order(len(dataset), seed, worker, workers, generation)
-    trainer.settimeout(POLL_SECONDS)
     try:
         while os.getppid() == supervisor:
-            try:
-                packet = trainer.recv(MAX_PACKET)
-            except socket.timeout:
+            if not select.select([trainer], [], [], POLL_SECONDS)[0]:
                 continue
+            packet = trainer.recv(MAX_PACKET)
             if not packet:
                 return
             offer = json.loads(packet.decode())
             if offer['generation'] == generation:  # else: offered to a predecessor that died
-                _fill(slots[offer['slot']], dataset, order, rng, trainer)
-                trainer.send(json.dumps({'filled': offer['slot']}).encode())
+                _fill(offer['slot'], slots[offer['slot']], dataset, order, rng, trainer)
     except ConnectionError:
         return
     except Exception:
-        trainer.send(json.dumps({'failed': traceback.format_exc()[-MAX_PACKET // 4:]}).encode())
+        trainer.send(_packet(failed=traceback.format_exc()[-MAX_PACKET // 4:]))
 
 
-def _fill(arrays, dataset, order, rng, trainer):
+def _fill(slot, arrays, dataset, order, rng, trainer):
+    good = 0  # since the last message: bad samples are judged by their share
     for row in range(len(arrays[0])):
         while True:
             try:
                 sample = dataset.training_sample(next(order), rng)
                 break
             except BadSample as error:
-                trainer.send(json.dumps({'bad': [error.path, error.reason]}).encode())
+                trainer.send(_packet(bad=[error.path, error.reason], good=good))
+                good = 0
         for array, value in zip(arrays, sample):
             array[row] = value
+        good += 1
+    trainer.send(_packet(filled=slot, good=good))
