@@ -7,7 +7,8 @@
 
 `decode_people` is the method of Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR
 2017, section 2): peaks of the heatmaps, line integrals over the PAFs, a greedy matching for each limb, and people put
-together from the limbs. It works on the grid of the maps; no map is enlarged. TensorFlow is only imported to run a network.
+together from the limbs. It works on the grid of the maps; no map is enlarged. TensorFlow is only imported to run a
+network.
 """
 import contextlib
 import io
@@ -98,8 +99,8 @@ def decode_people(maps, stride, min_parts=MIN_PARTS):
 def _checked_maps(maps):
     maps = np.asarray(maps, np.float32)
     if maps.ndim != 3 or maps.shape[2] != MAP_CHANNELS or not maps.size:
-        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of this '
-                        'project' % (maps.shape, MAP_CHANNELS, HEAT_CHANNELS, MAP_CHANNELS - HEAT_CHANNELS))
+        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
+                        'this project' % (maps.shape, MAP_CHANNELS, HEAT_CHANNELS, MAP_CHANNELS - HEAT_CHANNELS))
     if not np.isfinite(maps).all():
         raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
     return maps
@@ -133,7 +134,7 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
 
 
 def _refine(cell, size, score, value_at, stride):
-    """The vertex along one axis, in input pixels, of the parabola through the logarithms of a peak and its neighbours."""
+    """The vertex, along one axis, of the parabola through the logarithms of a peak and its neighbours, in input pixels."""
     peak = np.log(score)
     before, after = (np.log(np.maximum(value_at(np.clip(neighbour, 0, size - 1)), LOG_FLOOR))
                      for neighbour in (cell - 1, cell + 1))
@@ -216,8 +217,8 @@ def match_limbs(limb, start, end, score):
 def assemble_people(part, start, end):
     """Join peaks into people along limbs, the first limb first, unless both sides already have a part in common.
 
-    Taking limbs by score instead of in a fixed order lets the certain limbs decide who is who: the limbs to the ears and
-    shoulders are redundant, and where they disagree with others the better one wins.
+    Taking limbs by score instead of in a fixed order lets the certain limbs decide who is who: the limbs to the ears
+    and shoulders are redundant, and where they disagree with others the better one wins.
 
     Args:
         part: (peaks,); start, end: (limbs,) indices of peaks.
@@ -281,7 +282,8 @@ def fitted_size(image_width, image_height, input_size=None, short_edge=None):
     if short_edge is None:
         return input_size or DEFAULT_SIZE
     scale = short_edge / min(image_width, image_height)
-    return tuple(int(np.ceil(side * scale / SIZE_MULTIPLE - 1e-6)) * SIZE_MULTIPLE for side in (image_width, image_height))
+    return tuple(int(np.ceil(side * scale / SIZE_MULTIPLE - 1e-6)) * SIZE_MULTIPLE
+                 for side in (image_width, image_height))
 
 
 def oracle_maps(stride):
@@ -409,7 +411,7 @@ def _labelled_input(coco, image_id, image_folder, input_size, short_edge):
 
 
 def coco_results(image_id, keypoints, scores, category=1):
-    """People (keypoints (people, 18, 3), scores (people,)) as dicts in COCO's results format; absent parts are 0, 0, 0."""
+    """keypoints (people, 18, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
     points = keypoints[:, PART_OF_COCO].astype(np.float64)
     points[:, :, 2] = np.isfinite(points[:, :, 2])
     points = np.round(np.nan_to_num(points), 3)
@@ -475,8 +477,8 @@ def load_network(graph_file=None, checkpoint=None, model=None):
             tf.import_graph_def(graph_def, name='')
             image, output = (graph.get_tensor_by_name(name + ':0') for name in (pose_graph.INPUT, pose_graph.OUTPUT))
         except KeyError as error:
-            raise UserError('%s is not a frozen graph of this project (%s); make one with scripts/freeze_and_optimize.sh'
-                            % (graph_file, error.args[0]))
+            raise UserError('%s is not a frozen graph of this project (%s); make one with '
+                            'scripts/freeze_and_optimize.sh' % (graph_file, error.args[0]))
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
     shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
@@ -495,7 +497,8 @@ def load_network(graph_file=None, checkpoint=None, model=None):
 def evaluate_data_set(predict_maps, args):
     """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
     annotation_file, image_folder = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
-    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale, args.limit)
+    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale,
+                                       args.limit)
     if args.oracle:
         summary['network_ms'] = None  # there is no network
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % args.split)
@@ -538,7 +541,8 @@ def draw_photographs(predict_maps, args):
             logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
             continue
         image, matrix = letterbox(pixels, args.input_size, args.scale)
-        [(keypoints, scores)], network, decode = find_people(predict_maps, image[None], [np.zeros((0, PARTS, 2))], [matrix])
+        nobody = np.zeros((0, PARTS, 2))
+        [(keypoints, scores)], network, decode = find_people(predict_maps, image[None], [nobody], [matrix])
         seconds.append((network, decode))
         summary['images'] += 1
         summary['people'] += len(scores)
@@ -571,9 +575,10 @@ def letterbox(pixels, input_size=None, short_edge=None):
     # Bilinear warping averages only 4 pixels: large photographs are first averaged down, or fine patterns would alias.
     reduction = max(1, int(MAX_WARP_SCALE / pose_augment.matrix_scale(matrix)))
     if reduction > 1:
-        height, width = -(-height // reduction) * reduction, -(-width // reduction) * reduction
-        pixels = cv2.copyMakeBorder(pixels, 0, height - pixels.shape[0], 0, width - pixels.shape[1], cv2.BORDER_REPLICATE)
-        pixels = cv2.resize(pixels, (width // reduction, height // reduction), interpolation=cv2.INTER_AREA)
+        rows, columns = -(-height // reduction), -(-width // reduction)
+        pixels = cv2.copyMakeBorder(pixels, 0, rows * reduction - height, 0, columns * reduction - width,
+                                    cv2.BORDER_REPLICATE)
+        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
     reduced = pose_augment.reduced_matrix(matrix, reduction)
     return pose_augment.warp_image(pixels, reduced, input_width, input_height), matrix
 
@@ -658,8 +663,8 @@ def main():
         predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model)
     if fixed_size:
         if args.scale or (args.input_size or fixed_size) != fixed_size:
-            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the graph '
-                            'without a size' % (args.graph, *fixed_size))
+            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the '
+                            'graph without a size' % (args.graph, *fixed_size))
         args.input_size = fixed_size
     pose_cli.make_folder(args.output_dir)
     if args.datapath:

@@ -2,8 +2,8 @@
 
     python3 scripts/bench_decode.py [--json]
 
-Maps are ground truth, rendered from people in random places, at 368x368 unless said otherwise, stride 8. `enlarged` only
-does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for maxima.
+Maps are ground truth, rendered from people in random places, at 368x368 unless said otherwise, stride 8. `enlarged`
+only does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for maxima.
 """
 import json
 import os
@@ -16,7 +16,6 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 import pose_eval
-import pose_labels
 
 STRIDE = 8
 CASES = ((1, 368), (5, 368), (25, 368), (5, 736), (25, 736), (50, 736))
@@ -74,7 +73,8 @@ def main():
         found = len(pose_eval.decode_people(maps, STRIDE)[0])
         decode = median_ms(lambda: pose_eval.decode_people(maps, STRIDE), args.repeats)
         enlarged = median_ms(lambda: find_peaks_enlarged(maps, size, size), max(3, args.repeats // 3))
-        print('%6d  %dx%d  %5d  %9.1f  %11.1f  %15.1f' % (people, size, size, found, decode, enlarged, enlarged / decode))
+        print('%6d  %dx%d  %5d  %9.1f  %11.1f  %15.1f'
+              % (people, size, size, found, decode, enlarged, enlarged / decode))
         figures['people_%d_size_%d' % (people, size)] = {
             'found': found, 'decode_ms': round(decode, 2), 'enlarged_ms': round(enlarged, 2),
             'enlarged_to_decode': round(enlarged / decode, 2)}

@@ -180,7 +180,8 @@ def test_people_come_back_in_image_pixels(coco_photos):
     annotation_file, folder = find_split(str(coco_photos), 'train2017')
     coco = pose_eval.load_coco(annotation_file)
     person = coco.loadAnns(coco.getAnnIds(imgIds=[785]))[0]
-    _, results, _ = pose_eval.evaluate(pose_eval.oracle_maps(8), annotation_file, folder, input_size=(432, 368), limit=1)
+    _, results, _ = pose_eval.evaluate(pose_eval.oracle_maps(8), annotation_file, folder, input_size=(432, 368),
+                                       limit=1)
     found, labelled = (np.array(p['keypoints']).reshape(17, 3) for p in (results[0], person))
     assert (found[:, 2] == 1).all()
     assert np.linalg.norm(found[:, :2] - labelled[:, :2], axis=1).mean() < 1
