@@ -162,7 +162,7 @@ install() {
     [ "$("${pip[@]}" --version | sed 's/^pip \([0-9]*\).*/\1/')" -ge 21 ] ||
         "${pip[@]}" install --quiet 'pip>=21.3,<25' >&2 ||
         fail 1 "upgrading pip in $venv failed (see above): check the network and $again"
-    say "installing $requirements into $venv (TensorFlow takes some minutes; log: $log)"
+    say "installing $requirements into $venv (this can take minutes; log: $log)"
     "${pip[@]}" install -r "$root/$requirements" 2>&1 | tee "$log" >&2 ||
         fail 1 "installing $requirements failed: $(grep '^ERROR' "$log" | tail -n 1): check the network and $again"
     "$root/$venv/bin/python" -c "import $modules" >"$log.import" 2>&1 ||
