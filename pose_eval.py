@@ -134,7 +134,7 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
 
 
 def _refine(cell, size, score, value_at, stride):
-    """The vertex, along one axis, of the parabola through the logarithms of a peak and its neighbours, in input pixels."""
+    """The vertex, along one axis, of the parabola through the logarithms of a peak and its neighbours, in pixels."""
     peak = np.log(score)
     before, after = (np.log(np.maximum(value_at(np.clip(neighbour, 0, size - 1)), LOG_FLOOR))
                      for neighbour in (cell - 1, cell + 1))

@@ -3,7 +3,7 @@
     python3 scripts/bench_decode.py [--json]
 
 Maps are ground truth, rendered from people in random places, at 368x368 unless said otherwise, stride 8. `enlarged`
-only does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for maxima.
+only does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for peaks.
 """
 import json
 import os
