@@ -20,13 +20,14 @@ class FeedHook(tf.train.SessionRunHook):
         source: a batch source.
         layout: [(name, dtype, shape)] of its batches, see pose_loader.batch_layout.
         hint: what may help when no data comes; it ends the line that is logged then.
+        report_seconds: how often it is logged.
     Attributes:
         batch: the next batch, a list of tensors on the CPU.
         wait_seconds: how long wait_for_batch has waited in all.
     """
 
-    def __init__(self, source, layout, hint):
-        self._source, self._hint = source, hint
+    def __init__(self, source, layout, hint, report_seconds=REPORT_SECONDS):
+        self._source, self._hint, self._report_seconds = source, hint, report_seconds
         self._available = threading.Semaphore(0)
         self._in_queue = 0
         self._stop = threading.Event()
@@ -52,28 +53,29 @@ class FeedHook(tf.train.SessionRunHook):
     def wait_for_batch(self, is_stopping):
         """Wait until the queue holds a batch; the caller then runs the step that takes it.
 
-        Logs every REPORT_SECONDS what it is waiting for.
+        Logs every report_seconds what it is waiting for.
 
         Args:
             is_stopping: a function; when it returns True the wait ends.
         Returns:
-            True, or False when the wait ended because of is_stopping.
-        Raises:
-            whatever the source raised, UserError among it.
+            True, or False when the wait ended because of is_stopping, or because the source failed (see check).
         """
         start = last_report = time.monotonic()
         while not self._available.acquire(timeout=0.2):
             now = time.monotonic()
-            if self._error:
-                raise self._error
-            if is_stopping():
+            if self._error or is_stopping():
                 return False
-            if now - last_report >= REPORT_SECONDS:
+            if now - last_report >= self._report_seconds:
                 last_report = now
                 logging.warning('waiting for data: no batch for %.0f s; %s', now - start, self._hint)
         self._in_queue -= 1
         self.wait_seconds += time.monotonic() - start
         return True
+
+    def check(self):
+        """Raise what the source raised, if it did: UserError, for example."""
+        if self._error:
+            raise self._error
 
     def ready(self):
         """Batches that are ready: in TensorFlow's queue and at the source."""

@@ -25,11 +25,14 @@ class RunLog:
     Args:
         logpath: folder; created by the caller.
         first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
+        steps_per_epoch: to tell the epoch of a step.
     """
 
-    def __init__(self, logpath, first_step):
-        self.logpath = logpath
+    def __init__(self, logpath, first_step, steps_per_epoch):
+        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
         self._writer = tf.summary.FileWriterCache.get(logpath)
+        # So that TensorBoard, too, drops what a killed run left of later steps.
+        self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), first_step)
         path = os.path.join(logpath, CURVES_FILE)
         rows = [row for row in read_curves(path) if int(row['step']) <= first_step] if os.path.exists(path) else []
         with open(path + '.tmp', 'w', newline='') as file:
@@ -40,22 +43,22 @@ class RunLog:
         self._file = open(path, 'a', newline='', buffering=1)
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
-    def training(self, step, epoch, figures):
+    def training(self, step, figures):
         """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%', epoch, step,
-                     figures['examples_per_sec'], figures['lr'], _losses_text(figures), figures['queue'],
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'], _losses_text(figures), figures['queue'],
                      100 * figures['data_wait'])
-        self._write('train', step, epoch, figures)
+        self._write('train', step, figures)
 
-    def validation(self, step, epoch, images, tag, figures):
+    def validation(self, step, images, tag, figures):
         """Log the line of a validation over `images` images."""
         logging.info('validation(%d) %s %s', images, tag, _losses_text(figures))
-        self._write('validation', step, epoch, figures)
+        self._write('validation', step, figures)
 
-    def evaluation(self, step, epoch, average_precision):
+    def evaluation(self, step, average_precision):
         """Log a COCO keypoint AP."""
         logging.info('evaluation step=%d AP=%.4f', step, average_precision)
-        self._write('evaluation', step, epoch, {'AP': average_precision})
+        self._write('evaluation', step, {'AP': average_precision})
 
     def picture(self, step, name, image):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
@@ -66,13 +69,16 @@ class RunLog:
             height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
         self._writer.add_summary(tf.Summary(value=[value]), step)
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._file.close()
         self._writer.flush()
 
-    def _write(self, kind, step, epoch, figures):
+    def _write(self, kind, step, figures):
         self._curves.writerow(dict({name: '%.6g' % value for name, value in figures.items()},
-                                   kind=kind, step=step, epoch='%.4f' % epoch))
+                                   kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
         values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
         self._writer.add_summary(tf.Summary(value=values), step)
 
@@ -88,21 +94,29 @@ def _losses_text(figures):
 
 
 class Interval:
-    """Means of the figures of the steps since the last log line."""
+    """Means of the figures of the steps since the last log line.
 
-    def __init__(self):
-        self._start, self._sums, self._steps = time.monotonic(), {}, 0
+    Args:
+        waited: a function: the seconds that the trainer has waited for data in all.
+    """
+
+    def __init__(self, waited):
+        self._waited = waited
+        self.restart()
+
+    def restart(self):
+        self._start, self._start_waited, self._sums, self._steps = time.monotonic(), self._waited(), {}, 0
 
     def add(self, metrics):
         self._steps += 1
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
-    def means(self, batchsize, wait_seconds):
+    def means(self, batchsize):
         """The mean of each figure, with examples_per_sec and data_wait, the share of the time spent waiting for data."""
         seconds = time.monotonic() - self._start
         return dict({name: total / self._steps for name, total in self._sums.items()},
-                    examples_per_sec=self._steps * batchsize / seconds, data_wait=wait_seconds / seconds)
+                    examples_per_sec=self._steps * batchsize / seconds, data_wait=(self._waited() - self._start_waited) / seconds)
 
 
 def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):

@@ -4,6 +4,8 @@
 
 Flags -> data -> towers -> training loop. The same command, run again, resumes from the last checkpoint in --modelpath.
 """
+import argparse
+import collections
 import contextlib
 import json
 import logging
@@ -11,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 
 import pose_cli  # before TensorFlow, to quieten its import
 import numpy as np
@@ -25,14 +28,17 @@ import pose_draw
 import pose_eval
 import pose_loader
 import pose_remote
+from pose_checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
 from pose_cli import UserError, non_negative_int, positive_int
 from pose_dataset import PoseDataFlow, PoseDataset, check_input_size
 from pose_feed import FeedHook
-from pose_runlog import LOSSES, Interval, RunLog, comparison_row, versions, write_json
+from pose_runlog import Interval, RunLog, comparison_row, versions, write_json
 
 EPOCHS_PER_LR = 5  # of --lr=a,b,c
 PICTURED_IMAGES = 4
-NAN_EXIT_CODE = 3
+
+# step: steps done, with the one that is running. figures: what is logged. finite: not finite when the run must end.
+Training = collections.namedtuple('Training', 'network step rate figures finite')
 
 
 def parse_flags():
@@ -67,9 +73,12 @@ def parse_flags():
 
 def learning_rates(text):
     """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
-    rates = [float(part) for part in text.split(',')]
+    try:
+        rates = [float(part) for part in text.split(',')]
+    except ValueError:
+        rates = [np.nan]
     if not all(0 < rate < np.inf for rate in rates):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
     return rates
 
 
@@ -89,37 +98,38 @@ def check_flags(flags):
             pose_annotations.find_split(flags.datapath, 'train2017', flags.imgpath)
         if flags.valid_every:
             pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath)
+    if latest_checkpoint(flags.modelpath):
+        check_resume(flags)
+    elif flags.checkpoint:
+        networks.pretrained.read_weights(flags.checkpoint)
+    else:
+        networks.pretrained.resolve(flags.model, flags.pretrained)
     pose_cli.make_folder(flags.modelpath)
     pose_cli.make_folder(flags.logpath)
-    if tf.train.latest_checkpoint(flags.modelpath):
-        check_resume(flags)
-    else:
-        networks.pretrained.resolve(flags.model, flags.checkpoint or flags.pretrained)
 
 
 def check_resume(flags):
     """A run resumes with the model and input size it was started with."""
     path = os.path.join(flags.modelpath, 'run.json')
-    if not os.path.exists(path):
-        raise UserError('%s holds a checkpoint of another program (no run.json); choose another --modelpath, or give it '
-                        'with --checkpoint' % flags.modelpath)
-    with open(path) as file:
-        started = json.load(file)['flags']
-    for name in ('model', 'input_width', 'input_height'):
-        if started[name] != getattr(flags, name):
-            raise UserError('%s holds a run with --%s=%s, which cannot go on with %s; choose another --modelpath'
-                            % (flags.modelpath, name.replace('_', '-'), started[name], getattr(flags, name)))
+    try:
+        with open(path) as file:
+            started = json.load(file)['flags']
+        differing = [name for name in ('model', 'input_width', 'input_height') if started[name] != getattr(flags, name)]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
+                        '--modelpath, or give the checkpoint with --checkpoint' % flags.modelpath)
+    for name in differing:
+        raise UserError('%s holds a run with --%s=%s, which cannot go on with %s; choose another --modelpath'
+                        % (flags.modelpath, name.replace('_', '-'), started[name], getattr(flags, name)))
 
 
-def tower_devices(towers):
-    """One device name per tower, and the session's configuration."""
-    gpus = tf.config.experimental.list_physical_devices('GPU')
+def tower_devices(towers, gpus):
+    """One device name per tower, and the session's configuration. gpus: how many TensorFlow sees."""
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     if gpus:
-        if towers > len(gpus):
-            raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi'
-                            % (towers, len(gpus)))
+        if towers > gpus:
+            raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi' % (towers, gpus))
         return ['/gpu:%d' % k for k in range(towers)], config
     logging.warning('TensorFlow sees no GPU: %s', 'training on the CPU' if towers == 1 else
                     'the %d towers run on CPU devices of this machine' % towers)
@@ -198,10 +208,21 @@ def learning_rate_schedule(rates, step, steps_per_epoch, max_steps):
 
 
 def build_train_op(optimizer, gradients, updates, global_step):
-    """Apply the gradients, then the batch norm updates; also a tensor that is NaN when a gradient is not finite."""
+    """Apply the gradients, then the batch norm updates. The returned tensor is the step after that."""
     with tf.control_dependencies(updates):
         train_op = optimizer.apply_gradients(gradients, global_step)
-    return train_op, 0.0 * tf.global_norm([gradient for gradient, _ in gradients])
+    with tf.control_dependencies([train_op]):
+        return tf.identity(global_step)
+
+
+def build_training(flags, batch, devices, steps_per_epoch, max_steps):
+    """The whole graph of one training step, see Training."""
+    global_step = tf.train.get_or_create_global_step()
+    rate = learning_rate_schedule(flags.lr, global_step, steps_per_epoch, max_steps)
+    optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
+    network, losses, gradients, updates = build_towers(flags.model, batch, devices, optimizer)
+    finite = 0.0 * (losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients]))
+    return Training(network, build_train_op(optimizer, gradients, updates, global_step), rate, dict(losses, lr=rate), finite)
 
 
 class Validator:
@@ -224,8 +245,9 @@ class Validator:
             self.network = networks.get_network(model, image, is_training=False)
             self._losses = build_losses(self.network.stages, heatmap, paf, mask, batchsize=1.0)
 
-    def predict_maps(self, session, images):
+    def predict_maps(self, session, images, is_stopping):
         """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, 57)."""
+        is_stopping.check()
         return session.run(self.network.output, {self._fields[0]: images})
 
     def batches(self):
@@ -245,58 +267,26 @@ class Validator:
         """Losses over the validation images, per image, and pictures of the first ones.
 
         Returns:
-            (figures: dict of means, number of images, picture), or None when is_stopping() turned True meanwhile.
+            (figures: dict of means, number of images, picture).
+        Raises:
+            Stopped: a signal came meanwhile.
         """
         totals, images, rows = dict.fromkeys(self._losses, 0.0), 0, []
         for batch in self.batches():
-            if is_stopping():
-                return None
+            is_stopping.check()
             losses, maps = session.run([self._losses, self.network.output], dict(zip(self._fields, batch)))
             images += len(batch[0])
-            totals = {name: totals[name] + losses[name] for name in totals}
+            totals = {name: totals[name] + float(losses[name]) for name in totals}
             for image, heatmap, paf, output in list(zip(*batch[:3], maps))[:PICTURED_IMAGES - len(rows)]:
                 rows.append(comparison_row(image, heatmap, paf, output[..., :19], output[..., 19:]))
         return {name: total / images for name, total in totals.items()}, images, pose_draw.contact_sheet(rows)
 
 
-class BestCheckpoint:
-    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own."""
-
-    def __init__(self, modelpath):
-        self._folder = os.path.join(modelpath, 'best')
-        self._saver = tf.train.Saver(max_to_keep=1)
-        self._record = os.path.join(self._folder, 'best.json')
-        self.loss_ll = np.inf
-        if os.path.exists(self._record):
-            with open(self._record) as file:
-                self.loss_ll = json.load(file)['loss_ll']
-
-    def update(self, session, step, loss_ll):
-        if loss_ll < self.loss_ll:
-            self.loss_ll = loss_ll
-            os.makedirs(self._folder, exist_ok=True)
-            self._saver.save(session, os.path.join(self._folder, 'model'), step, write_meta_graph=False)
-            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)})
-            logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)
-
-
-class SaveListener(tf.train.CheckpointSaverListener):
-    """Refuses to save weights that are not finite, so that the last checkpoint is always a good one; logs the others."""
-
-    def __init__(self):
-        self._sum = tf.add_n([0.0 * tf.reduce_sum(variable) for variable in tf.trainable_variables()])
-
-    def before_save(self, session, global_step_value):
-        if not np.isfinite(session.run(self._sum)):
-            raise tf.train.NanLossDuringTrainingError
-
-    def after_save(self, session, global_step_value):
-        logging.info('saved the checkpoint of step %d', global_step_value)
-
-
 def initial_weights(flags, network):
     """The weights to start from, as a function for tf.train.Scaffold(init_fn), or None for the initial values."""
-    if tf.train.latest_checkpoint(flags.modelpath):
+    latest = latest_checkpoint(flags.modelpath)
+    if latest:
+        logging.info('resuming from %s', latest)
         return None
     path = networks.pretrained.resolve(flags.model, flags.checkpoint or flags.pretrained)
     if path is None:
@@ -311,20 +301,33 @@ def initial_weights(flags, network):
     return match.init_fn
 
 
+class Stopped(Exception):
+    """Ends what goes on between two steps, because the run shall stop."""
+
+
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; a second one kills as usual."""
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; one more, later, kills as usual."""
 
     def __init__(self):
-        self.received = None
+        self._received = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def __call__(self):
-        return self.received is not None
+        """Whether to stop."""
+        return self._received is not None
+
+    def check(self):
+        """Raise Stopped if a signal came."""
+        if self():
+            raise Stopped
 
     def _receive(self, number, _):
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        if self._received is None:
+            self._received = time.monotonic()
+        elif time.monotonic() - self._received > 1:  # `timeout` and others signal both the process and its group
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 def train(flags, source, samples, validation, is_stopping):
@@ -332,60 +335,50 @@ def train(flags, source, samples, validation, is_stopping):
 
     Args:
         source: a batch source (see pose_feed.py).  samples: number of training samples, for the epochs.
-        validation: a PoseDataset, or None.  is_stopping: a function; training saves and ends when it returns True.
+        validation: a PoseDataset, or None.  is_stopping: a StopSignal; training saves and ends when it says so.
     """
     steps_per_epoch = max(1, samples // flags.batchsize)
     max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
-    devices, config = tower_devices(flags.gpus)
+    devices, config = tower_devices(flags.gpus, len(tf.config.experimental.list_physical_devices('GPU')))
     tf.set_random_seed(flags.seed)
-    layout = pose_loader.batch_layout(flags.batchsize, flags.input_width, flags.input_height,
-                                      networks.stride(flags.model))
-    feed = FeedHook(source, layout, hint='start data workers: python3 pose_dataworker.py --master=%s' % flags.remote_data
-                    if flags.remote_data else 'the disk of --datapath or the loader processes are slow')
-    global_step = tf.train.get_or_create_global_step()
-    rate = learning_rate_schedule(flags.lr, global_step, steps_per_epoch, max_steps)
-    optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
-    network, losses, gradients, updates = build_towers(flags.model, feed.batch, devices, optimizer)
-    train_op, not_finite = build_train_op(optimizer, gradients, updates, global_step)
-    metrics = dict(losses, lr=rate)
+    feed = open_feed(flags, source)
+    training = build_training(flags, feed.batch, devices, steps_per_epoch, max_steps)
     validator = validation and Validator(flags.model, devices[0], validation, max(1, flags.batchsize // flags.gpus))
-    best = BestCheckpoint(flags.modelpath)
-    scaffold = tf.train.Scaffold(saver=tf.train.Saver(max_to_keep=flags.keep), init_fn=initial_weights(flags, network))
-    hooks = [tf.train.NanTensorHook(losses['loss'] * 0.0 + not_finite), feed,
-             tf.train.CheckpointSaverHook(flags.modelpath, save_steps=flags.save_every, scaffold=scaffold,
-                                          checkpoint_basename='model', listeners=[SaveListener()])]
+    saver = create_saver(flags.keep)
+    best = BestCheckpoint(saver, flags.modelpath)
+    scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
+    checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training.step, training.rate, training.finite)
+
     with contextlib.ExitStack() as stack:
-        session = stack.enter_context(tf.train.MonitoredTrainingSession(
-            checkpoint_dir=flags.modelpath, scaffold=scaffold, hooks=hooks, config=config, save_checkpoint_steps=None,
-            save_checkpoint_secs=None, save_summaries_steps=None, save_summaries_secs=None, log_step_count_steps=None))
-        step = int(session.run_step_fn(lambda step_context: step_context.session.run(global_step)))
-        log = RunLog(flags.logpath, step)
-        stack.callback(log.close)
+        session = stack.enter_context(open_session(flags.modelpath, scaffold, [feed, checkpoints], config))
+        step = checkpoints.first_step
+        log = stack.enter_context(RunLog(flags.logpath, step, steps_per_epoch))
         logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, samples, steps_per_epoch, step,
                      max_steps)
         progress = stack.enter_context(tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None))
         stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
-        interval, waited = Interval(), feed.wait_seconds
+        interval = Interval(waited=lambda: feed.wait_seconds)
+
+        def is_due(every):
+            return every and (step % every == 0 or step == max_steps)
+
         while step < max_steps and not is_stopping() and feed.wait_for_batch(is_stopping):
-            _, step, figures = session.run([train_op, global_step, metrics])
-            step = int(step)
+            step, figures = session.run([training.step, training.figures])
             progress.update()
             interval.add(figures)
-            if step % flags.log_every == 0 or step == max_steps:
-                means = interval.means(flags.batchsize, feed.wait_seconds - waited)
-                log.training(step, step / steps_per_epoch, dict(means, lr=figures['lr'], queue=feed.ready()))
+            if is_due(flags.log_every):
+                log.training(step, dict(interval.means(flags.batchsize), lr=figures['lr'], queue=feed.ready()))
                 for line in source.report():
                     logging.info(line)
-                interval, waited = Interval(), feed.wait_seconds
-            if validator and (step % flags.valid_every == 0 or step == max_steps):
-                session.run_step_fn(lambda step_context: validate(step_context.session, validator, step, step / steps_per_epoch,
-                                                             log, best, flags.tag or flags.model, is_stopping))
-                interval, waited = Interval(), feed.wait_seconds
-            if validator and flags.eval_every and (step % flags.eval_every == 0 or step == max_steps):
-                session.run_step_fn(lambda step_context: log.evaluation(
-                    step, step / steps_per_epoch, average_precision(step_context.session, validator, flags)))
-                interval, waited = Interval(), feed.wait_seconds
-    if is_stopping():
+                interval.restart()
+            if validator and is_due(flags.valid_every):
+                without_hooks(session, validate, flags, validator, step, log, best, is_stopping)
+                interval.restart()
+            if validator and is_due(flags.eval_every):
+                without_hooks(session, evaluate, flags, validator, step, log, is_stopping)
+                interval.restart()
+    feed.check()
+    if step < max_steps:
         logging.info('stopped by a signal at step %d; saved in %s; the same command resumes there', step,
                      flags.modelpath)
     else:
@@ -393,31 +386,56 @@ def train(flags, source, samples, validation, is_stopping):
                      'curves.csv', flags.logpath)
 
 
-def validate(session, validator, step, epoch, log, best, tag, is_stopping):
+def open_session(modelpath, scaffold, hooks, config):
+    """A session that resumes from the last checkpoint or initializes; all that is written is written by the hooks."""
+    return tf.train.MonitoredTrainingSession(
+        checkpoint_dir=modelpath, scaffold=scaffold, hooks=hooks, config=config, save_checkpoint_steps=None,
+        save_checkpoint_secs=None, save_summaries_steps=None, save_summaries_secs=None, log_step_count_steps=None)
+
+
+def without_hooks(session, function, *args):
+    """Call function(session, *args) with the plain session, whose runs are no training steps."""
+    return session.run_step_fn(lambda step_context: function(step_context.session, *args))
+
+
+def open_feed(flags, source):
+    """The queue that training takes its batches from."""
+    layout = pose_loader.batch_layout(flags.batchsize, flags.input_width, flags.input_height,
+                                      networks.stride(flags.model))
+    hint = 'the disk of --datapath or the loader processes are slow'
+    if flags.remote_data:
+        hint = 'start data workers: python3 pose_dataworker.py --master=%s' % flags.remote_data
+    return FeedHook(source, layout, hint)
+
+
+def validate(session, flags, validator, step, log, best, is_stopping):
     """One validation: log line, pictures, and the best checkpoint."""
-    result = validator.run(session, is_stopping)
-    if result is not None:
-        figures, images, picture = result
-        log.validation(step, epoch, images, tag, figures)
+    with contextlib.suppress(Stopped):
+        figures, images, picture = validator.run(session, is_stopping)
+        log.validation(step, images, flags.tag or flags.model, figures)
         log.picture(step, 'validation', picture)
         best.update(session, step, figures['loss_ll'])
 
 
-def average_precision(session, validator, flags):
-    """COCO keypoint AP of the network as it is now, on the validation images."""
-    summary, _, _ = pose_eval.evaluate(lambda images, joints: validator.predict_maps(session, images),
-                                       *pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath),
-                                       input_size=(flags.input_width, flags.input_height))
-    return summary['AP']
+def evaluate(session, flags, validator, step, log, is_stopping):
+    """Log the COCO keypoint AP of the network as it is now, on the validation images."""
+    with contextlib.suppress(Stopped):
+        summary, _, _ = pose_eval.evaluate(
+            lambda images, joints: validator.predict_maps(session, images, is_stopping),
+            *pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath),
+            input_size=(flags.input_width, flags.input_height))
+        log.evaluation(step, summary['AP'])
 
 
-def log_background_loss(validation):
+def log_background_loss(validation, is_stopping):
     """Log the loss of predicting an empty image, which a network must get below to have learned anything."""
     total, images = 0.0, 0
     dataflow = PoseDataFlow(validation, is_train=False)
     dataflow.reset_state()
     background = np.eye(19)[18]
     for _, heatmap, paf, mask in dataflow:
+        if is_stopping():
+            return
         total += ((mask * paf) ** 2).sum() / 2 + ((mask * (heatmap - background)) ** 2).sum() / 2
         images += 1
     logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
@@ -455,12 +473,9 @@ def main():
     try:
         with source, tf.Graph().as_default():
             if validation:
-                log_background_loss(validation)
+                log_background_loss(validation, is_stopping)
             start_run(flags)
             train(flags, source, samples, validation, is_stopping)
-    except tf.train.NanLossDuringTrainingError:
-        raise UserError('the loss or a weight is NaN or infinite; the last good checkpoint is %s; start again with a '
-                        'lower --lr' % tf.train.latest_checkpoint(flags.modelpath), NAN_EXIT_CODE)
     except (OSError, tf.errors.OpError) as error:
         if 'No space left' not in str(error):
             raise

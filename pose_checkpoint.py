@@ -1,0 +1,150 @@
+"""Checkpoints that survive being killed, a full disk and a diverging loss.
+
+A checkpoint counts once the file `checkpoint` of its folder names it, and that file is replaced in one move after all
+else is written. So a run that dies at any moment resumes from the last one that is complete.
+"""
+import glob
+import json
+import logging
+import os
+import re
+import shutil
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from pose_cli import UserError
+from pose_runlog import write_json
+
+BASENAME = 'model'
+DIVERGED_EXIT_CODE = 3
+
+
+def latest_checkpoint(folder):
+    """The checkpoint that a run in this folder resumes from, or None.
+
+    Raises:
+        UserError: the folder names a checkpoint whose files are gone; a new run would hide that.
+    """
+    path = tf.train.latest_checkpoint(folder)
+    if path is None and os.path.exists(os.path.join(folder, 'checkpoint')):
+        raise UserError('%s names a checkpoint that is not there; bring its files back, or remove %s to start anew'
+                        % (os.path.join(folder, 'checkpoint'), folder))
+    return path
+
+
+def create_saver(keep, like=None):
+    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations."""
+    definition = None
+    if like:
+        definition = tf.train.SaverDef()
+        definition.CopyFrom(like.as_saver_def())
+        definition.max_to_keep = keep
+    return tf.train.Saver(saver_def=definition, max_to_keep=keep, save_relative_paths=True)
+
+
+def remove_leftovers(folder):
+    """Remove what a killed save left behind: temporary files, and files later than the last complete checkpoint."""
+    last_step = _step(os.path.basename(tf.train.latest_checkpoint(folder) or ''), np.inf)
+    for path in glob.glob(os.path.join(folder, BASENAME + '-*')) + glob.glob(os.path.join(folder, 'checkpoint.tmp*')):
+        name = os.path.basename(path)
+        if 'temp' in name or name.startswith('checkpoint.tmp') or _step(name, 0) > last_step:
+            logging.info('removing %s, left by a save that was cut short', path)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def _step(name, otherwise):
+    match = re.match(BASENAME + r'-(\d+)', name)
+    return int(match.group(1)) if match else otherwise
+
+
+class CheckpointHook(tf.train.SessionRunHook):
+    """Saves every `every` steps and at the end, and ends the run before anything that is not finite gets saved.
+
+    tf.train.CheckpointSaverHook would first write the checkpoint again that it resumes from, over itself, and add
+    the whole graph to each one, which takes seconds.
+
+    Args:
+        saver: see create_saver.
+        folder: --modelpath.
+        every: steps between checkpoints.
+        step: tensor, the number of steps done, including the one that is running.
+        rate: tensor, the learning rate.
+        finite: tensor, a scalar that is NaN or infinite when the loss or a gradient is.
+    Attributes:
+        first_step: the step that the session starts at.
+    Raises:
+        UserError, with DIVERGED_EXIT_CODE, from a session's run().
+    """
+
+    def __init__(self, saver, folder, every, step, rate, finite):
+        self._saver, self._folder, self._every = saver, folder, every
+        self._watched = {'step': step, 'rate': rate, 'finite': finite}
+        weights = tf.add_n([0.0 * tf.reduce_sum(v) for v in tf.global_variables() if v.dtype.base_dtype.is_floating])
+        self._state = tf.train.get_global_step(), weights
+        self.first_step = self._saved_step = None
+
+    def after_create_session(self, session, coord):
+        remove_leftovers(self._folder)
+        self.first_step = self._saved_step = int(session.run(self._state)[0])
+        if tf.train.latest_checkpoint(self._folder) is None:
+            self._save(session, 'at the start')
+
+    def before_run(self, run_context):
+        return tf.train.SessionRunArgs(self._watched)
+
+    def after_run(self, run_context, run_values):
+        step, rate, finite = (run_values.results[name] for name in ('step', 'rate', 'finite'))
+        if not np.isfinite(finite):
+            self._diverged('loss or a gradient', step, 'with lr=%g' % rate)
+        if step % self._every == 0:
+            self._save(run_context.session, 'with lr=%g' % rate)
+
+    def end(self, session):
+        if session.run(self._state)[0] != self._saved_step:
+            self._save(session, 'at the end')
+
+    def _save(self, session, when):
+        step, weights = session.run(self._state)
+        if not np.isfinite(weights):
+            self._diverged('weight', step, when)
+        self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
+        self._saved_step = step
+        logging.info('saved the checkpoint of step %d', step)
+
+    def _diverged(self, what, step, when):
+        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with a '
+                        'lower --lr' % (what, step, when, tf.train.latest_checkpoint(self._folder)), DIVERGED_EXIT_CODE)
+
+
+class BestCheckpoint:
+    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own.
+
+    Args:
+        saver: the saver of the other checkpoints, whose operations it shares.
+        modelpath: where to put the folder.
+    Attributes:
+        loss_ll: the lowest so far, infinite before the first validation.
+    """
+
+    def __init__(self, saver, modelpath):
+        self._folder = os.path.join(modelpath, 'best')
+        self._record = os.path.join(self._folder, 'best.json')
+        self._saver = create_saver(keep=1, like=saver)
+        self.loss_ll = np.inf
+        state = tf.train.get_checkpoint_state(self._folder)
+        if state:
+            remove_leftovers(self._folder)
+            self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+        if os.path.exists(self._record):
+            with open(self._record) as file:
+                self.loss_ll = json.load(file)['loss_ll']
+
+    def update(self, session, step, loss_ll):
+        """Keep the session's weights if loss_ll is the lowest so far."""
+        if loss_ll < self.loss_ll:
+            self.loss_ll = loss_ll
+            os.makedirs(self._folder, exist_ok=True)
+            self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
+            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)})
+            logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)

@@ -1,0 +1,101 @@
+"""Draw the loss curves of one or more training runs.
+
+    python3 scripts/plot_loss.py LOGDIR... [--output-dir=etcs]
+
+A LOGDIR is a folder with the curves.csv that train.py writes, or the run's --modelpath. Draws loss_ll_heat.png and
+loss_ll_paf.png: the loss of the last stage per image, training and validation, all runs in one picture.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import pose_cli
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import ticker
+
+from pose_cli import UserError
+from pose_runlog import CURVES_FILE, read_curves
+
+CURVES = (('loss_ll_heat', 'Heatmap loss (last stage, per image)'), ('loss_ll_paf', 'PAF loss (last stage, per image)'))
+SMOOTHED_POINTS = 100  # training loss: at most so many points are drawn, each the mean of its neighbours
+
+
+def find_curves(folder):
+    """The curves.csv of a run, given its log folder or its --modelpath. Raises UserError when there is none."""
+    for path in (os.path.join(folder, CURVES_FILE), os.path.join(folder, 'logs', CURVES_FILE)):
+        if os.path.isfile(path):
+            return path
+    raise UserError('no %s in %s; give the --logpath or --modelpath of a training run' % (CURVES_FILE, folder))
+
+
+def read_run(folder):
+    """{'train' or 'validation': {'step' or a loss: float64 (N,)}} of one run. Raises UserError when it is broken."""
+    path = find_curves(folder)
+    names = ('step',) + tuple(name for name, _ in CURVES)
+    try:
+        rows = read_curves(path)
+        run = {kind: {name: np.array([float(row[name]) for row in rows if row['kind'] == kind]) for name in names}
+               for kind in ('train', 'validation')}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError('%s is not a curves.csv of train.py (%s); start the training again or leave it out' % (path, error))
+    if not len(run['train']['step']):
+        raise UserError('%s holds no training loss yet; wait for the first log line' % path)
+    return run
+
+
+def run_names(folders):
+    """A short name for each run: the last folder of its path that is not `logs`; the whole path where these coincide."""
+    def last(folder):
+        parts = os.path.normpath(os.path.abspath(folder)).split(os.sep)
+        return parts[-2] if parts[-1] == 'logs' and len(parts) > 1 else parts[-1]
+    names = [last(folder) for folder in folders]
+    return names if len(set(names)) == len(names) else list(folders)
+
+
+def averaged(values, points=SMOOTHED_POINTS):
+    """Means of consecutive groups of values, so that at most `points` remain."""
+    size = -(-len(values) // points)
+    return np.array([group.mean() for group in np.split(values, range(size, len(values), size))])
+
+
+def draw(runs, names, loss, title):
+    """One figure: training as thin lines, validation as thick ones with dots, a colour per run; logarithmic loss."""
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
+    for number, (run, name) in enumerate(zip(runs, names)):
+        colour = 'C%d' % (number % 10)
+        train, validation = run['train'], run['validation']
+        axes.plot(averaged(train['step']), averaged(train[loss]), color=colour, linewidth=1, alpha=0.6,
+                  label=name + ', training')
+        if len(validation['step']):
+            axes.plot(validation['step'], validation[loss], color=colour, linewidth=2, marker='o', markersize=4,
+                      label=name + ', validation')
+    axes.set(title=title, xlabel='step', ylabel=loss, yscale='log')
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.grid(True, which='both', alpha=0.25)
+    axes.legend()
+    figure.tight_layout()
+    return figure
+
+
+def main():
+    parser = pose_cli.ArgumentParser(description='Draw the loss curves of training runs.')
+    parser.add_argument('logdirs', nargs='+', metavar='LOGDIR', help='--logpath or --modelpath of a run')
+    parser.add_argument('--output-dir', default='etcs', help='where the pictures go')
+    args = parser.parse_args()
+    runs = [read_run(folder) for folder in args.logdirs]
+    pose_cli.make_folder(args.output_dir)
+    for loss, title in CURVES:
+        path = os.path.join(args.output_dir, loss + '.png')
+        figure = draw(runs, run_names(args.logdirs), loss, title)
+        figure.savefig(path + '.tmp', format='png')
+        os.replace(path + '.tmp', path)
+        print(path)
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
