@@ -197,12 +197,16 @@ def draw_sample(sample):
         text = sample.name
     else:
         a = sample.augmentation
-        text = '%s scale %.2f angle %+.0f offset %+.0f,%+.0f%s' % (
-            sample.name, a.scale, a.angle, a.offset_x, a.offset_y, ' flipped' if a.flip else '')
-    return [pose_draw.caption(pose_draw.draw_skeletons(sample.image, sample.joints), text),
-            pose_draw.overlay_heatmap(sample.image, sample.heatmap),
-            pose_draw.overlay_paf(sample.image, sample.paf),
-            pose_draw.shade_mask(sample.image, sample.mask)]
+        text = '%s: scale %.2f, %+.0f deg, offset %+.0f %+.0f%s' % (
+            sample.name, a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
+    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints), text),
+                (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
+                (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
+                (pose_draw.shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
+    pictures = [pose_draw.caption(picture, text) for picture, text in pictures]
+    height = max(len(picture) for picture in pictures)  # a long text is smaller and has a lower strip
+    return [cv2.copyMakeBorder(picture, 0, height - len(picture), 0, 0, cv2.BORDER_CONSTANT, value=pose_draw.PAPER)
+            for picture in pictures]
 
 
 def main():

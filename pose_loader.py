@@ -31,6 +31,7 @@ SPARE_SLOTS = 2  # beside one per worker: many workers need not all be ahead, an
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 MAX_DEATHS_IN_A_ROW = 5
+LOADERS_GONE = 'the loader processes were killed; start the command again'
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
 
@@ -46,6 +47,8 @@ class BadSample(Exception):
 class BadSampleCounter:
     """Counts bad samples, names each file once in the log, and ends the run when there are too many.
 
+    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
+
     Args:
         samples: the number of samples in the data set.
     """
@@ -54,21 +57,28 @@ class BadSampleCounter:
         self.min_attempts = min(MIN_ATTEMPTS, samples)
         self.attempts = self.bad = 0
         self.names = set()
+        self.last = None
 
     def add_good(self, samples):
+        """Raises UserError when there were too many bad ones."""
         self.attempts += samples
+        self._judge()
 
     def add_bad(self, path, reason):
-        """Raises UserError when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad."""
+        """Raises UserError when there were too many bad ones."""
         self.attempts += 1
         self.bad += 1
+        self.last = '%s %s' % (path, reason)
         if path not in self.names:
             self.names.add(path)
-            logging.warning('skipped bad sample %d: %s %s', len(self.names), path, reason)
+            logging.warning('skipped bad sample %d: %s', len(self.names), self.last)
+        self._judge()
+
+    def _judge(self):
         too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
         if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
-            raise UserError('%d of %d samples were bad (last: %s %s); repair or remove these files'
-                            % (self.bad, self.attempts, path, reason))
+            raise UserError('%d of %d samples were bad (last: %s); repair or remove these files'
+                            % (self.bad, self.attempts, self.last))
 
 
 def batch_layout(batchsize, input_width, input_height, stride):
@@ -86,12 +96,15 @@ class BatchLoader:
         batchsize: samples per batch.
         workers: number of processes, at least 1.
         seed: the same seed with one worker gives the same batches; None draws one.
+    Attributes:
+        samples: of the data set.
     Raises:
         UserError, from get(): too many bad samples, or loader processes that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None):
-        self._counter = BadSampleCounter(len(dataset))
+        self.samples = len(dataset)
+        self._counter = BadSampleCounter(self.samples)
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
         self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [set() for _ in range(workers)]  # the slots that each worker is to fill
@@ -175,7 +188,7 @@ class BatchLoader:
             try:
                 self._sockets[worker].send(_packet(slot=slot, generation=self._generation[worker]))
             except ConnectionError:
-                raise UserError('the loader processes are gone; start the command again')
+                raise UserError(LOADERS_GONE)
 
     def _receive(self, timeout):
         """Take in what workers and supervisor sent, waiting up to timeout seconds for the first."""
@@ -201,6 +214,7 @@ class BatchLoader:
             self._deaths[worker] = 0
             self._slots_of[worker].remove(message['filled'])
             self._ready.append(message['filled'])
+            self._offer_free_slots()
 
     def _replace(self, worker, generation, status):
         """A worker died and the supervisor has forked another: take back the slots that its predecessor had."""
@@ -245,8 +259,10 @@ def _read_packet(end):
         packet = end.recv(MAX_PACKET, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
+    except ConnectionError:  # closed by the other side before it had read everything
+        packet = b''
     if not packet:
-        raise UserError('the loader processes were killed; start the command again')
+        raise UserError(LOADERS_GONE)
     return json.loads(packet.decode())
 
 

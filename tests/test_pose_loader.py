@@ -1,0 +1,298 @@
+"""Loader processes: order and seeds, shared memory, and processes that are killed."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from pose_augment import draw_augmentation
+from pose_cli import UserError
+from pose_loader import BadSample, BadSampleCounter, BatchLoader, batch_layout, sample_order
+
+
+class NumberedDataset:
+    """Stands in for a PoseDataset: its samples tell their number, their process and their augmentation."""
+    input_width = input_height = 16
+    stride = 8
+
+    def __init__(self, samples, bad=(), seconds=0.0):
+        self.samples, self.bad, self.seconds = samples, set(bad), seconds
+
+    def __len__(self):
+        return self.samples
+
+    def training_sample(self, index, rng):
+        time.sleep(self.seconds)
+        scale, angle = draw_augmentation(rng)[:2]
+        if index in self.bad:
+            raise BadSample('image%d.jpg' % index, 'is bad')
+        heatmap = np.zeros((2, 2, 19), np.float32)
+        heatmap[0, 0, :4] = index, os.getpid(), scale, angle
+        return np.full((16, 16, 3), index % 256, np.uint8), heatmap, np.zeros((2, 2, 38)), np.ones((2, 2, 1))
+
+
+def take(loader, batches):
+    """[(sample number, process, scale, angle)] of so many batches."""
+    rows = []
+    for _ in range(batches):
+        image, heatmap, _, _ = loader.get(timeout=20)
+        assert (image[:, 0, 0, 0] == heatmap[:, 0, 0, 0] % 256).all()
+        rows += heatmap[:, 0, 0, :4].tolist()
+    return rows
+
+
+def test_layout():
+    assert batch_layout(4, 64, 96, 8) == [
+        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)), ('paf', np.float32, (4, 12, 8, 38)),
+        ('mask', np.float32, (4, 12, 8, 1))]
+
+
+@pytest.mark.parametrize('samples, workers', [(100, 1), (100, 3), (7, 3), (3, 8), (1, 2)])
+def test_workers_share_each_epoch(samples, workers):
+    orders = [sample_order(samples, 5, worker, workers, 0) for worker in range(workers)]
+    row = [next(orders[k % workers]) for k in range(4 * samples)]  # as if all were equally fast
+    epochs = [row[first:first + samples] for first in range(0, len(row), samples)]
+    assert all(sorted(epoch) == list(range(samples)) for epoch in epochs)
+    if samples > 5:
+        assert epochs[0] != epochs[1] != list(range(samples))
+
+
+def test_an_epoch_shows_each_sample_once():
+    with BatchLoader(NumberedDataset(60), 5, workers=1, seed=1) as loader:
+        numbers = [row[0] for row in take(loader, 24)]
+    assert sorted(numbers[:60]) == sorted(numbers[60:]) == list(range(60)) and numbers[:60] != numbers[60:]
+
+
+def test_no_two_workers_emit_the_same_sequence():
+    with BatchLoader(NumberedDataset(50, seconds=0.001), 4, workers=3, seed=1) as loader:
+        rows = take(loader, 60)
+    by_process = {}
+    for _, process, scale, angle in rows:
+        by_process.setdefault(process, []).append((scale, angle))
+    assert len(by_process) == 3
+    draws = [draw for process in by_process.values() for draw in process]
+    assert len(set(draws)) == len(draws) == 240
+
+
+@pytest.mark.parametrize('seed', [0, 7, 10 ** 15])
+def test_the_same_seed_gives_the_same_batches(seed):
+    runs = []
+    for run_seed in (seed, seed, seed + 1):
+        with BatchLoader(NumberedDataset(50), 4, workers=1, seed=run_seed) as loader:
+            runs.append([(row[0],) + tuple(row[2:]) for row in take(loader, 20)])
+    assert runs[0] == runs[1] and runs[0] != runs[2]
+
+
+def test_without_a_seed_runs_differ():
+    runs = []
+    for _ in range(2):
+        with BatchLoader(NumberedDataset(50), 4, workers=1) as loader:
+            runs.append([row[2] for row in take(loader, 3)])
+    assert runs[0] != runs[1]
+
+
+def test_a_batch_stays_until_the_next_one_is_fetched():
+    with BatchLoader(NumberedDataset(500), 4, workers=2, seed=1) as loader:
+        for _ in range(5):
+            image, heatmap, _, _ = loader.get(timeout=20)
+            before = heatmap.copy()
+            time.sleep(0.1)  # the workers fill all other slots
+            np.testing.assert_array_equal(heatmap, before)
+
+
+def test_timeout_and_ready():
+    with BatchLoader(NumberedDataset(50, seconds=0.1), 4, workers=1, seed=1) as loader:
+        assert loader.get(timeout=0.01) is None
+        assert loader.get(timeout=20) is not None
+        time.sleep(1.5)
+        loader.get(timeout=20)
+        assert loader.ready() == 1
+
+
+def test_more_workers_than_samples():
+    with BatchLoader(NumberedDataset(3), 2, workers=8, seed=1) as loader:
+        rows = take(loader, 40)
+    assert {row[0] for row in rows} == {0, 1, 2} and len({row[1] for row in rows}) > 3
+
+
+def test_memory_is_bounded_for_many_workers():
+    """48 workers with batches of 64 at 368x368: about one batch in memory for each, not several."""
+    layout = batch_layout(64, 368, 368, 8)
+    batch = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    with BatchLoader(NumberedDataset(48), 2, workers=48, seed=1) as loader:
+        take(loader, 60)
+        slots = len(loader._slots)
+    assert slots == 50 and slots * batch < 3e9
+
+
+def test_counter():
+    counter = BadSampleCounter(1000)
+    for i in range(20):
+        counter.add_good(4)
+        counter.add_bad('a%d' % i, 'is bad')
+    with pytest.raises(UserError, match=r'21 of 101 samples were bad \(last: b is bad\)'):
+        counter.add_bad('b', 'is bad')
+    counter = BadSampleCounter(1000)
+    for _ in range(99):
+        counter.add_bad('a', 'is bad')
+    with pytest.raises(UserError, match='100 of 100'):
+        counter.add_bad('a', 'is bad')
+
+
+def test_some_bad_samples_are_counted_and_named_once(caplog):
+    with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=2, seed=1) as loader:
+        rows = take(loader, 60)
+        assert not {3, 17} & {int(row[0]) for row in rows}
+        assert len(loader.report()) == 1 and loader.report()[0].endswith('from 2 files')
+    assert sorted(record.getMessage().split(': ')[1] for record in caplog.records if 'skipped' in record.getMessage()) == [
+        'image17.jpg is bad', 'image3.jpg is bad']
+
+
+def test_few_bad_samples_do_not_stop_large_batches():
+    """Bad samples are reported at once, good ones when a batch is full: this must not look like bad ones only."""
+    with BatchLoader(NumberedDataset(4000, bad=range(0, 4000, 20)), 2000, workers=2, seed=1) as loader:
+        take(loader, 2)
+
+
+@pytest.mark.parametrize('bad', [range(15), range(50)])
+def test_too_many_bad_samples_stop_the_run(bad):
+    with BatchLoader(NumberedDataset(50, bad=bad), 4, workers=2, seed=1) as loader:
+        with pytest.raises(UserError, match='samples were bad .*repair or remove'):
+            take(loader, 200)
+
+
+def test_an_error_in_a_worker_reaches_the_trainer():
+    class Broken(NumberedDataset):
+        def training_sample(self, index, rng):
+            raise ZeroDivisionError('in the data set')
+
+    with BatchLoader(Broken(50), 4, workers=2, seed=1) as loader:
+        with pytest.raises(RuntimeError, match='ZeroDivisionError: in the data set'):
+            loader.get(timeout=20)
+
+
+# ------------------------------------------------------------------------------------------------- killed processes
+
+def children_of(pid):
+    with open('/proc/%d/task/%d/children' % (pid, pid)) as children:
+        return [int(child) for child in children.read().split()]
+
+
+def is_running(pid):
+    try:
+        with open('/proc/%d/stat' % pid) as status:
+            return status.read().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=2, seed=1) as loader:
+        take(loader, 4)
+        victim, survivor = children_of(loader._supervisor)
+        os.kill(victim, signal.SIGKILL)
+        start, processes = time.monotonic(), set()
+        while not processes - {victim, survivor}:
+            processes |= {int(row[1]) for row in take(loader, 1)}
+            assert time.monotonic() - start < 10
+        draws = [tuple(row[2:]) for row in take(loader, 30)]
+        assert len(set(draws)) == len(draws)
+    assert 'died (signal 9); a new one took its place' in caplog.text
+
+
+def test_all_workers_killed_again_and_again():
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=3, seed=1) as loader:
+        for _ in range(3):
+            take(loader, 8)
+            for worker in children_of(loader._supervisor):
+                os.kill(worker, signal.SIGKILL)
+        assert len({row[1] for row in take(loader, 40)}) >= 3
+
+
+def test_workers_that_always_die_end_the_run():
+    class Deadly(NumberedDataset):
+        def training_sample(self, index, rng):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with BatchLoader(Deadly(50), 4, workers=1, seed=1) as loader:
+        with pytest.raises(UserError, match=r'died 5 times in a row \(signal 10\); .*--workers'):
+            loader.get(timeout=30)
+
+
+def test_a_killed_supervisor_ends_the_run_and_its_workers():
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=2, seed=1) as loader:
+        take(loader, 2)
+        workers = children_of(loader._supervisor)
+        os.kill(loader._supervisor, signal.SIGKILL)
+        with pytest.raises(UserError, match='killed; start the command again'):
+            take(loader, 10 ** 6)
+    wait_for(lambda: not any(map(is_running, workers)))
+
+
+def test_closing_leaves_no_process():
+    loader = BatchLoader(NumberedDataset(200), 4, workers=3, seed=1)
+    take(loader, 2)
+    processes = [loader._supervisor] + children_of(loader._supervisor)
+    assert len(processes) == 4
+    loader.close()
+    loader.close()
+    assert not any(map(is_running, processes))
+
+
+PARENT = '''
+import sys
+sys.path.insert(0, 'tests')
+from test_pose_loader import *
+loader = BatchLoader(NumberedDataset(200, seconds=0.01), 4, workers=2, seed=1)
+take(loader, 2)
+print(json.dumps([loader._supervisor] + children_of(loader._supervisor)), flush=True)
+time.sleep(60)
+'''
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_trainer_leaves_no_process(how):
+    parent = subprocess.Popen([sys.executable, '-c', PARENT], cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        processes = json.loads(parent.stdout.readline().decode())
+        assert len(processes) == 3 and all(map(is_running, processes))
+        parent.send_signal(how)
+        parent.wait(timeout=20)
+        wait_for(lambda: not any(map(is_running, processes)), seconds=10)
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_shared_memory_needs_no_dev_shm():
+    """Containers often have 64 MB of /dev/shm; anonymous memory does not count there."""
+    loader = BatchLoader(NumberedDataset(50), 64, workers=2, seed=1)
+    with loader, open('/proc/self/maps') as maps:
+        take(loader, 4)
+        shared = [line for line in maps if ' rw-s ' in line]
+    assert shared and not any('/dev/shm' in line for line in shared)
+
+
+def test_without_a_stand_in(sample_coco):
+    """The real data set, through real processes: what arrives is what training_sample makes."""
+    from pose_dataset import PoseDataset
+    dataset = PoseDataset(str(sample_coco), 'train2017', 64, 96, 8)
+    rng, order = np.random.RandomState([4, 0, 0, 1]), sample_order(len(dataset), 4, 0, 1, 0)
+    with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
+        for _ in range(4):
+            batch = loader.get(timeout=30)
+            samples = [dataset.training_sample(next(order), rng)[:4] for _ in range(3)]
+            for array, values in zip(batch, zip(*samples)):
+                np.testing.assert_array_equal(array, np.stack(values))
