@@ -139,7 +139,7 @@ def freeze(graph, checkpoint):
                                 'trained with' % (checkpoint, node.name, 'is missing' if found is None else
                                                   'has shape %s, not %s' % (found, wanted)))
             frozen.node.add().CopyFrom(_constant(node.name, reader.get_tensor(node.name)))
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen
 
@@ -158,12 +158,13 @@ def optimize(graph, input_shape=None):
     Raises:
         UserError: the graph is not one that the passes can see through, or does not work at that size.
     """
+    graph = strip_unused(graph)
     branches = [node for node in graph.node if node.op in RUN_TIME_BRANCHES]
     if branches:
         raise UserError('the graph branches at run time, which hides what to fold: %s; build it for inference, with '
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
-    graph = simplify(_set_input_shape(strip_unused(graph), input_shape))
+    graph = simplify(_set_input_shape(graph, input_shape))
     graph = fold_affine(fold_depthwise_1x1(graph))
     return strip_unused(graph)
 
