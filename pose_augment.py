@@ -4,6 +4,7 @@ One function draws the random numbers, another turns them into a 2x3 matrix, and
 image and to the joints. Pixel coordinates refer to pixel centres: the first pixel of a row is at x = 0.
 """
 import collections
+import math
 
 import cv2
 import numpy as np
@@ -38,14 +39,14 @@ def augmentation_matrix(augmentation, bbox, input_width, input_height):
         augmentation: an Augmentation.
         bbox: x, y, width, height of the main person in image pixels; the height must be positive.
     """
-    x, y, width, height = bbox
+    x, y, width, height = map(float, bbox)
     scale = PERSON_HEIGHT * input_height / height * augmentation.scale
-    angle = np.deg2rad(augmentation.angle)
-    rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    crop_centre = np.array([(input_width - 1) / 2, (input_height - 1) / 2])
-    offset = np.array([augmentation.offset_x, augmentation.offset_y])
-    shift = crop_centre - offset - rotation @ np.array([x + width / 2, y + height / 2])
-    matrix = np.column_stack([rotation, shift])
+    angle = math.radians(augmentation.angle)
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    centre_x, centre_y = x + width / 2, y + height / 2
+    matrix = np.array([
+        [cos, -sin, (input_width - 1) / 2 - augmentation.offset_x - (cos * centre_x - sin * centre_y)],
+        [sin, cos, (input_height - 1) / 2 - augmentation.offset_y - (sin * centre_x + cos * centre_y)]])
     if augmentation.flip:
         matrix[0] = [0, 0, input_width - 1] - matrix[0]
     return matrix
@@ -60,13 +61,15 @@ def fit_matrix(image_width, image_height, input_width, input_height):
 
 def matrix_scale(matrix):
     """How many input pixels one image pixel becomes (the square root of the affine's area factor)."""
-    return np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    return math.sqrt(abs(_determinant(matrix)))
 
 
 def reduced_matrix(matrix, reduction):
     """The affine for an image that was decoded at 1 / reduction of its size: its pixels average reduction^2 pixels."""
-    centre = np.full(2, (reduction - 1) / 2)
-    return np.column_stack([matrix[:, :2] * reduction, matrix[:, :2] @ centre + matrix[:, 2]])
+    (a, b, x), (c, d, y) = matrix.tolist()
+    centre = (reduction - 1) / 2
+    return np.array([[a * reduction, b * reduction, (a + b) * centre + x],
+                     [c * reduction, d * reduction, (c + d) * centre + y]])
 
 
 def warp_image(image, matrix, input_width, input_height):
@@ -81,4 +84,9 @@ def transform_joints(joints, matrix):
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.
     """
     moved = joints @ matrix[:, :2].T + matrix[:, 2]
-    return moved[:, FLIP_ORDER] if np.linalg.det(matrix[:, :2]) < 0 else moved
+    return moved[:, FLIP_ORDER] if _determinant(matrix) < 0 else moved
+
+
+def _determinant(matrix):
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return a * d - b * c

@@ -33,12 +33,12 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     Returns:
         float32 (height, width, 19); channel 18 = 1 - the maximum of the others (Cao et al., equation 7).
     """
-    joints = np.asarray(joints, np.float64).reshape(-1, BACKGROUND, 2)
+    joints = np.asarray(joints, np.float64).reshape(-1, 2)
     grid = np.array([width, height])
-    radius = np.sqrt(2 * GAUSSIAN_CUTOFF) * sigma / stride  # in cells
-    centre = (joints.reshape(-1, 2) - (stride / 2 - 0.5)) / stride
+    radius = (2 * GAUSSIAN_CUTOFF) ** 0.5 * sigma / stride  # in cells
+    centre = (joints - (stride / 2 - 0.5)) / stride
     with np.errstate(invalid='ignore'):
-        near = np.flatnonzero(((centre > -1 - radius) & (centre < grid + radius)).all(axis=1))  # not NaN, not infinity
+        near = np.flatnonzero((np.abs(centre - (grid - 1) / 2) < grid / 2 + radius).all(axis=1))  # not NaN, not infinity
     centre, part = centre[near], near % BACKGROUND
 
     # A Gaussian is the product of one in x and one in y: both are taken over a window of cells around the joint.
@@ -48,19 +48,23 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     gaussian = np.exp(-exponent)
     keep = exponent[:, 1, :, None] + exponent[:, 0, None, :] <= GAUSSIAN_CUTOFF
     value = (gaussian[:, 1, :, None] * gaussian[:, 0, None, :])[keep].astype(np.float32)
-    row = part[:, None] * height + cell[:, 1]
-    position = (row[:, :, None] * width + cell[:, 0, None, :])[keep].astype(np.int64)
+    cell *= BACKGROUND + 1
+    position = (cell[:, 1, :, None] * width + cell[:, 0, None, :] + part[:, None, None])[keep].astype(np.int64)
 
-    # Where people overlap, the plain assignment lets the last one win; the few larger values are then put back.
-    parts = np.zeros((BACKGROUND, height, width), np.float32)
-    flat = parts.reshape(-1)
-    flat[position] = value
-    lost = np.flatnonzero(flat[position] < value)
-    np.maximum.at(flat, position[lost], value[lost])
-    heatmaps = np.empty((height, width, BACKGROUND + 1), np.float32)
-    heatmaps[..., :BACKGROUND] = np.moveaxis(parts, 0, -1)
-    heatmaps[..., BACKGROUND] = 1 - parts.max(axis=0)
+    heatmaps = np.zeros((height, width, BACKGROUND + 1), np.float32)
+    _put_largest(heatmaps.reshape(-1), position, value)
+    largest = np.zeros(height * width, np.float32)
+    _put_largest(largest, position // (BACKGROUND + 1), value)
+    heatmaps[..., BACKGROUND] = 1 - largest.reshape(height, width)
     return heatmaps
+
+
+def _put_largest(flat, position, value):
+    """flat[position] = value, where the largest of several values for one position stays."""
+    while len(position):
+        flat[position] = value  # of several the last one stays; those that are larger have another go
+        lost = np.flatnonzero(flat[position] < value)
+        position, value = position[lost], value[lost]
 
 
 def render_pafs(joints, height, width, stride, limb_width=1.0):
@@ -86,38 +90,47 @@ def render_pafs(joints, height, width, stride, limb_width=1.0):
         low = np.maximum(np.round(np.minimum(start, end) - limb_width), 0)
         high = np.minimum(np.round(np.maximum(start, end) + limb_width), [width, height])
         covers = np.flatnonzero((length > 0) & (length < np.inf) & (low < high).all(axis=1))
-    unit = vector[covers] / length[covers, None]
-    limb = covers % len(LIMBS)
+    geometry = np.stack([start, vector, low, high], axis=1)[covers]
+    geometry[:, 1] /= length[covers, None]
+    unit = geometry[:, 1].astype(np.float32).view(np.complex64)[:, 0]  # x and y in one number
 
     # Walk along the axis in which the limb is longer: at each step only a few cells across it can belong to it. From
     # here on the last axis is not x and y, but along and across.
-    geometry = np.stack([start[covers], unit, low[covers], high[covers], np.broadcast_to([1, width], unit.shape)], axis=1)
-    steep = np.abs(unit[:, 1]) > np.abs(unit[:, 0])
+    steep = np.abs(geometry[:, 1, 1]) > np.abs(geometry[:, 1, 0])
     geometry[steep] = geometry[steep, :, ::-1]
     steps = (geometry[:, 3, 0] - geometry[:, 2, 0]).astype(np.int64)
     owner = np.repeat(np.arange(len(covers)), steps)
-    (start_along, start_across, unit_along, unit_across, low_along, low_across, _, high_across, jump_along,
-     jump_across) = geometry.reshape(-1, 10).T[:, owner]
+    start_along, start_across, unit_along, unit_across, low_along, low_across, _, high_across = (
+        geometry.reshape(-1, 8).T[:, owner])
     step = np.arange(len(owner)) - (np.cumsum(steps) - steps)[owner] + low_along
     done = step - start_along
     reach = limb_width / np.abs(unit_along) + 1e-6  # more than rounding can lose; the exact test follows
-    first = np.clip(np.ceil(start_across + done * unit_across / unit_along - reach), low_across, high_across)
-    candidates = int(2 * np.sqrt(2) * limb_width + 1e-5) + 1
+    first = np.ceil(start_across + done * unit_across / unit_along - reach)
+    first = np.minimum(np.maximum(first, low_across), high_across)
+    candidates = int(2 * 2 ** 0.5 * limb_width + 1e-5) + 1
     cell = first[:, None] + np.arange(candidates)
     cross = (done * unit_across)[:, None] - (cell - start_across[:, None]) * unit_along[:, None]
     keep = (np.abs(cross) <= limb_width) & (cell < high_across[:, None])
 
-    # Cells of one limb are written at once; where limbs of several people meet, their mean is put in place.
-    position = ((step * jump_along)[:, None] + cell * jump_across[:, None]) * len(LIMBS) + limb[owner, None]
-    position = position[keep].astype(np.int64)
-    value = unit.astype(np.float32).view(np.complex64)[:, 0][np.repeat(owner, keep.sum(axis=1))]
+    # The position in a flat array of vectors, and the limb that goes there.
+    jump_along, jump_across = len(LIMBS) * np.where(steep, [[width], [1]], [[1], [width]])[:, owner]
+    position = (step * jump_along + covers[owner] % len(LIMBS))[:, None] + cell * jump_across[:, None]
+    position, owner = position[keep].astype(np.int64), np.repeat(owner, candidates)[keep.ravel()]
     pafs = np.zeros(height * width * len(LIMBS), np.complex64)
-    pafs[position] = value
-    people = np.bincount(position, minlength=len(pafs))[position]
-    shared = np.flatnonzero(people > 1)
-    pafs[position[shared]] = 0
-    np.add.at(pafs, position[shared], value[shared] / people[shared])
+    _put_mean(pafs, position, unit[owner])
     return pafs.view(np.float32).reshape(height, width, 2 * len(LIMBS))
+
+
+def _put_mean(flat, position, value):
+    """flat[position] = value, where several values for one position give their mean; no value is 0."""
+    flat[position] = value
+    lost = np.flatnonzero(flat[position] != value)
+    if len(lost):
+        flat[position[lost]] = 0  # marks the positions that need a mean
+        shared = np.flatnonzero(flat[position] == 0)
+        cells, number = np.unique(position[shared], return_inverse=True)
+        total = np.bincount(number, value[shared].real) + 1j * np.bincount(number, value[shared].imag)
+        flat[cells] = total / np.bincount(number)
 
 
 def render_mask(polygons, bitmaps, matrix, height, width, stride):
