@@ -1,0 +1,178 @@
+"""What a training sample costs, step by step and in relation to decoding its JPEG.
+
+    python3 scripts/bench_data.py [--datapath=DIR] [--json]
+
+First in this process, on one core and without OpenCV's threads: each step over the same samples with the same
+augmentations. Of several rounds the fastest counts, in CPU time, so that other work on the machine disturbs little.
+Then loader processes at full speed. Without --datapath a small data set is rendered. The last line of --json holds the
+figures of the table: decode_ms is the whole image, as anybody would decode it; read_ms is what the pipeline does instead
+(reading the file, decoding at 1/2, 1/4 or 1/8 where the scale allows it).
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import cv2
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import pose_annotations
+import pose_augment
+import pose_cli
+import pose_labels
+from pose_dataset import PoseDataset, read_image
+from pose_loader import BatchLoader
+
+STEPS = ('decode', 'read', 'warp', 'maps', 'mask', 'sample')
+CROWDS = (5, 20)
+WARM_UP = 4
+
+
+def steps_of(dataset, index, seed):
+    """The steps of one sample as functions without arguments; together they are what dataset.training_sample does."""
+    a = dataset.annotations
+    image, person = a.sample_image[index], a.bbox[a.sample_person[index]].astype(np.float64)
+    path, size = os.path.join(dataset.image_folder, a.file_name[image].decode()), a.image_size[image]
+    matrix = pose_augment.augmentation_matrix(pose_augment.draw_augmentation(np.random.RandomState(seed)), person,
+                                              dataset.input_width, dataset.input_height)
+    data = np.fromfile(path, np.uint8)
+    pixels, reduction = read_image(path, size, pose_augment.matrix_scale(matrix))
+    smaller = pose_augment.reduced_matrix(matrix, reduction)
+    cells = (dataset.input_height // dataset.stride, dataset.input_width // dataset.stride, dataset.stride)
+
+    def maps():
+        joints = pose_augment.transform_joints(pose_annotations.people_of(a, image)[0].astype(np.float64), matrix)
+        return pose_labels.render_heatmaps(joints, *cells), pose_labels.render_pafs(joints, *cells)
+
+    return {
+        'decode': lambda: cv2.imdecode(data, cv2.IMREAD_COLOR),
+        'read': lambda: read_image(path, size, pose_augment.matrix_scale(matrix)),
+        'warp': lambda: pose_augment.warp_image(pixels, smaller, dataset.input_width, dataset.input_height),
+        'maps': maps,
+        'mask': lambda: pose_labels.render_mask(*pose_annotations.ignored_regions(a, image), matrix, *cells),
+        'sample': lambda: dataset.training_sample(index, np.random.RandomState(seed))}
+
+
+def fastest_ms(function, rounds):
+    """CPU milliseconds of the fastest of so many calls."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return 1e3 * min(times)
+
+
+def measure_steps(dataset, samples, rounds):
+    """Mean milliseconds of each step over so many samples."""
+    each = [steps_of(dataset, number % len(dataset), number) for number in range(samples)]
+    fastest = {step: [np.inf] * samples for step in STEPS}
+    for _ in range(rounds):  # the steps in turns, so that a busy moment hits all of them
+        for number, functions in enumerate(each):
+            for step in STEPS:
+                fastest[step][number] = min(fastest[step][number], fastest_ms(functions[step], 2))
+    return {step: float(np.mean(fastest[step])) for step in STEPS}
+
+
+def crowd_joints(dataset, people, rng):
+    """So many of the data set's people, as large as training shows them, at random places of the input."""
+    crowd = []
+    while len(crowd) < people:
+        person = dataset.annotations.sample_person[rng.randint(len(dataset))]
+        augmentation = pose_augment.draw_augmentation(rng)._replace(offset_x=rng.uniform(-.4, .4) * dataset.input_width,
+                                                                    offset_y=rng.uniform(-.4, .4) * dataset.input_height)
+        matrix = pose_augment.augmentation_matrix(augmentation, dataset.annotations.bbox[person].astype(np.float64),
+                                                  dataset.input_width, dataset.input_height)
+        crowd.append(pose_augment.transform_joints(dataset.annotations.joints[person:person + 1].astype(np.float64), matrix))
+    return np.concatenate(crowd)
+
+
+def measure_maps(dataset, people, rounds):
+    rng = np.random.RandomState(0)
+    cells = (dataset.input_height // dataset.stride, dataset.input_width // dataset.stride, dataset.stride)
+
+    def render(joints):
+        return pose_labels.render_heatmaps(joints, *cells), pose_labels.render_pafs(joints, *cells)
+
+    crowds = [crowd_joints(dataset, people, rng) for _ in range(10)]
+    return float(np.mean([fastest_ms(lambda: render(joints), 4 * rounds) for joints in crowds]))
+
+
+def samples_per_second(dataset, batchsize, workers, seconds):
+    with BatchLoader(dataset, batchsize, workers, seed=0) as loader:
+        for _ in range(WARM_UP * workers):
+            loader.get()
+        start, batches = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            loader.get()
+            batches += 1
+        return batches * batchsize / (time.perf_counter() - start)
+
+
+def render_sample_data(folder):
+    subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--output-dir=' + folder,
+                    '--train=32', '--val=1'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def main():
+    parser = pose_cli.ArgumentParser(prog='scripts/bench_data.py', description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--datapath', help='COCO folder; rendered data without it')
+    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+    parser.add_argument('--split', default='train2017')
+    parser.add_argument('--side', type=pose_cli.positive_int, default=368, help='of the input, in pixels')
+    parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=16)
+    parser.add_argument('--samples', type=pose_cli.positive_int, default=28, help='that each step is measured on')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=5, help='the fastest counts')
+    parser.add_argument('--seconds', type=pose_cli.positive_int, default=4, help='per measurement of loader processes')
+    parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
+                        help='largest number of loader processes')
+    parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
+    args = parser.parse_args()
+    pose_cli.log_to_stderr()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.datapath:
+            render_sample_data(folder)
+        dataset = PoseDataset(args.datapath or folder, args.split, args.side, args.side, args.stride, args.imgpath)
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {max(cores)})
+        milliseconds = measure_steps(dataset, args.samples, args.rounds)
+        crowds = {people: measure_maps(dataset, people, args.rounds) for people in CROWDS}
+        os.sched_setaffinity(0, cores)
+        counts = range(1, max(2, args.processes) + 1)
+        rates = [[samples_per_second(dataset, args.batchsize, workers, args.seconds) for workers in counts]
+                 for _ in range(min(3, args.rounds))]
+        rate = {workers: statistics.median(row[i] for row in rates) for i, workers in enumerate(counts)}
+        people = np.diff(dataset.annotations.person_start)[dataset.annotations.sample_image].mean()
+
+    figures = {step + '_ms': ms for step, ms in milliseconds.items()}
+    figures.update(('maps_%d_people_ms' % count, ms) for count, ms in crowds.items())
+    figures['sample_to_decode'] = figures['sample_ms'] / figures['decode_ms']
+    figures['speedup_2_processes'] = statistics.median(row[1] / row[0] for row in rates)
+    figures.update(('samples_per_s_%d_processes' % workers, value) for workers, value in rate.items())
+
+    print('%dx%d, stride %d, %d samples with %.1f people on average, one core'
+          % (args.side, args.side, args.stride, args.samples, people))
+    print('%-44s %8s %16s' % ('', 'ms', 'of decoding'))
+    for name, key in (('decode the whole image', 'decode_ms'), ('read: the file, decoded as small as possible', 'read_ms'),
+                      ('warp', 'warp_ms'), ('heatmaps and PAFs', 'maps_ms'), ('mask', 'mask_ms'),
+                      ('whole sample', 'sample_ms'), ('heatmaps and PAFs of 5 people', 'maps_5_people_ms'),
+                      ('heatmaps and PAFs of 20 people', 'maps_20_people_ms')):
+        print('%-44s %8.2f %16.2f' % (name, figures[key], figures[key] / figures['decode_ms']))
+    print('%-44s %8s %16s' % ('', 'samples/s', 'of one'))
+    for workers, value in rate.items():
+        print('%-44s %8.0f %16.2f' % ('%d loader processes' % workers, value, value / rate[1]))
+    if args.json:
+        print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+    pose_cli.run(main)
