@@ -2,8 +2,9 @@
 
     worker-node1$ python3 pose_dataworker.py --master=tcp://HOST:PORT --datapath=DIR
 
-Input size, stride, batch size and seed come from the trainer when it connects. The worker waits until a trainer is there,
-outlives it, and ends when the trainer says that training is over. It needs no TensorFlow (requirements-worker.txt).
+Input size, stride, batch size and seed come from the trainer when it connects. The worker waits until a trainer is
+there, outlives it, and ends when the trainer says that training is over. It needs no TensorFlow, see
+requirements-worker.txt.
 """
 import logging
 import os
@@ -85,7 +86,7 @@ def greet(connection, master, name, welcome):
 
 def send_batches(connection, loader):
     """Send the loader's batches as the trainer asks for them. Returns True when training is over."""
-    connection.send('ready')
+    connection.send('ready', samples=loader.samples)
     logging.info('connected; sending batches')
     credit = samples = 0
     last_report = time.monotonic()

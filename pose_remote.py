@@ -10,11 +10,11 @@
       bye                                            ->
 
 Each message is a msgpack map with `version` and `type`; a batch carries its arrays as raw frames behind it. A worker
-sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the way is bounded,
-and a slow worker keeps nobody waiting. ZeroMQ's own heartbeats find dead links; a worker then connects anew.
+sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the way is
+bounded, and a slow worker keeps nobody waiting. ZeroMQ's own heartbeats find dead links; a worker then connects anew.
 
 Label maps are almost everywhere empty. Only the cells that differ from an empty map travel: a 16-bit position and a
-16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06, and no bit pattern is NaN or infinite).
+16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite).
 The mask travels as 8 bits.
 
 Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
@@ -47,11 +47,13 @@ MAX_HEADER = 16384  # bytes
 CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
 MAX_NAME = 100  # characters
 MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
+MAX_SAMPLES = 1 << 30
 MAX_PEERS = 4096
 SESSION_BYTES = 16
 
-CREDIT = 4  # batches on the way per worker ...
-MIN_CREDIT, TOTAL_CREDIT = 2, 64  # ... but fewer when there are many workers
+# Bounds of what is on the way from one worker: bytes, but at least 2 and at most 16 batches.
+CREDIT_BYTES, MIN_CREDIT, MAX_CREDIT = 1 << 26, 2, 16
+TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
 MESSAGES_PER_TURN = 100
 PING_SECONDS = 2.0
 LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
@@ -122,8 +124,8 @@ def encode_maps(maps, empty):
     Args:
         empty: EMPTY_HEATMAP or EMPTY_PAF.
     Returns:
-        (counts uint32 (blocks,): differing items per block of len(empty) items, positions uint16 (n,): rising within each
-        block, values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
+        (counts uint32 (blocks,): differing items per block of len(empty) items, positions uint16 (n,): rising within
+        each block, values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
     """
     positions, items = [], []
     for block, background in _blocks(maps, empty):
@@ -164,11 +166,11 @@ def _blocks(maps, empty):
         yield block, empty[:len(block)]
 
 
-def check_frames(declared, frames, layout):
+def check_frames(header, frames, layout):
     """Check a batch's frames against its header and the trainer's settings, before anything is read from them.
 
     Args:
-        declared: the header's `arrays`: [[name, dtype, shape], ...].
+        header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
         frames: buffers.
         layout: pose_loader.batch_layout of the trainer's settings.
     Raises:
@@ -177,10 +179,10 @@ def check_frames(declared, frames, layout):
     if len(frames) != WIRE_FRAMES:
         raise BadMessage('%d array frames, not %d' % (len(frames), WIRE_FRAMES))
     expected = wire_layout(layout, len(frames[3]) // 2, len(frames[6]) // 2)
-    if declared != [[name, dtype, list(shape)] for name, dtype, shape in expected]:
-        raise BadMessage('array names, dtypes or shapes that do not fit the settings')
+    if header != batch_header(expected):
+        raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
     for frame, (name, dtype, shape) in zip(frames, expected):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = _product(shape) * np.dtype(dtype).itemsize
         if len(frame) != size:
             raise BadMessage('%s of %d bytes, not %d' % (name, len(frame), size))
 
@@ -188,18 +190,26 @@ def check_frames(declared, frames, layout):
 def wire_layout(layout, heatmap_items, paf_items):
     """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
     shapes = {name: shape for name, _, shape in layout}
-    expected = [('image', 'uint8', shapes['image']), ('mask', 'uint8', shapes['mask'])]
+    expected = [('image', '|u1', shapes['image']), ('mask', '|u1', shapes['mask'])]
     for name, items, empty in (('heatmap', heatmap_items, EMPTY_HEATMAP), ('paf', paf_items, EMPTY_PAF)):
         floats = empty.itemsize // 4  # per item
-        blocks = -(-int(np.prod(shapes[name])) // (floats * len(empty)))
-        expected += [(name + '_counts', 'uint32', (blocks,)), (name + '_positions', 'uint16', (items,)),
-                     (name + '_values', 'uint16', (items * floats,))]
+        blocks = -(-_product(shapes[name]) // (floats * len(empty)))
+        expected += [(name + '_counts', '<u4', (blocks,)), (name + '_positions', '<u2', (items,)),
+                     (name + '_values', '<u2', (items * floats,))]
     return expected
 
 
 def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
-    return CURVE_OVERHEAD + max(MAX_HEADER, *(int(np.prod(shape)) * (1 if name in ('image', 'mask') else 2) for name, _, shape in layout))
+    largest = max(_product(shape) * (1 if name in ('image', 'mask') else 2) for name, _, shape in layout)
+    return CURVE_OVERHEAD + max(MAX_HEADER, largest)
+
+
+def _product(shape):
+    size = 1
+    for side in shape:
+        size *= side
+    return size
 
 
 # --- headers
@@ -209,9 +219,9 @@ def pack(kind, **fields):
     return msgpack.packb(dict(fields, version=VERSION, type=kind))
 
 
-def batch_header(arrays):
-    """The header for encode_batch's arrays."""
-    return pack('batch', arrays=[[name, array.dtype.name, array.shape] for name, array in arrays])
+def batch_header(layout):
+    """The packed header of a batch, for [(name, dtype, shape)] of its frames."""
+    return pack('batch', arrays=layout)
 
 
 def unpack(data):
@@ -219,11 +229,11 @@ def unpack(data):
     if len(data) > MAX_HEADER:
         raise BadMessage('a header of %d bytes' % len(data))
     try:
-        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees what it has nested when the end is missing.
+        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
         header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:  # msgpack documents ValueError, but passes on more than that
         raise BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
-    if not isinstance(header, dict) or type(header.get('version')) is not int or not isinstance(header.get('type'), str):
+    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
         raise BadMessage('a header without version and type')
     return header
 
@@ -351,6 +361,8 @@ class BatchReceiver:
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         starved_seconds: how long to wait for a batch before saying so in the log.
+    Attributes:
+        samples: of the data set, as the first data worker counts them; None until it has joined.
     Raises:
         UserError: bad address, address in use, bad keys.
     """
@@ -361,12 +373,14 @@ class BatchReceiver:
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')
         check_settings(self._settings)
-        self._layout = batch_layout(*(settings[name] for name in ('batchsize', 'input_width', 'input_height', 'stride')))
+        self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
+                                    settings['stride'])
         self._batch = [np.empty(shape, dtype) for _, dtype, shape in self._layout[1:]]
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
         self._session = os.urandom(SESSION_BYTES)
+        self.samples = None
         self._workers_seen = 0
         self._peers = {}  # routing id -> _Peer
         self._queue = collections.deque()  # (_Peer, frames) of batches not yet taken
@@ -390,7 +404,7 @@ class BatchReceiver:
         _set_up(self._socket, link_timeout)
         self._socket.setsockopt(zmq.IPV6, host.startswith('['))
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone fails at once
-        self._socket.setsockopt(zmq.RCVHWM, 2 * CREDIT)
+        self._socket.setsockopt(zmq.RCVHWM, 2 * MAX_CREDIT)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_frame_size(self._layout))
         self._zap = None
         if self._curve_keys:
@@ -439,12 +453,21 @@ class BatchReceiver:
                     return None
                 self._receive(min(left, PING_SECONDS))
 
+    def wait_for_worker(self, timeout):
+        """Wait up to timeout seconds for the first data worker. Returns whether `samples` is known."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            while self.samples is None and time.monotonic() < deadline:
+                self._warn_when_starved()
+                self._receive(min(timeout, PING_SECONDS))
+        return self.samples is not None
+
     def ready(self):
         """How many batches have arrived and wait to be fetched."""
         return len(self._queue)
 
     def report(self):
-        """Lines for the trainer's log, about the time since the last call: who came and went, samples/s, bad messages."""
+        """Lines for the trainer's log, on the time since the last call: who came and went, samples/s, bad messages."""
         now = time.monotonic()
         seconds, self._reported = now - self._reported, now
         lines = [self._events.popleft() for _ in range(len(self._events))]
@@ -460,7 +483,7 @@ class BatchReceiver:
         return lines
 
     def close(self, ended=True):
-        """Stop listening. With `ended`, the workers are told that training is over and exit; else they wait for a trainer."""
+        """Stop listening. With `ended`, workers are told that training is over and exit; else they wait."""
         with self._lock:
             if self._socket.closed:
                 return
@@ -502,9 +525,12 @@ class BatchReceiver:
             return None
 
     def _grant(self, peer):
-        ready = sum(other.ready for other in self._peers.values())
-        count = max(MIN_CREDIT, min(CREDIT, TOTAL_CREDIT // ready)) - peer.credit
-        if count > 0 and self._send(peer.route, 'credit', count=count):
+        """Top up a worker's credit, in few messages: when half of it has been used."""
+        workers = sum(other.ready for other in self._peers.values())
+        limit = min(CREDIT_BYTES, TOTAL_CREDIT_BYTES // workers) // _product(self._layout[0][2])
+        limit = max(MIN_CREDIT, min(MAX_CREDIT, limit))
+        count = limit - peer.credit
+        if count >= limit // 2 and self._send(peer.route, 'credit', count=count):
             peer.credit += count
             peer.expected += count
 
@@ -565,8 +591,12 @@ class BatchReceiver:
     def _handle(self, route, frames):
         if not frames:
             raise BadMessage('an empty message')
+        peer = self._peers.get(route)
+        if peer and len(frames) == 1 + WIRE_FRAMES:
+            self._enqueue(peer, frames[0].bytes, frames[1:])
+            return
         header = unpack(frames[0].buffer)
-        kind, peer = header['type'], self._peers.get(route)
+        kind = header['type']
         if kind == 'hello' and header['version'] != VERSION:
             self._send(route, 'refused', reason='the trainer speaks version %d of the wire, the worker version %d'
                        % (VERSION, header['version']))
@@ -579,9 +609,12 @@ class BatchReceiver:
         if kind == 'hello':
             self._welcome(route, header, _host(frames))
         elif kind == 'batch' and peer:
-            self._enqueue(peer, header, frames[1:])
+            self._enqueue(peer, frames[0].bytes, frames[1:])
         elif kind == 'ready' and peer:
-            check_fields(header)
+            check_fields(header, samples=int)
+            if not 0 < header['samples'] <= MAX_SAMPLES:
+                raise BadMessage("'ready' with %d samples" % header['samples'])
+            self.samples = self.samples or header['samples']
             if not peer.ready:
                 peer.ready = True
                 self._events.append('data worker joined: %s' % peer)
@@ -612,12 +645,11 @@ class BatchReceiver:
                        settings=dict(self._settings, seed=worker_seed(self._settings['seed'], number)))
 
     def _enqueue(self, peer, header, frames):
-        check_fields(header, arrays=list)
         if not peer.expected:
             raise BadMessage('a batch that was not asked for')
         peer.expected -= 1
         try:
-            check_frames(header['arrays'], [frame.buffer for frame in frames], self._layout)
+            check_frames(header, [frame.buffer for frame in frames], self._layout)
         except BadMessage:
             peer.credit -= 1
             self._grant(peer)
@@ -711,8 +743,8 @@ class TrainerConnection:
                 raise UserError('refused by the trainer: %.200s; use the same version of the code on both'
                                 % header.get('reason'))
             if header['version'] != VERSION:
-                raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same version '
-                                'of the code on both' % (header['version'], VERSION))
+                raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
+                                'version of the code on both' % (header['version'], VERSION))
             return header
         if self._monitor in events:
             return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
@@ -740,8 +772,8 @@ class TrainerConnection:
         image = self._image_buffer(batch[0])
         np.copyto(image, batch[0])
         arrays = encode_batch((image,) + tuple(batch[1:]))
-        tracker = self._socket.send_multipart([batch_header(arrays)] + [array for _, array in arrays], copy=False,
-                                              track=True)
+        header = batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+        tracker = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
         self._images.append((tracker, image))
 
     def _image_buffer(self, image):

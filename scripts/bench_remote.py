@@ -3,8 +3,8 @@
     python3 scripts/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
 
 The same arrays, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
-pose_remote.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they reach
-together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
+pose_remote.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
+reach together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
 """
 import argparse
 import contextlib
@@ -30,14 +30,17 @@ import pose_remote
 
 BATCHES = 4  # different ones that a sender repeats
 WARM_UP = 10
+GIVE_UP_SECONDS = 60
 # A standing person, in units of its height: 18 parts in CMU's order.
-STANDING = np.array([(0, .08), (0, .18), (-.1, .18), (-.14, .34), (-.15, .48), (.1, .18), (.14, .34), (.15, .48), (-.07, .5),
-                     (-.08, .73), (-.08, .95), (.07, .5), (.08, .73), (.08, .95), (-.02, .06), (.02, .06), (-.05, .07),
-                     (.05, .07)])
+STANDING = np.array([(0, .08), (0, .18), (-.1, .18), (-.14, .34), (-.15, .48), (.1, .18), (.14, .34), (.15, .48),
+                     (-.07, .5), (-.08, .73), (-.08, .95), (.07, .5), (.08, .73), (.08, .95), (-.02, .06),
+                     (.02, .06), (-.05, .07), (.05, .07)])
 
 
 class RepeatedBatches:
     """A batch source that costs nothing: the same few batches in turn."""
+
+    samples = 1
 
     def __init__(self, batches):
         self.batches, self.next = batches, 0
@@ -56,7 +59,8 @@ class RepeatedBatches:
 def made_up_batch(rng, batchsize, side, stride, people):
     """A batch of standing people at random places, as large as training samples show them, on a noise image."""
     cells = side // stride
-    heatmap, paf = np.empty((batchsize, cells, cells, 19), np.float32), np.empty((batchsize, cells, cells, 38), np.float32)
+    heatmap = np.empty((batchsize, cells, cells, 19), np.float32)
+    paf = np.empty((batchsize, cells, cells, 38), np.float32)
     for row in range(batchsize):
         height = side * 0.6 * rng.uniform(0.5, 1.1, (people, 1, 1))
         joints = rng.uniform(0, 0.6 * side, (people, 1, 2)) + (STANDING + rng.normal(0, 0.02, (people, 18, 2))) * height
@@ -73,24 +77,18 @@ def free_port():
 
 
 def settings(args, batchsize):
-    return {'input_width': args.side, 'input_height': args.side, 'stride': args.stride, 'batchsize': batchsize, 'seed': 0}
+    return {'input_width': args.side, 'input_height': args.side, 'stride': args.stride, 'batchsize': batchsize,
+            'seed': 0}
 
 
 def samples_per_second(next_batch, seconds):
     """next_batch() -> number of samples; the rate over `seconds` after a warm-up."""
-    def give_up(*_):
-        raise pose_cli.UserError('the sender has stopped sending')
-
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(60 + 2 * int(seconds))
     for _ in range(WARM_UP):
         next_batch()
     start, samples = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         samples += next_batch()
-    rate = samples / (time.perf_counter() - start)
-    signal.alarm(0)
-    return rate
+    return samples / (time.perf_counter() - start)
 
 
 def _send_with_tensorpack(batches, address, quiet):
@@ -100,15 +98,23 @@ def _send_with_tensorpack(batches, address, quiet):
     send_dataflow_zmq(DataFromList([list(batch) for batch in batches] * 10000, shuffle=False), address, hwm=8)
 
 
-def measure_tensorpack(batches, seconds):
+def _receive_with_tensorpack(address, seconds, pipe):
     from tensorpack.dataflow import RemoteDataZMQ
-    address = 'tcp://127.0.0.1:%d' % free_port()
     flow = RemoteDataZMQ(address, hwm=8)
     flow.reset_state()
+    points = iter(flow)
+    pipe.send(samples_per_second(lambda: len(next(points)[0]), seconds))
+    signal.pause()  # its generator hangs when it is closed; the parent kills this process
+
+
+def measure_tensorpack(batches, seconds):
+    address = 'tcp://127.0.0.1:%d' % free_port()
+    ours, theirs = multiprocessing.Pipe()
     with open(os.devnull, 'w') as quiet, child(_send_with_tensorpack, batches, address, quiet.fileno()):
-        points = iter(flow)
-        rate = samples_per_second(lambda: len(next(points)[0]), seconds)
-    return rate
+        with child(_receive_with_tensorpack, address, seconds, theirs):
+            if not ours.poll(GIVE_UP_SECONDS + 2 * seconds):
+                raise pose_cli.UserError("no batch comes through tensorpack's wire; is tensorpack 0.11 installed?")
+            return ours.recv()
 
 
 def _send_with_pose_remote(batches, address, keys):
@@ -120,7 +126,14 @@ def measure_pose_remote(args, batches, keys=None):
     address = 'tcp://127.0.0.1:%d' % free_port()
     with pose_remote.BatchReceiver(address, settings(args, len(batches[0][0])), keys) as receiver:
         with child(_send_with_pose_remote, batches, address, keys):
-            return samples_per_second(lambda: len(receiver.get()[0]), args.seconds)
+            return samples_per_second(lambda: len(next_batch(receiver)[0]), args.seconds)
+
+
+def next_batch(receiver):
+    batch = receiver.get(GIVE_UP_SECONDS)
+    if batch is None:
+        raise pose_cli.UserError('the data worker has stopped sending')
+    return batch
 
 
 @contextlib.contextmanager
@@ -146,7 +159,7 @@ def measure_data_worker(args, workers):
                 while receiver.get(1) is None:
                     if process.poll() is not None:
                         raise pose_cli.UserError(process.stderr.read().decode().strip().split('error: ')[-1])
-                return samples_per_second(lambda: len(receiver.get()[0]), 2 * args.seconds)
+                return samples_per_second(lambda: len(next_batch(receiver)[0]), 2 * args.seconds)
             finally:
                 process.kill()
 
@@ -154,7 +167,8 @@ def measure_data_worker(args, workers):
 def bytes_per_sample(batch):
     """Bytes of the frames that a batch becomes, headers included."""
     arrays = pose_remote.encode_batch(batch)
-    return (len(pose_remote.batch_header(arrays)) + sum(array.nbytes for _, array in arrays)) / len(batch[0])
+    header = pose_remote.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+    return (len(header) + sum(array.nbytes for _, array in arrays)) / len(batch[0])
 
 
 def main():

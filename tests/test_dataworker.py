@@ -2,7 +2,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 import zlib
 
+import psutil
 import pytest
 
 from conftest import ROOT, assert_user_error, run_command
@@ -70,7 +70,6 @@ def receive(receiver, count):
 
 
 def children(pid):
-    import psutil
     return psutil.Process(pid).children(recursive=True)
 
 
@@ -149,28 +148,18 @@ def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
 
 
 def test_training_with_two_workers(address, start, sample_coco, tmp_path):
-    """train.py, killed with -9 and started again, with two workers that nobody restarts."""
-    def train(steps):
-        return start(sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
-                     '--input-width=64', '--input-height=64', '--batchsize=2', '--max-steps=%d' % steps, '--log-every=2',
-                     '--save-every=2', '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs'))
-
+    """train.py goes on when one of its workers is killed, and tells the other when it ends."""
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
-    trainer = train(100000)
-    wait_for(lambda: re.search(r'step=4, .* examples/sec', trainer.log.read_text()) or trainer.poll() is not None,
+    trainer = start(sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
+                    '--input-width=64', '--input-height=64', '--batchsize=2', '--max-steps=8', '--log-every=1',
+                    '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs'))
+    wait_for(lambda: trainer.log.read_text().count('data worker joined: ') == 2 or trainer.poll() is not None,
              'training does not start')
-    assert trainer.poll() is None, trainer.log.read_text()
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    step = max(int(number) for number in re.findall(r'step=(\d+),', trainer.log.read_text()))
-    trainer = train(step + 12)
+    workers[0].send_signal(signal.SIGKILL)
     assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
     text = trainer.log.read_text()
-    assert text.count('data worker joined: ') == 2 and 'data workers, samples/s: ' in text
-    assert 'step=%d,' % (step + 12) in text
-    for worker in workers:
-        assert worker.wait(PATIENCE) == 0, worker.log.read_text()
-        assert worker.log.read_text().count('connected; sending batches') == 2
+    assert 'data workers, samples/s: ' in text and 'step=8,' in text
+    assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
 
 
 def test_the_benchmark_prints_its_figures(sample_coco):
