@@ -25,9 +25,9 @@ Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augment
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
-# Bilinear warping averages only 4 pixels: below this scale fine patterns would alias, so that the JPEG is decoded at
-# 1/2, 1/4 or 1/8 (libjpeg averages while decoding, and is faster) until the warp's scale lies above half of it.
-MAX_WARP_SCALE = 1.25
+# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2, 1/4
+# or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster).
+MAX_WARP_SCALE = 2 ** 0.5
 JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 
 
@@ -105,21 +105,23 @@ def read_image(path, size, scale):
         BadSample: missing, empty, truncated, not an image, or not of that size.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        with open(path, 'rb', buffering=0) as file:
+            data = file.read()
     except OSError as error:
         raise BadSample(path, error.strerror or 'cannot be read')
-    if not data.size:
+    if not data:
         raise BadSample(path, 'is empty')
-    if data[:2].tobytes() == JPEG_START and JPEG_END not in data[-JPEG_TAIL:].tobytes():
+    if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:]:
         raise BadSample(path, 'is a truncated JPEG')
     reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_WARP_SCALE)
     try:
-        pixels = cv2.imdecode(data, READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise BadSample(path, 'is not an image that OpenCV can read')
-    if (np.abs(np.array(pixels.shape[1::-1]) * reduction - size) >= reduction).any():
+    height, width = pixels.shape[:2]
+    if abs(width * reduction - int(size[0])) >= reduction or abs(height * reduction - int(size[1])) >= reduction:
         raise BadSample(path, 'is not of the size %dx%d that the annotations give' % tuple(size))
     return pixels, reduction
 
