@@ -39,7 +39,8 @@ def steps_of(dataset, index, seed):
     a = dataset.annotations
     image, person = a.sample_image[index], a.bbox[a.sample_person[index]].astype(np.float64)
     path, size = os.path.join(dataset.image_folder, a.file_name[image].decode()), a.image_size[image]
-    matrix = pose_augment.augmentation_matrix(pose_augment.draw_augmentation(np.random.RandomState(seed)), person,
+    rng = np.random.RandomState(seed)
+    matrix = pose_augment.augmentation_matrix(pose_augment.draw_augmentation(rng), person,
                                               dataset.input_width, dataset.input_height)
     data = np.fromfile(path, np.uint8)
     pixels, reduction = read_image(path, size, pose_augment.matrix_scale(matrix))
@@ -56,27 +57,23 @@ def steps_of(dataset, index, seed):
         'warp': lambda: pose_augment.warp_image(pixels, smaller, dataset.input_width, dataset.input_height),
         'maps': maps,
         'mask': lambda: pose_labels.render_mask(*pose_annotations.ignored_regions(a, image), matrix, *cells),
-        'sample': lambda: dataset.training_sample(index, np.random.RandomState(seed))}
+        'sample': lambda: rng.seed(seed) or dataset.training_sample(index, rng)}
 
 
-def fastest_ms(function, rounds):
-    """CPU milliseconds of the fastest of so many calls."""
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return 1e3 * min(times)
+def cpu_ms(function):
+    start = time.process_time()
+    function()
+    return 1e3 * (time.process_time() - start)
 
 
 def measure_steps(dataset, samples, rounds):
     """Mean milliseconds of each step over so many samples."""
     each = [steps_of(dataset, number % len(dataset), number) for number in range(samples)]
     fastest = {step: [np.inf] * samples for step in STEPS}
-    for _ in range(rounds):  # the steps in turns, so that a busy moment hits all of them
+    for _ in range(rounds):
         for number, functions in enumerate(each):
-            for step in STEPS:
-                fastest[step][number] = min(fastest[step][number], fastest_ms(functions[step], 2))
+            for step in STEPS:  # in turns: a busy moment hits all of them, and each starts with caches full of others' data
+                fastest[step][number] = min(fastest[step][number], cpu_ms(functions[step]))
     return {step: float(np.mean(fastest[step])) for step in STEPS}
 
 
@@ -101,7 +98,7 @@ def measure_maps(dataset, people, rounds):
         return pose_labels.render_heatmaps(joints, *cells), pose_labels.render_pafs(joints, *cells)
 
     crowds = [crowd_joints(dataset, people, rng) for _ in range(10)]
-    return float(np.mean([fastest_ms(lambda: render(joints), 4 * rounds) for joints in crowds]))
+    return float(np.mean([min(cpu_ms(lambda: render(joints)) for _ in range(2 * rounds)) for joints in crowds]))
 
 
 def samples_per_second(dataset, batchsize, workers, seconds):
@@ -130,7 +127,7 @@ def main():
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=16)
     parser.add_argument('--samples', type=pose_cli.positive_int, default=28, help='that each step is measured on')
-    parser.add_argument('--rounds', type=pose_cli.positive_int, default=5, help='the fastest counts')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=15, help='the fastest counts')
     parser.add_argument('--seconds', type=pose_cli.positive_int, default=4, help='per measurement of loader processes')
     parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
                         help='largest number of loader processes')
