@@ -97,7 +97,7 @@ def send_batches(connection, loader):
                 return True
             if message['type'] == 'credit':
                 credit += message['count']
-        elif credit:
+        elif credit and connection.sent(TURN_SECONDS):
             batch = loader.get(TURN_SECONDS)
             if batch:
                 connection.send_batch(batch)

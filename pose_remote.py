@@ -52,7 +52,7 @@ MAX_PEERS = 4096
 SESSION_BYTES = 16
 
 # Bounds of what is on the way from one worker: bytes, but at least 2 and at most 16 batches.
-CREDIT_BYTES, MIN_CREDIT, MAX_CREDIT = 1 << 26, 2, 16
+CREDIT_BYTES, MIN_CREDIT, MAX_CREDIT = 1 << 24, 2, 16
 TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
 MESSAGES_PER_TURN = 100
 PING_SECONDS = 2.0
@@ -92,7 +92,7 @@ def encode_batch(batch):
         ValueError: map values that are not in -1..1.
     """
     image, heatmap, paf, mask = batch
-    arrays = [('image', image), ('mask', np.rint(mask * 255).astype(np.uint8))]
+    arrays = [('image', image), ('mask', (mask * 255 + 0.5).astype(np.uint8))]
     for name, maps, empty in (('heatmap', heatmap, EMPTY_HEATMAP), ('paf', paf, EMPTY_PAF)):
         arrays += zip((name + '_counts', name + '_positions', name + '_values'), encode_maps(maps, empty))
     return arrays
@@ -704,7 +704,7 @@ class TrainerConnection:
         keys = read_secret_key(curve_keys, 'worker') + (read_public_key(curve_keys, 'trainer'),) if curve_keys else None
         self.trouble = 'no answer'  # why there is no connection yet
         self._connected = False
-        self._images = collections.deque()  # (tracker, array) of images on their way out
+        self._sending = None  # tracker of the batch on its way out
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         _set_up(self._socket, link_timeout)
@@ -768,19 +768,20 @@ class TrainerConnection:
         self._socket.send(pack(kind, **fields))
 
     def send_batch(self, batch):
-        """Send (image, heatmap, paf, mask). The arrays are the caller's again on return."""
-        image = self._image_buffer(batch[0])
-        np.copyto(image, batch[0])
-        arrays = encode_batch((image,) + tuple(batch[1:]))
+        """Send (image, heatmap, paf, mask). The image is not copied: it must not change until sent() is true."""
+        arrays = encode_batch(batch)
         header = batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
-        tracker = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
-        self._images.append((tracker, image))
+        self._sending = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
 
-    def _image_buffer(self, image):
-        """A buffer like image that ZeroMQ no longer sends from; there are never more than the credit asks for."""
-        if self._images and self._images[0][0].done:
-            return self._images.popleft()[1]
-        return np.empty_like(image)
+    def sent(self, timeout):
+        """Whether the last batch has left this process, after at most timeout seconds."""
+        try:
+            if self._sending:
+                self._sending.wait(timeout)
+            self._sending = None
+        except zmq.NotDone:
+            pass
+        return self._sending is None
 
     def close(self, linger=0):
         """Close, after at most `linger` seconds for messages that still have to go out."""
