@@ -149,7 +149,7 @@ def select_main_people(num_keypoints, area, bbox):
 
 def build_arrays(annotation_file):
     """Parse a COCO annotation file into the arrays of Annotations and `problems`, a list of lines about bad entries."""
-    coco = _load_coco(annotation_file)
+    coco = load_coco(annotation_file)
     problems = collections.Counter()
     images = _unique(coco.dataset['images'], 'image', problems)
     images = [image for image in images if _image_is_sane(image, problems)]
@@ -219,7 +219,8 @@ def build_arrays(annotation_file):
     }
 
 
-def _load_coco(annotation_file):
+def load_coco(annotation_file):
+    """pycocotools' COCO of an annotation file. Raises UserError when it is missing or broken."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
             coco = COCO(annotation_file)

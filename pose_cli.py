@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import warnings
 
 # Of TensorFlow's own messages keep the errors: some commands import it, and it prints pages. Set
@@ -71,6 +72,22 @@ def make_folder(path):
         raise UserError('cannot create the folder %s: %s; choose another' % (path, error.strerror))
     if not writable:
         raise UserError('cannot write in the folder %s; choose another' % path)
+
+
+def write_file(path, data):
+    """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)),
+                                         prefix='.' + os.path.basename(path), delete=False) as file:
+            temporary = file.name
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.remove(temporary)
+        raise UserError('cannot write %s: %s; free some space or choose another place' % (path, error.strerror))
 
 
 def positive_int(text):

@@ -15,7 +15,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import time
 
 import cv2
@@ -372,7 +371,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
 
 def load_coco(annotation_file):
     """pycocotools' COCO, with the fields that its evaluation needs filled in where a custom file leaves them out."""
-    coco = pose_annotations._load_coco(annotation_file)
+    coco = pose_annotations.load_coco(annotation_file)
     coco.dataset.setdefault('info', {})
     if not coco.dataset.get('categories'):
         coco.dataset['categories'] = [{'id': 1, 'name': 'person'}]
@@ -592,23 +591,11 @@ def openpose_json(name, shape, keypoints, scores):
 
 
 def write_json(content, path):
-    _write_bytes(json.dumps(content).encode(), path)
+    pose_cli.write_file(path, json.dumps(content).encode())
 
 
 def write_image(image, path):
-    _write_bytes(cv2.imencode('.png', image)[1].tobytes(), path)
-
-
-def _write_bytes(data, path):
-    """Write to a temporary name and rename, so that nobody ever sees half a file."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.', suffix='.tmp')
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError('cannot write %s: %s' % (path, error.strerror))
+    pose_cli.write_file(path, cv2.imencode('.png', image)[1].tobytes())
 
 
 def parse_flags():

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import message, text_format
 
-from pose_cli import UserError
+from pose_cli import UserError, write_file
 
 INPUT, OUTPUT = 'image', 'Openpose/concat_stage7'
 
@@ -60,22 +60,6 @@ def load_graph(path):
 def save_graph(graph, path, text=False):
     """Write a GraphDef. Text is what TF's freeze_graph reads unless told otherwise."""
     write_file(path, text_format.MessageToString(graph).encode('ascii') if text else graph.SerializeToString())
-
-
-def write_file(path, data):
-    """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError."""
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix='.' + os.path.basename(path), delete=False) as file:
-            temporary = file.name
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.remove(temporary)
-        raise UserError('cannot write %s: %s' % (path, error.strerror))
 
 
 # From the network to the frozen graph.

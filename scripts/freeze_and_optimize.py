@@ -73,7 +73,7 @@ def main():
     report = measure(graphs, images, samples, args.runs)
     for name, row in report.items():
         row.update(bytes=os.path.getsize(files[name]), **describe(graphs[name]))
-    pose_graph.write_file(os.path.join(args.output_dir, 'report.json'), json.dumps(report, indent=2).encode('ascii'))
+    pose_cli.write_file(os.path.join(args.output_dir, 'report.json'), json.dumps(report, indent=2).encode('ascii'))
     print_table(report, '%s at %dx%d, %d image(s), TensorFlow %s'
                 % (args.graph or checkpoint, width, height, len(images), tf.__version__))
 
