@@ -9,7 +9,6 @@ import contextlib
 import gc
 import hashlib
 import io
-import json
 import logging
 import multiprocessing
 import os
