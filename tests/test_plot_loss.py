@@ -1,0 +1,85 @@
+"""scripts/plot_loss.py on curves as train.py writes them."""
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import ROOT, assert_user_error, run_command
+from pose_cli import UserError
+from pose_runlog import CURVE_COLUMNS, read_curves
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import plot_loss
+
+
+def write_curves(folder, heat, paf, validation=True, steps=400):
+    """A curves.csv whose losses fall from `heat` and `paf`."""
+    folder.mkdir(parents=True)
+    lines = [','.join(CURVE_COLUMNS)]
+    for step in range(1, steps + 1):
+        for kind in ('train', 'validation') if validation and step % 100 == 0 else ('train',):
+            row = dict.fromkeys(CURVE_COLUMNS, '')
+            row.update(kind=kind, step=step, loss_ll_heat=heat / step, loss_ll_paf=paf / step)
+            lines.append(','.join(str(row[name]) for name in CURVE_COLUMNS))
+    (folder / 'curves.csv').write_text('\n'.join(lines) + '\n')
+    return folder
+
+
+def colours(path):
+    """How many pixels of a picture have the first and the second colour of a run, light or full."""
+    pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2HSV)
+    hue, saturation = pixels[..., 0].astype(int), pixels[..., 1]
+    return [int(((abs(hue - centre) < 6) & (saturation > 60)).sum()) for centre in (102, 14)]
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('plot')
+    write_curves(folder / 'thin' / 'logs', 100, 200)
+    write_curves(folder / 'fast' / 'logs', 50, 100)
+    result = run_command('scripts/plot_loss.py', folder / 'thin' / 'logs', folder / 'fast', '--output-dir=%s' % (folder / 'out'))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_both_pictures_show_both_runs(drawn):
+    assert sorted(path.name for path in (drawn / 'out').iterdir()) == ['loss_ll_heat.png', 'loss_ll_paf.png']
+    for path in (drawn / 'out').iterdir():
+        assert min(colours(path)) > 500, (path, colours(path))
+
+
+def test_curves_hold_the_runs_figures(drawn):
+    figure = plot_loss.draw([plot_loss.read_run(str(drawn / name)) for name in ('thin', 'fast')], ['thin', 'fast'],
+                            'loss_ll_heat', 'title')
+    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    assert set(lines) == {'thin, training', 'thin, validation', 'fast, training', 'fast, validation'}
+    np.testing.assert_allclose(lines['thin, validation'], [[s, 100 / s] for s in (100, 200, 300, 400)])
+    assert len(lines['fast, training']) == 100
+    np.testing.assert_allclose(lines['fast, training'][0], [2.5, 50 * np.mean([1, 1 / 2, 1 / 3, 1 / 4])])
+
+
+def test_runs_are_named_by_their_folder():
+    assert plot_loss.run_names(['models/thin/logs', 'models/fast']) == ['thin', 'fast']
+    assert plot_loss.run_names(['a/run', 'b/run']) == ['a/run', 'b/run']
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    path = write_curves(tmp_path / 'run', 1, 1, steps=3) / 'curves.csv'
+    path.write_text(path.read_text() + 'train,4,0.1,12')
+    assert [row['step'] for row in read_curves(str(path))] == ['1', '2', '3']
+
+
+def test_no_curves(tmp_path):
+    result = run_command('scripts/plot_loss.py', tmp_path, '--output-dir=%s' % (tmp_path / 'out'))
+    assert_user_error(result, tmp_path, 'curves.csv')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('content, mention', [
+    ('a,b\n1,2\n', 'is not a curves.csv'), (','.join(CURVE_COLUMNS) + '\n', 'no training loss yet'),
+    (','.join(CURVE_COLUMNS) + '\n' + 'train,1,1,1,x,y,y,y,y,y,1,1,\n', 'is not a curves.csv')])
+def test_broken_curves(tmp_path, content, mention):
+    (tmp_path / 'curves.csv').write_text(content)
+    with pytest.raises(UserError, match=mention):
+        plot_loss.read_run(str(tmp_path))

@@ -1,0 +1,324 @@
+"""train.py as a user runs it: one run on rendered data and what it leaves behind, and every way to call it wrongly."""
+import csv
+import json
+import re
+import shutil
+import sys
+import time
+import types
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import networks
+import pose_checkpoint
+import pose_cli
+import pose_loader
+import train
+from conftest import ROOT, assert_user_error, run_command
+from pose_cli import UserError
+from pose_dataset import PoseDataset
+from pose_runlog import LOSSES
+
+STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
+SMALL = ['--input-width=64', '--input-height=64', '--pretrained=none', '--workers=1']
+LOG_LINE = re.compile(r'epoch=([\d.]+) step=(\d+), ([\d.]+) examples/sec lr=([\d.]+), loss=([\d.e+]+), loss_ll=([\d.e+]+), '
+                      r'loss_ll_paf=([\d.e+]+), loss_ll_heat=([\d.e+]+), q=(\d+), data_wait=(\d+)%')
+
+
+@pytest.fixture(scope='module')
+def run(sample_coco, tmp_path_factory):
+    """A run of 12 steps with two towers, on data in which one JPEG is cut short."""
+    folder = tmp_path_factory.mktemp('train')
+    shutil.copytree(str(sample_coco), str(folder / 'data'))
+    broken = sorted((folder / 'data' / 'train2017').glob('*.jpg'))[3]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    result = run_command('train.py', '--datapath=%s' % (folder / 'data'), '--modelpath=%s' % (folder / 'model'), '--gpus=2',
+                         '--batchsize=%d' % BATCHSIZE, '--max-steps=%d' % STEPS, '--log-every=1', '--save-every=3',
+                         '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first', *SMALL)
+    assert result.returncode == 0, result.stderr
+    return types.SimpleNamespace(log=result.stderr, model=folder / 'model', data=folder / 'data', broken=broken.name)
+
+
+def curves(run, kind):
+    with open(str(run.model / 'logs' / 'curves.csv'), newline='') as file:
+        return [row for row in csv.DictReader(file) if row['kind'] == kind]
+
+
+def events(run):
+    """{tag: [(step, value or encoded image)]} of all TensorBoard event files of a run."""
+    found = {}
+    for path in sorted((run.model / 'logs').glob('events*')):
+        for event in tf.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = value.image.encoded_image_string if value.HasField('image') else value.simple_value
+                found.setdefault(value.tag, []).append((event.step, content))
+    return found
+
+
+def test_every_step_is_logged_once_in_the_documented_form(run):
+    lines = [LOG_LINE.search(line) for line in run.log.splitlines() if 'examples/sec' in line]
+    assert all(lines), run.log
+    assert [int(line.group(2)) for line in lines] == list(range(1, STEPS + 1))
+    samples = int(re.search(r'(\d+) samples, (\d+) steps per epoch', run.log).group(1))
+    for line in lines:
+        epoch, step, _, rate, loss, loss_ll, paf, heat = map(float, line.groups()[:8])
+        assert epoch == pytest.approx(step / (samples // BATCHSIZE), abs=0.006)
+        assert rate == pytest.approx(0.001 * (1 + np.cos(np.pi * (step - 1) / STEPS)) / 2, abs=1e-6)
+        assert loss_ll == pytest.approx(paf + heat, rel=1e-4) and loss > loss_ll
+
+
+def test_two_towers_on_the_cpu_warn_once(run):
+    assert run.log.count('TensorFlow sees no GPU: the 2 towers run on CPU devices') == 1
+
+
+def test_truncated_jpeg_is_named_and_skipped(run):
+    assert len(re.findall(r'WARNING skipped bad sample 1: \S*%s is a truncated JPEG' % run.broken, run.log)) == 1
+    assert 'bad samples skipped, from 1 files' in run.log
+
+
+def test_validation_counts_every_image(run):
+    lines = re.findall(r'validation\((\d+)\) first loss=([\d.e+]+), loss_ll=([\d.e+]+), loss_ll_paf=([\d.e+]+), '
+                       r'loss_ll_heat=([\d.e+]+)', run.log)
+    assert [int(line[0]) for line in lines] == [VALIDATION_IMAGES] * 3
+    assert [int(row['step']) for row in curves(run, 'validation')] == [5, 10, 12]
+
+
+def test_validation_loss_is_that_of_the_saved_weights(run):
+    """The last validation, of batches of 4 and 2, against one image at a time with weights read from the checkpoint."""
+    dataset = PoseDataset(str(run.data), 'val2017', 64, 64, 8)
+    with tf.Graph().as_default(), tf.Session() as session:
+        image = tf.placeholder(tf.uint8, (1, 64, 64, 3))
+        network = networks.get_network('mobilenet_thin', image, is_training=False)
+        tf.train.Saver().restore(session, tf.train.latest_checkpoint(str(run.model)))
+        totals = dict.fromkeys(LOSSES, 0.0)
+        for index in range(VALIDATION_IMAGES):
+            sample = dataset.validation_sample(index)
+            stages = session.run(network.stages, {image: sample.image[None]})
+            squares = [[0.5 * float(((sample.mask * (maps[0] - truth)) ** 2).sum())
+                        for maps, truth in zip(stage, (sample.paf, sample.heatmap))] for stage in stages]
+            totals['loss'] += np.sum(squares)
+            totals['loss_ll_paf'] += squares[-1][0]
+            totals['loss_ll_heat'] += squares[-1][1]
+            totals['loss_ll'] += sum(squares[-1])
+    reported = curves(run, 'validation')[-1]
+    for name in LOSSES:
+        assert float(reported[name]) == pytest.approx(totals[name] / VALIDATION_IMAGES, rel=1e-4), name
+
+
+def test_background_loss_is_logged_and_recorded(run):
+    logged = float(re.search(r'predicting only background: validation\(6\) loss_ll=([\d.]+)', run.log).group(1))
+    assert float(curves(run, 'validation')[0]['loss_ll_background']) == pytest.approx(logged, rel=1e-4)
+
+
+def test_the_best_checkpoint_is_kept_apart(run):
+    losses = {int(row['step']): float(row['loss_ll']) for row in curves(run, 'validation')}
+    record = json.loads((run.model / 'best' / 'best.json').read_text())
+    assert record['step'] == min(losses, key=losses.get)
+    assert record['loss_ll'] == pytest.approx(losses[record['step']], rel=1e-5)
+    assert tf.train.latest_checkpoint(str(run.model / 'best')).endswith('model-%d' % record['step'])
+    assert len(list((run.model / 'best').glob('*.index'))) == 1
+
+
+def test_keeps_as_many_checkpoints_as_asked(run):
+    assert sorted(path.name for path in run.model.glob('*.index')) == ['model-12.index', 'model-9.index']
+    assert re.findall(r'saved the checkpoint of step (\d+)', run.log) == ['0', '3', '6', '9', '12']
+
+
+def test_curves_agree_with_the_log(run):
+    rows = curves(run, 'train')
+    lines = LOG_LINE.findall(run.log)
+    assert [int(row['step']) for row in rows] == [int(line[1]) for line in lines]
+    for row, line in zip(rows, lines):
+        for name, text in zip(('epoch', 'step', 'examples_per_sec', 'lr') + LOSSES + ('queue',), line):
+            assert float(row[name]) == pytest.approx(float(text), rel=1e-3, abs=0.006), name
+        assert 100 * float(row['data_wait']) == pytest.approx(float(line[9]), abs=0.6)
+    assert [row['step'] for row in curves(run, 'evaluation')] == ['10', '12']
+
+
+def test_tensorboard_has_the_figures_of_the_curves(run):
+    tags = events(run)
+    for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
+        rows = curves(run, 'train')
+        assert [step for step, _ in tags['train/' + name]] == [int(row['step']) for row in rows]
+        np.testing.assert_allclose([value for _, value in tags['train/' + name]], [float(row[name]) for row in rows], rtol=1e-4)
+    for name in LOSSES:
+        assert [step for step, _ in tags['validation/' + name]] == [5, 10, 12]
+    assert [step for step, _ in tags['evaluation/AP']] == [10, 12]
+
+
+def test_tensorboard_has_pictures_of_truth_and_prediction(run):
+    pictures = events(run)['validation']
+    assert [step for step, _ in pictures] == [5, 10, 12]
+    sheets = [cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) for _, encoded in pictures]
+    # Four validation photographs, each with true and predicted heatmap, true and predicted PAF.
+    assert sheets[0].shape[0] > 4 * 64 and sheets[0].shape[1] > 4 * 64
+    assert sheets[0].std() > 10 and (sheets[0] != sheets[1]).any()  # the predictions change as the network learns
+    width = sheets[0].shape[1]
+    changed = (sheets[0] != sheets[2]).any(axis=(0, 2))
+    assert not changed[:int(width * 0.24)].any() and changed[int(width * 0.26):int(width * 0.49)].any()
+    np.testing.assert_array_equal(cv2.imread(str(run.model / 'logs' / 'validation.png')), sheets[-1])
+
+
+def test_run_json_tells_how_the_run_was_made(run):
+    record = json.loads((run.model / 'run.json').read_text())
+    start, = record['starts']
+    assert 'train.py' in start['command'] and '--valid-every=5' in start['command']
+    assert start['flags']['input_width'] == 64 and start['flags']['tag'] == 'first' and start['flags']['seed'] == 0
+    assert set(vars(parse(['--datapath=x']))) == set(start['flags'])
+    assert start['versions']['tensorflow'] == tf.__version__ and start['versions']['numpy'] == np.__version__
+    assert start['versions']['opencv'] == cv2.__version__ and 'cuda' in start['versions']
+    assert re.match(r'[0-9a-f]{40}|unknown', start['versions']['git'])
+
+
+def test_the_log_ends_with_where_things_are(run):
+    assert 'done: step 12, checkpoints in %s' % run.model in run.log
+
+
+class Signal:
+    """A stop signal that comes after `calls` questions."""
+
+    def __init__(self, calls=10 ** 9):
+        self.calls = calls
+
+    def check(self):
+        self.calls -= 1
+        if self.calls < 0:
+            raise train.Stopped
+
+
+def test_validation_leaves_the_weights_alone_and_repeats_itself(run):
+    dataset = PoseDataset(str(run.data), 'val2017', 64, 64, 8)
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.train.get_or_create_global_step()
+        networks.get_network('mobilenet_thin', tf.zeros((4, 64, 64, 3)), is_training=True)
+        validator = train.Validator('mobilenet_thin', '/cpu:0', dataset, batchsize=4)
+        session.run(tf.global_variables_initializer())
+        before = session.run(tf.global_variables())
+        first, images, picture = validator.run(session, Signal())
+        second, _, same_picture = validator.run(session, Signal())
+        after = session.run(tf.global_variables())
+        for a, b in zip(before, after):
+            np.testing.assert_array_equal(a, b)
+        assert first == second and images == VALIDATION_IMAGES
+        np.testing.assert_array_equal(picture, same_picture)
+        with pytest.raises(train.Stopped):  # a signal after the first of two batches
+            validator.run(session, Signal(calls=1))
+        assert [len(batch[0]) for batch in validator.batches()] == [4, 2]
+
+
+def parse(args):
+    argv, sys.argv = sys.argv, ['train.py'] + [str(arg) for arg in args]
+    try:
+        return train.parse_flags()
+    finally:
+        sys.argv = argv
+
+
+def refusal(*args):
+    """The message with which train.py refuses these flags, before it reads data."""
+    with pytest.raises(UserError) as caught:
+        flags = parse(args)
+        flags.logpath = flags.logpath or flags.modelpath + '/logs'
+        train.check_flags(flags)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.fixture()
+def good(sample_coco, tmp_path):
+    """Flags that are accepted, to be spoiled."""
+    return ['--datapath=%s' % sample_coco, '--modelpath=%s' % (tmp_path / 'new')] + SMALL
+
+
+def test_good_flags_are_accepted(good):
+    flags = parse(good)
+    flags.logpath = flags.modelpath
+    train.check_flags(flags)
+
+
+@pytest.mark.parametrize('flag, mentions', [
+    ('--batchsize=0', ['--batchsize', '0']),
+    ('--batchsize=9.5', ['--batchsize', '9.5']),
+    ('--gpus=3', ['--batchsize=64', '--gpus=3']),
+    ('--gpus=0', ['--gpus']),
+    ('--lr=fast', ['--lr', 'fast', '0.001']),
+    ('--lr=0.1,', ['--lr']),
+    ('--lr=-1', ['--lr', '-1']),
+    ('--lr=nan', ['--lr', 'nan']),
+    ('--input-width=100', ['--input-width=100', 'stride 8', '96', '104']),
+    ('--input-height=4', ['--input-height=4']),
+    ('--model=resnet', ['resnet', 'mobilenet_thin']),
+    ('--modul=cmu', ['--modul']),
+    ('--datapath=/nowhere', ['/nowhere']),
+    ('--imgpath=/nowhere', ['/nowhere']),
+    ('--datapath=', ['--datapath', '--remote-data']),
+    ('--checkpoint=/nowhere/model-1', ['/nowhere/model-1']),
+    ('--pretrained=/nowhere.npy', ['/nowhere.npy', '--pretrained=none']),
+    ('--modelpath=/proc/models', ['/proc/models']),
+    ('--seed=-1', ['--seed']),
+    ('--save-every=0', ['--save-every']),
+    ('--max-steps=-5', ['--max-steps']),
+])
+def test_bad_flags(good, flag, mentions):
+    message = refusal(*(good + [flag]))
+    for mention in mentions:
+        assert mention in message
+
+
+def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_coco, tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENPOSE_MODEL', str(tmp_path))
+    message = refusal('--datapath=%s' % sample_coco, '--model=cmu', '--modelpath=%s' % (tmp_path / 'new'))
+    assert 'openpose_coco.npy' in message and '--pretrained=none' in message
+    assert not (tmp_path / 'new').exists()
+
+
+def test_folder_without_annotations(tmp_path):
+    assert str(tmp_path) in refusal('--datapath=%s' % tmp_path, *SMALL)
+
+
+def test_a_run_goes_on_only_with_its_own_model_and_input_size(run):
+    flags = ['--datapath=%s' % run.data, '--modelpath=%s' % run.model] + SMALL
+    message = refusal('--model=mobilenet_fast', *flags)
+    assert 'mobilenet_thin' in message and 'mobilenet_fast' in message and str(run.model) in message
+    message = refusal(*(flags + ['--input-width=96']))
+    assert '--input-width=64' in message and '96' in message
+
+
+def test_a_checkpoint_without_its_run_is_refused(run, tmp_path):
+    shutil.copytree(str(run.model), str(tmp_path / 'model'))
+    flags = ['--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model')] + SMALL
+    for content in (None, '{"flags": ', '[]'):
+        (tmp_path / 'model' / 'run.json').unlink() if content is None else (
+            tmp_path / 'model' / 'run.json').write_text(content)
+        assert 'run.json' in refusal(*flags)
+
+
+def test_missing_checkpoint_files_are_not_taken_for_a_new_run(run, tmp_path):
+    shutil.copytree(str(run.model), str(tmp_path / 'model'))
+    (tmp_path / 'model' / 'model-12.index').unlink()
+    assert str(tmp_path / 'model' / 'checkpoint') in refusal(
+        '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model'), *SMALL)
+
+
+def test_a_moved_run_is_still_found(run, tmp_path):
+    shutil.copytree(str(run.model), str(tmp_path / 'moved'))
+    latest = tf.train.latest_checkpoint(str(tmp_path / 'moved'))
+    assert latest == str(tmp_path / 'moved' / 'model-12')
+
+
+def test_bad_input_is_one_line_and_exit_code_2(sample_coco, tmp_path):
+    """The real command, once for a flag and once for data that turns out to be broken."""
+    shutil.copytree(str(sample_coco / 'annotations'), str(tmp_path / 'annotations'))
+    shutil.copytree(str(sample_coco / 'train2017'), str(tmp_path / 'train2017'))
+    (tmp_path / 'val2017').mkdir()
+    annotation = tmp_path / 'annotations' / 'person_keypoints_train2017.json'
+    annotation.write_text(annotation.read_text()[:5000])
+    start = time.monotonic()
+    result = run_command('train.py', '--datapath=%s' % tmp_path, '--valid-every=0', '--modelpath=%s' % (tmp_path / 'm'), *SMALL)
+    assert_user_error(result, annotation.name)
+    assert 'TensorFlow sees' not in result.stderr  # no session was on its way
+    assert_user_error(run_command('train.py', '--datapath=%s' % tmp_path, '--batchsize=0'), '--batchsize')
+    assert time.monotonic() - start < 120
