@@ -31,8 +31,8 @@ def get_network(name, image, is_training):
     """Build the network `name` on `image`.
 
     image: (B,H,W,3) BGR pixels 0..255, float32 or uint8; H and W are multiples of the network's stride, or unknown.
-    is_training: a bool. True: batch norm uses the batch's statistics, and its updates of the moving averages are added to
-        tf.GraphKeys.UPDATE_OPS (run them with the train op). False: it uses the moving averages.
+    is_training: a bool. True: batch norm uses the batch's statistics, and its updates of the moving averages are added
+        to tf.GraphKeys.UPDATE_OPS (run them with the train op). False: it uses the moving averages.
     Returns a network_base.Network. Variables go through tf.get_variable: reuse, scopes and devices are the caller's.
     """
     return network_class(name)(name, image, is_training)

@@ -14,7 +14,7 @@ def parameter_count(network):
 
 
 def gflops(output):
-    """10^9 floating-point operations of one inference: two for each multiply-add of the convolutions that `output` needs.
+    """10^9 floating-point operations of an inference: two a multiply-add, in the convolutions that `output` needs.
 
     The graph's sizes must be known, its batch 1.
     """
@@ -35,12 +35,13 @@ def main():
     parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), help='WIDTHxHEIGHT of the input')
     width, height = parser.parse_args().input_size
     tf.logging.set_verbosity(tf.logging.ERROR)
-    rows = ['%-20s %12s %8s %7s  %s' % ('model', 'parameters', 'GFLOPs', 'stride', 'pretrained, in %s/' % models_folder())]
+    rows = ['%-20s %12s %8s %7s  pretrained, in %s/' % ('model', 'parameters', 'GFLOPs', 'stride', models_folder())]
     for name in NAMES:
         with tf.Graph().as_default():
             network = get_network(name, tf.placeholder(tf.float32, [1, height, width, 3], 'image'), is_training=False)
-            rows.append('%-20s %12s %8.1f %7d  %s' % (name, format(parameter_count(network), ','), gflops(network.output),
-                                                     network.stride, ' or '.join(network.pretrained.paths)))
+            rows.append('%-20s %12s %8.1f %7d  %s' % (
+                name, format(parameter_count(network), ','), gflops(network.output), network.stride,
+                ' or '.join(network.pretrained.paths)))
     print('\n'.join(rows))
 
 

@@ -12,12 +12,13 @@ PAF_MEAN = (0.0,) * 38
 HEAT_MEAN = (0.0,) * 18 + (0.97,)
 BRANCHES = (('L1', PAF_MEAN), ('L2', HEAT_MEAN))
 OUTPUT_WEIGHT_SCALE = 1e-3
-# Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an output
-# layer start small too, or its first steps would lift it from its mean to unit variance at once.
+# Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an
+# output layer start small too, or its first steps would lift it from its mean to unit variance at once.
 OUTPUT_DEPTHWISE_SCALE = 0.02
 
 # Where a model's pretrained weights lie.
-#   paths: below the models folder, the first that exists is taken;  download: its name in scripts/download_pretrained.sh
+#   paths: below the models folder, the first that exists is taken
+#   download: its name in scripts/download_pretrained.sh
 #   prefixes: the variables that come from the file are those whose names start with one of these
 Pretrained = namedtuple('Pretrained', 'paths download prefixes')
 
@@ -49,6 +50,7 @@ class Network:
         self.name = name
         self.is_training = is_training
         self.variables = []
+        self._decay = batch_norm_decay() if is_training else None
         self.scaled = self.scale(tf.cast(image, tf.float32))
         self.stages = self._build_stages(self.features(self.scaled))
         paf, heat = self.stages[-1]
@@ -95,10 +97,10 @@ class Network:
             x = self.layer(x, name, size, filters)
         return self.layer(x, last, kernel, len(mean), mean)
 
-    # Layers. Names are full names, so that the variables are called as in the published checkpoints wherever the caller is.
+    # Layers. Names are full names: those of the published checkpoints, whatever scope the caller is in.
 
     def conv(self, x, name, kernel, filters, mean=None):
-        """kernel x kernel convolution, bias, ReLU. With `mean` it is an output layer: linear, its output near `mean`."""
+        """kernel x kernel convolution, bias, ReLU. With `mean` it is an output layer: linear, output near `mean`."""
         x = self._convolve(x, name, kernel, filters, 1, OUTPUT_WEIGHT_SCALE if mean else 1.0)
         biases = self._variable(name + '/biases', [filters], tf.constant_initializer(mean or 0.0))
         x = tf.nn.bias_add(x, biases, name=name + '/BiasAdd')
@@ -130,7 +132,7 @@ class Network:
         return tf.nn.conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '/Conv2D')
 
     def _batch_norm(self, x, name, mean):
-        """Batch norm with beta and no gamma. Training adds the updates of the moving averages to tf.GraphKeys.UPDATE_OPS."""
+        """Batch norm, beta and no gamma. Training adds updates of the moving averages to tf.GraphKeys.UPDATE_OPS."""
         shape = [x.shape.as_list()[3]]
         beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
         moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
@@ -142,7 +144,7 @@ class Network:
         x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON,
                                                                name=name + '/FusedBatchNorm')
         for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
-            update = tf.assign_sub(average, (average - value) * (1 - batch_norm_decay()))
+            update = tf.assign_sub(average, (average - value) * (1 - self._decay))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
         return x
 

@@ -1,5 +1,5 @@
-"""The network of Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields", 2017: VGG-19's first
-ten layers, then six stages of two branches. `cmu` starts from the authors' weights, `vgg` from ImageNet's."""
+"""The network of Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields", 2017: the first ten
+layers of VGG-19, then six stages of two branches. `cmu` starts from the authors' weights, `vgg` from ImageNet's."""
 from .network_base import Network, Pretrained, max_pool
 
 # (name, filters) of 3x3 convolutions; None is a 2x2 max pool.

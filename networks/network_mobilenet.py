@@ -15,7 +15,8 @@ def depth(filters, width):
 def mobilenet_v1(width):
     """The ImageNet weights of MobileNet v1 of that width ('0.75')."""
     name = 'mobilenet_v1_%s_224' % width
-    return Pretrained(('pretrained/%s_2017_06_14/%s.ckpt' % (name, name),), 'mobilenet_v1_%s' % width, ('MobilenetV1/',))
+    path = 'pretrained/%s_2017_06_14/%s.ckpt' % (name, name)
+    return Pretrained((path,), 'mobilenet_v1_' + width, ('MobilenetV1/',))
 
 
 class Mobilenet(Network):

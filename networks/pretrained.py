@@ -7,8 +7,8 @@
 A file is one of
 - a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
-  slim's MobileNet v1, which is taken as it is. Slim's MobileNet differs in more than names: it has gammas, a batch norm and a
-  ReLU after each depthwise layer, and RGB input. It is a start for training, not the same function;
+  slim's MobileNet v1, which is taken as it is. Slim's MobileNet differs in more than names: it has gammas, a batch norm
+  and a ReLU after each depthwise layer, and RGB input. It is a start for training, not the same function;
 - slim's vgg_19.ckpt, whose first layer is converted (`convert_conv1_1`).
 """
 import os
@@ -25,8 +25,10 @@ from pose_cli import UserError
 from . import network_class
 
 VGG_MEAN_RGB = (123.68, 116.78, 103.94)
+OTHER_FILE = 'give the file of this model with --pretrained=PATH, or --pretrained=none'
 
-# What a pickle of arrays, numbers and containers refers to; numpy's own pickles tell where its helpers live in this version.
+# What a pickle of arrays, numbers and containers refers to. Where numpy's helpers live depends on its version: its own
+# pickles tell.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _SCALAR = np.float32(0).__reduce__()[0]
 
@@ -126,7 +128,7 @@ def fit(network, path):
 def match(network, weights, path):
     """Match of {variable name: array} with a network, by name and shape.
 
-    Raises UserError when an array has the wrong shape or no array has a variable's name: then the file is another network's.
+    Raises UserError when an array has the wrong shape or no array has a variable's name: the file is another network's.
     """
     if 'vgg_19/conv1/conv1_1/weights' in set(weights):
         weights = _SlimVgg(weights)
@@ -142,11 +144,11 @@ def match(network, weights, path):
         else:
             values[name] = value.astype(np.float32, copy=False)
     if wrong:
-        raise UserError('%s does not fit: %s%s; give the file of this model with --pretrained=PATH, or --pretrained=none'
-                        % (path, '; '.join(wrong[:3]), ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''))
+        more = ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''
+        raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, OTHER_FILE))
     if not values:
-        raise UserError('%s has no variable of %s (it has %s, ...); give the file of this model with --pretrained=PATH, '
-                        'or --pretrained=none' % (path, network.name, ', '.join(sorted(names)[:3])))
+        raise UserError('%s has no variable of %s (it has %s, ...); %s'
+                        % (path, network.name, ', '.join(sorted(names)[:3]), OTHER_FILE))
     return Match(network, path, values, [name for name in sorted(names - set(values))
                                          if not _is_training_state(name, values)])
 
@@ -160,7 +162,7 @@ def _is_training_state(name, values):
 def read_weights(path):
     """A weights file -> Mapping {variable name: array}. Arrays of a checkpoint are read when they are asked for.
 
-    Raises UserError for a file that is missing, broken, of another kind, or a pickle of anything but arrays in dictionaries.
+    Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
     if os.path.isdir(path):
         latest = tf.train.latest_checkpoint(path)
@@ -213,8 +215,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _read_npy(file, path):
     try:
         version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, _, dtype = read_header(file)
+        shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0,
+                           (2, 0): np.lib.format.read_array_header_2_0}[version](file)
         if dtype != object or shape != ():
             raise UserError('it is an array of %s %s and not a dictionary' % (dtype, shape))
         # encoding: keys and arrays that Python 2 wrote are bytes.
@@ -248,7 +250,8 @@ class _SlimVgg(Mapping):
 
     def __getitem__(self, name):
         if name in ('conv1_1/weights', 'conv1_1/biases'):
-            kernel, biases = convert_conv1_1(*(self.weights['vgg_19/conv1/conv1_1/' + leaf] for leaf in ('weights', 'biases')))
+            kernel, biases = convert_conv1_1(self.weights['vgg_19/conv1/conv1_1/weights'],
+                                             self.weights['vgg_19/conv1/conv1_1/biases'])
             return kernel if name == 'conv1_1/weights' else biases
         return self.weights[self.slim_names[name]]
 
@@ -263,8 +266,8 @@ def convert_conv1_1(weights, biases):
     """VGG's first layer, made for RGB 0..255 less the mean -> for ours, BGR x / 256 - 0.5.
 
     weights: (3,3,3,64), biases: (64,). With pixel p = 256 (x + 0.5): w (p - mean) = 256 w x + w (128 - mean).
-    Activations are equal everywhere but in the outermost ring of pixels. There both pad with zeros, which to VGG is a border of
-    the mean colour and here one of grey 128, the grey that the augmentation fills in outside the image.
+    Activations are equal everywhere but in the outermost ring of pixels. There both pad with zeros, which to VGG is a
+    border of the mean colour and here one of grey 128, the grey that the augmentation fills in outside the image.
     """
     shift = 128.0 - np.asarray(VGG_MEAN_RGB)
     biases = biases + np.einsum('hwcf,c->f', weights.astype(np.float64), shift)

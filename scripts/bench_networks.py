@@ -3,9 +3,10 @@
     python3 scripts/bench_networks.py [--models=cmu,mobilenet_thin] [--batchsize=4] [--input-size=368x368] [--json]
     python3 scripts/bench_networks.py --round-trip      # a full-size cmu .npy written and restored: time and memory
 
-Each training step (forward, backward, Adam, batch norm updates) is timed against a plain graph of the same layers: batch norm
-from tf.nn.moments and tf.nn.batch_normalization, biases added with +. The two take turns, step by step, in one process, so
-that whatever else the machine does hits both; `plain/ours` is the ratio of the medians, above 1 when ours is faster.
+Each training step (forward, backward, Adam, batch norm updates) and each inference is timed against a plain graph of
+the same layers: batch norm from tf.nn.moments and tf.nn.batch_normalization, biases added with +. The two take turns,
+step by step, in one process. ms is the median; `plain/ours`, above 1 when ours is faster, compares the fastest step of
+each, which other work on the machine disturbs least.
 """
 import json
 import multiprocessing
@@ -41,7 +42,8 @@ class Plain:
         moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
         moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
         if not self.is_training:
-            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, None, network_base.BATCH_NORM_EPSILON)
+            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, None,
+                                             network_base.BATCH_NORM_EPSILON)
         batch_mean, batch_variance = tf.nn.moments(x, [0, 1, 2])
         for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
             update = tf.assign_sub(average, (average - value) * (1 - network_base.BATCH_NORM_DECAY))
@@ -61,10 +63,11 @@ def build(network_class, is_training, batchsize, width, height):
     cells = height // network_class.stride, width // network_class.stride
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
-        image, heat, paf = (tf.get_variable(name, initializer=value, trainable=False, use_resource=False) for name, value in (
-            ('batch_image', random.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)),
-            ('batch_heat', np.zeros((batchsize,) + cells + (19,), np.float32)),
-            ('batch_paf', np.zeros((batchsize,) + cells + (38,), np.float32))))
+        image, heat, paf = (
+            tf.get_variable(name, initializer=value, trainable=False, use_resource=False) for name, value in (
+                ('batch_image', random.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)),
+                ('batch_heat', np.zeros((batchsize,) + cells + (19,), np.float32)),
+                ('batch_paf', np.zeros((batchsize,) + cells + (38,), np.float32))))
         network = network_class('bench', image, is_training)
         run = network.output.op
         if is_training:
@@ -79,17 +82,18 @@ def build(network_class, is_training, batchsize, width, height):
 
 
 def time_in_turns(contestants, steps):
-    """[(session, run)] -> the median seconds of a step of each, after a step to warm up."""
+    """[(session, run)] -> the seconds of each step of each, after a step to warm up. Who goes first alternates."""
     seconds = [[] for _ in contestants]
     for step in range(steps + 1):
-        for times, (session, run) in zip(seconds, contestants):
+        turns = list(zip(seconds, contestants))
+        for times, (session, run) in turns[::-1] if step % 2 else turns:
             start = time.perf_counter()
             session.run(run)
             if step:
                 times.append(time.perf_counter() - start)
     for session, _ in contestants:
         session.close()
-    return [statistics.median(times) for times in seconds]
+    return seconds
 
 
 def bench(name, flags):
@@ -99,13 +103,14 @@ def bench(name, flags):
     for mode, is_training in (('train', True), ('infer', False)):
         ours, plain = time_in_turns([build(c, is_training, flags.batchsize, width, height)
                                      for c in (network_class, plain_class(network_class))], flags.steps)
-        row.update({mode + '_ms': 1000 * ours, mode + '_images_per_s': flags.batchsize / ours,
-                    mode + '_plain_ms': 1000 * plain, mode + '_plain_to_ours': plain / ours})
+        median, plain_median = statistics.median(ours), statistics.median(plain)
+        row.update({mode + '_ms': 1000 * median, mode + '_images_per_s': flags.batchsize / median,
+                    mode + '_plain_ms': 1000 * plain_median, mode + '_plain_to_ours': min(plain) / min(ours)})
     return row
 
 
 def restore(path):
-    """Build cmu, restore it from `path`, check every variable against the file: seconds and memory in MiB of this process."""
+    """Build cmu, restore it from `path`, check every variable: seconds and memory in MiB of this process."""
     def peak():
         with open('/proc/self/status') as status:  # getrusage would count the parent process in
             return int(re.search(r'VmHWM:\s+(\d+) kB', status.read()).group(1)) / 1024
@@ -156,9 +161,9 @@ def main():
     tf.logging.set_verbosity(tf.logging.ERROR)
     if flags.round_trip:
         result = round_trip()
-        print('%(variables)d variables, %(values)d values, %(file_mib).0f MiB: written in %(write_seconds).2f s, read in '
-              '%(read_seconds).2f s, set in %(set_seconds).2f s; peak memory %(peak_mib_before).0f MiB with the graph, '
-              '%(peak_mib_read).0f after reading, %(peak_mib_set).0f after setting' % result)
+        print('%(variables)d variables, %(values)d values, %(file_mib).0f MiB: written in %(write_seconds).2f s, read '
+              'in %(read_seconds).2f s, set in %(set_seconds).2f s; peak memory %(peak_mib_before).0f MiB with the '
+              'graph, %(peak_mib_read).0f after reading, %(peak_mib_set).0f after setting' % result)
     else:
         names = flags.models.split(',')
         for name in names:
@@ -169,7 +174,8 @@ def main():
               % ((flags.batchsize,) + flags.input_size + (flags.steps, tf.__version__, os.cpu_count())))
         print('%-20s %10s %10s %11s %10s %10s %11s' % ('', 'train ms', 'images/s', 'plain/ours',
                                                        'infer ms', 'images/s', 'plain/ours'))
-        result = {'batchsize': flags.batchsize, 'input_size': flags.input_size, 'tensorflow': tf.__version__, 'models': []}
+        result = {'batchsize': flags.batchsize, 'input_size': flags.input_size, 'tensorflow': tf.__version__,
+                  'models': []}
         for name in names:
             row = bench(name, flags)
             result['models'].append(row)

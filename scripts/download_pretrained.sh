@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Fetch the weights that training starts from:  bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]
+# Fetch the weights that training starts from:
+#     bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]
 # NAME is a model (cmu, vgg, mobilenet, ...) or a file of the table below (mobilenet_v1_0.75, ...).
 #
-# An interrupted download is resumed. A file appears under its final name only when it is whole: it is fetched to NAME.part,
-# checked against its SHA-256 where the table or --sha256 gives one, and renamed (archives: unpacked beside, then renamed).
+# An interrupted download is resumed. A file appears under its final name only when it is whole: it is fetched to
+# NAME.part, checked against its SHA-256 where the table or --sha256 gives one, and renamed (archives: unpacked beside it,
+# then renamed).
 # PRETRAINED_URL=https://mirror/folder fetches every file from that folder instead.
 set -euo pipefail
 
@@ -15,9 +17,10 @@ mobilenet_v1_1.0      http://download.tensorflow.org/models        mobilenet_v1_
 vgg                   http://download.tensorflow.org/models        vgg_19_2016_08_28.tar.gz                   pretrained/vgg_19_2016_08_28                -
 cmu                   -                                            openpose_coco.npy                          numpy/openpose_coco.npy                     -
 '
-# `-` as a base URL: the file has no lasting public address. As a SHA-256: none is published; the script prints what it got.
+# `-` as a base URL: the file has no lasting public address. As a SHA-256: none is known; the script prints what it got.
 
 fail() { echo "error: $*" >&2; exit 2; }
+mirror='name a mirror with PRETRAINED_URL=URL'
 
 usage='usage: bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]'
 name='' dir=models expected=''
@@ -40,15 +43,15 @@ esac
 
 sha256() { if command -v sha256sum > /dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
 
-# fetch URL FILE: FILE grows from where it is. curl's codes: 22 with a partial file may be "416, nothing is left to send" or
-# a file that changed on the server, 33 a server that cannot resume: in those cases fetch it anew, once.
+# fetch URL FILE: FILE grows from where it is. curl's codes: 22 with a partial file may be "416, nothing is left to send"
+# or a file that changed on the server, 33 a server that cannot resume: in those cases fetch it anew, once.
 fetch() {
-    local status=0
+    local status=0 curl='curl --fail --location --silent --show-error --retry 3 --connect-timeout 30'
     if command -v curl > /dev/null; then
-        curl --fail --location --silent --show-error --retry 3 --connect-timeout 30 --continue-at - --output "$2" "$1" || status=$?
+        $curl --continue-at - --output "$2" "$1" || status=$?
         if [ -s "$2" ] && { [ $status = 22 ] || [ $status = 33 ]; }; then
             status=0
-            curl --fail --location --silent --show-error --retry 3 --connect-timeout 30 --output "$2.new" "$1" || status=$?
+            $curl --output "$2.new" "$1" || status=$?
             [ $status != 0 ] || mv "$2.new" "$2"
             rm -f "$2.new"
         fi
@@ -61,14 +64,14 @@ fetch() {
 }
 
 download() {
-    local base=$2 file=$3 target=$dir/$4 checksum=$5
+    local base=$2 file=$3 target=$dir/$4 checksum=$5 again='run the command again'
     if [ -e "$target" ]; then
         echo "$1: $target is there already"
         return
     fi
     base=${PRETRAINED_URL:-$base}
     if [ "$base" = - ]; then
-        local text="$1: $file has no lasting public address; put a copy at $target, or name a mirror with PRETRAINED_URL=URL"
+        local text="$1: $file has no lasting public address; put a copy at $target, or $mirror"
         [ "$name" = all ] || fail "$text"
         echo "skipped $text"
         return
@@ -76,20 +79,21 @@ download() {
     mkdir -p "$(dirname "$target")" || fail "$dir cannot be written; choose another folder with --dir=DIR"
     local part=$(dirname "$target")/$file.part
     echo "$1: $base/$file -> $target"
-    fetch "$base/$file" "$part" || fail "$base/$file could not be fetched; run the same command again to resume, or name a mirror with PRETRAINED_URL=URL"
+    fetch "$base/$file" "$part" || fail "$base/$file could not be fetched; run the same command again to resume, or $mirror"
     local actual; actual=$(sha256 "$part")
     checksum=${expected:-$checksum}
     if [ "$checksum" != - ] && [ "$checksum" != "$actual" ]; then
         rm -f "$part"
-        fail "$base/$file has SHA-256 $actual, not $checksum: it was damaged or changed; nothing was kept, run the command again"
+        fail "$base/$file has SHA-256 $actual, not $checksum: damaged or changed; nothing was kept, $again"
     fi
-    echo "$1: SHA-256 $actual$([ "$checksum" = - ] && echo ' (none is published to compare with)' || echo ' as expected')"
+    echo "$1: SHA-256 $actual$([ "$checksum" = - ] && echo ' (none is known to compare with)' || echo ' as expected')"
     if [[ $file == *.tar.gz ]]; then
         rm -rf "$target.part"
         mkdir "$target.part"
-        if ! tar -xzf "$part" -C "$target.part" 2> /dev/null || [ -z "$(find "$target.part" -name '*.ckpt*')" ]; then
+        if ! tar -xzf "$part" -C "$target.part" 2> /dev/null ||
+                [ -z "$(find "$target.part" -name '*.ckpt*')" ]; then
             rm -rf "$target.part" "$part"
-            fail "$base/$file is not an archive with a checkpoint; nothing was kept, run the command again or name a mirror with PRETRAINED_URL=URL"
+            fail "$base/$file is not an archive with a checkpoint; nothing was kept, $again or $mirror"
         fi
         # Some archives have the files in a folder of their own.
         find "$target.part" -mindepth 2 -name '*.ckpt*' -exec mv {} "$target.part" \;
@@ -98,7 +102,7 @@ download() {
     else
         if [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
             rm -f "$part"
-            fail "$base/$file is not a .npy file; nothing was kept, run the command again or name a mirror with PRETRAINED_URL=URL"
+            fail "$base/$file is not a .npy file; nothing was kept, $again or $mirror"
         fi
         mv "$part" "$target"
     fi
@@ -111,4 +115,4 @@ while read -r row base file target checksum; do
         download "$row" "$base" "$file" "$target" "$checksum"
     fi
 done <<< "$TABLE"
-[ $found = yes ] || fail "$name is not in the table: $(awk 'NF { printf "%s%s", n++ ? ", " : "", $1 }' <<< "$TABLE"), all, or a model's name"
+[ $found = yes ] || fail "$name is none of $(awk 'NF { printf "%s, ", $1 }' <<< "$TABLE")all, or a model's name"

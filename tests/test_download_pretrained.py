@@ -67,10 +67,11 @@ def download(server, tmp_path):
     """Runs the script; the files it left behind are download.files()."""
     def run(*args):
         environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:%d/models' % server.server_port, no_proxy='*')
-        return subprocess.run(['bash', str(ROOT / 'scripts/download_pretrained.sh')] + list(args) + ['--dir=%s' % tmp_path],
+        return subprocess.run(['bash', 'scripts/download_pretrained.sh', '--dir=%s' % tmp_path] + list(args),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
-                              env=environment)
-    run.files = lambda: {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+                              cwd=str(ROOT), env=environment)
+    run.files = lambda: {str(path.relative_to(tmp_path)): path.read_bytes()
+                         for path in tmp_path.rglob('*') if path.is_file()}
     return run
 
 
@@ -87,7 +88,8 @@ def test_archive_is_unpacked_to_where_training_looks(download, name):
     result = download(name)
     assert result.returncode == 0, result.stderr
     folder = 'pretrained/mobilenet_v1_0.75_224_2017_06_14/'
-    assert set(download.files()) == {folder + CHECKPOINT + suffix for suffix in ('.index', '.data-00000-of-00001', '.meta')}
+    assert set(download.files()) == {folder + CHECKPOINT + suffix
+                                     for suffix in ('.index', '.data-00000-of-00001', '.meta')}
 
 
 @pytest.mark.parametrize('can_resume', (True, False))
@@ -146,8 +148,8 @@ def test_all(server, download):
 def test_bad_usage(tmp_path):
     def run(*args):
         environment = {key: value for key, value in os.environ.items() if key != 'PRETRAINED_URL'}
-        return subprocess.run(['bash', 'scripts/download_pretrained.sh'] + list(args), cwd=str(ROOT), stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, env=environment)
+        return subprocess.run(['bash', 'scripts/download_pretrained.sh'] + list(args), cwd=str(ROOT), env=environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert_user_error(run(), 'usage')
     assert_user_error(run('openpose'), 'openpose', 'cmu', 'all')
     assert_user_error(run('cmu', '--directory=x'), '--directory=x')

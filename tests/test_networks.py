@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 import networks
 from conftest import assert_user_error, run_command
+from networks import network_base
 from networks.network_cmu import Vgg
 from networks.network_mobilenet import MobilenetFast, MobilenetThin
 from pose_cli import UserError
@@ -25,7 +26,8 @@ def oracle_value(name, shape):
     if leaf in ('beta', 'moving_mean', 'biases'):
         return 0.1 * random.standard_normal(shape)
     height, width, channels, _ = shape
-    return random.standard_normal(shape) * np.sqrt(2 / (height * width * (1 if leaf == 'depthwise_weights' else channels)))
+    fan_in = height * width * (1 if leaf == 'depthwise_weights' else channels)
+    return random.standard_normal(shape) * np.sqrt(2 / fan_in)
 
 
 def set_from_names(session, variables):
@@ -50,8 +52,8 @@ def test_equals_the_published_network(name, oracles):
         oracle = np.load(str(stored))
         feed = {image: oracle['image']} if name == 'cmu' else {network.scaled: oracle['network_input']}
         output = session.run('Openpose/concat_stage7:0', feed)
-        np.testing.assert_allclose(session.run(network.scaled, {image: oracle['image']}),
-                                   oracle['image'] / 256.0 - 0.5 if name == 'cmu' else oracle['network_input'], atol=1e-5)
+        scaled = oracle['image'] / 256.0 - 0.5 if name == 'cmu' else oracle['network_input']
+        np.testing.assert_allclose(session.run(network.scaled, {image: oracle['image']}), scaled, atol=1e-5)
     assert network.output.name == 'Openpose/concat_stage7:0'
     expected = oracle['concat_stage7']
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -67,7 +69,7 @@ def test_table_of_all_models():
     assert parameters == {'cmu': 52311446, 'vgg': 52311446, 'mobilenet': 2205735, 'mobilenet_thin': 1944372,
                           'mobilenet_fast': 869199, 'mobilenet_accurate': 2850815}
     assert {name: int(row[2]) for name, row in rows.items()} == {name: networks.stride(name) for name in networks.NAMES}
-    # VGG-19 to conv4_2, CPM 4_3 and 4_4, two stage-1 branches, ten 7x7 branches, by hand; two operations a multiply-add.
+    # VGG-19 to conv4_2, CPM 4_3 and 4_4, two stage-1 branches, ten 7x7 branches; two operations a multiply-add.
     full, half, quarter, cells = 368 ** 2, 184 ** 2, 92 ** 2, 46 ** 2
     backbone = 9 * (full * (3 * 64 + 64 * 64) + half * (64 * 128 + 128 * 128) + quarter * (128 * 256 + 3 * 256 * 256)
                     + cells * (256 * 512 + 512 * 512 + 512 * 256 + 256 * 128))
@@ -123,7 +125,8 @@ def test_every_trainable_variable_gets_a_gradient():
 
 @pytest.mark.parametrize('network_class, cells', [(FastInTwoStages, (9, 13)), (ThinInTwoStages, (5, 7))])
 def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
-    """Odd numbers of cells too; a size unknown at construction gives what a known one gives; uint8 what float32 gives."""
+    """Odd numbers of cells too; a size unknown at construction gives what a known one gives; uint8 what float32 gives.
+    """
     height, width = (network_class.stride * n for n in cells)
     pixels = np.random.RandomState(0).randint(0, 256, (2, height, width, 3))
     outputs = []
@@ -176,7 +179,18 @@ def test_batch_norm_trains_and_infers():
         alone = session.run(inference.output, {image: pixels[:1]})
         np.testing.assert_allclose(alone, output_after[:1], atol=1e-5)
         in_training = session.run(training.output, {image: pixels}), session.run(training.output, {image: pixels[:1]})
-        assert np.abs(in_training[0][:1] - in_training[1]).max() > 1e-4, 'training mode uses the statistics of the batch'
+        assert np.abs(in_training[0][:1] - in_training[1]).max() > 1e-4, 'training uses the statistics of the batch'
+
+
+def test_moving_averages_warm_up():
+    """By the global step, where there is one."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        assert network_base.batch_norm_decay() == 0.999
+        step = tf.train.get_or_create_global_step()
+        decay = network_base.batch_norm_decay()
+        for n, expected in ((0, 0.1), (90, 0.91), (10 ** 6, 0.999)):
+            step.load(n, session)
+            assert abs(session.run(decay) - expected) < 1e-6
 
 
 def test_towers_share_variables_on_the_callers_device():
@@ -195,7 +209,8 @@ def test_towers_share_variables_on_the_callers_device():
         assert not any('tower' in name for name in names)
         assert [tower.output.op.name for tower in towers] == ['tower_%d/Openpose/concat_stage7' % k for k in range(2)]
         assert all(v.device.endswith('CPU:0') or v.device.endswith('cpu:0') for v in towers[1].variables)
-        assert len(tf.get_collection(tf.GraphKeys.UPDATE_OPS, 'tower_0/')) * 2 == len(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+        updates = [len(tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)) for scope in ('tower_0/', 'tower_1/')]
+        assert updates == [2 * (1 + 11 + 2 * 5 * 2)] * 2
         session.run(tf.global_variables_initializer())
         first, second = session.run([tower.output for tower in towers],
                                     {image: np.random.RandomState(2).randint(0, 256, (1, 64, 64, 3))})

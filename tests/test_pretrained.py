@@ -53,7 +53,8 @@ def test_npy_dictionary(tmp_path, python_2):
     layers = layer_weights()
     tree = layers
     if python_2:
-        tree = {name.encode(): {leaf.encode(): value for leaf, value in layer.items()} for name, layer in layers.items()}
+        tree = {name.encode(): {leaf.encode(): value for leaf, value in layer.items()}
+                for name, layer in layers.items()}
     path = save_npy(tmp_path / 'w.npy', tree)
     with tf.Graph().as_default(), tf.Session() as session:
         network = build(Cmu)
@@ -75,7 +76,7 @@ def test_npy_written_by_python_2(tmp_path):
     class Python2Pickler(pickle._Pickler):
         dispatch = dict(pickle._Pickler.dispatch)
 
-        def save_string(self, value):  # Python 2 had one kind of string: both text and bytes become SHORT_BINSTRING/BINSTRING.
+        def save_string(self, value):  # Python 2 had one kind of string; text and bytes alike become BINSTRING
             value = value.encode('latin1') if isinstance(value, str) else value
             self.write(b'T' + len(value).to_bytes(4, 'little') + value)
         dispatch[bytes] = dispatch[str] = save_string
@@ -140,10 +141,12 @@ def mobilenet_v1(width=0.5):
     random = np.random.RandomState(4)
     channels = int(32 * width)
     shapes = {'MobilenetV1/Conv2d_0/weights': (3, 3, 3, channels), 'MobilenetV1/Conv2d_0/BatchNorm/gamma': (channels,),
-              'MobilenetV1/Conv2d_0/BatchNorm/beta': (channels,), 'MobilenetV1/Conv2d_0/BatchNorm/moving_mean': (channels,),
+              'MobilenetV1/Conv2d_0/BatchNorm/beta': (channels,),
+              'MobilenetV1/Conv2d_0/BatchNorm/moving_mean': (channels,),
               'MobilenetV1/Conv2d_0/BatchNorm/moving_variance': (channels,),
               'MobilenetV1/Conv2d_1_depthwise/depthwise_weights': (3, 3, channels, 1),
-              'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta': (channels,), 'MobilenetV1/Logits/Conv2d_1c_1x1/biases': (1001,),
+              'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta': (channels,),
+              'MobilenetV1/Logits/Conv2d_1c_1x1/biases': (1001,),
               'MobilenetV1/Conv2d_0/weights/RMSProp': (3, 3, 3, channels)}
     values = {name: random.uniform(0.1, 1, shape).astype(np.float32) for name, shape in shapes.items()}
     return dict(values, global_step=np.int64(7))
@@ -152,7 +155,8 @@ def mobilenet_v1(width=0.5):
 @pytest.mark.parametrize('written', ('V1', 'V2'))
 def test_slim_mobilenet_checkpoint(tmp_path, written):
     values = mobilenet_v1()
-    path = save_checkpoint(tmp_path / 'mobilenet_v1_0.50_224.ckpt', values, write_version=getattr(tf.train.SaverDef, written))
+    path = save_checkpoint(tmp_path / 'mobilenet_v1_0.50_224.ckpt', values,
+                           write_version=getattr(tf.train.SaverDef, written))
     with tf.Graph().as_default(), tf.Session() as session:
         network = build(FastOneStage, 'mobilenet_fast')
         match = pretrained.fit(network, path)
@@ -164,7 +168,8 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
     assert match.unfit == ['MobilenetV1/Conv2d_0/BatchNorm/gamma', 'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta',
                            'MobilenetV1/Logits/Conv2d_1c_1x1/biases']
     assert all(name in str(match) for name in match.unfit)
-    assert set(match.missing) == {v.op.name for v in network.variables if v.op.name.startswith('MobilenetV1/')} - set(values)
+    backbone = {v.op.name for v in network.variables if v.op.name.startswith('MobilenetV1/')}
+    assert set(match.missing) == backbone - set(values)
 
 
 def test_own_checkpoint_comes_back_whole(tmp_path):
