@@ -10,6 +10,7 @@ import gc
 import hashlib
 import io
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -135,14 +136,14 @@ def select_main_people(num_keypoints, area, bbox):
     Returns:
         list of indices, largest first.
     """
-    chosen = []
-    centre = bbox[:, :2] + bbox[:, 2:] / 2
-    for person in np.argsort(-area, kind='stable'):
-        if num_keypoints[person] < MAIN_MIN_KEYPOINTS or area[person] < MAIN_MIN_AREA or (bbox[person, 2:] < 1).any():
-            continue
-        distance = np.linalg.norm(centre[chosen] - centre[person], axis=1)
-        if (distance >= MAIN_MIN_DISTANCE * bbox[chosen, 2:].max(axis=1, initial=0)).all():
-            chosen.append(int(person))
+    chosen, circles = [], []  # x, y and radius: no other main person has its centre in there
+    for person in sorted(range(len(area)), key=lambda person: -area[person]):
+        x, y, width, height = bbox[person]
+        x, y = x + width / 2, y + height / 2
+        if (num_keypoints[person] >= MAIN_MIN_KEYPOINTS and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
+                and all(math.hypot(x - other_x, y - other_y) >= radius for other_x, other_y, radius in circles)):
+            chosen.append(person)
+            circles.append((x, y, MAIN_MIN_DISTANCE * max(width, height)))
     return chosen
 
 
@@ -153,20 +154,19 @@ def build_arrays(annotation_file):
     images = _unique(coco.dataset['images'], 'image', problems)
     images = [image for image in images if _image_is_sane(image, problems)]
     row_of_image = {image['id']: row for row, image in enumerate(images)}
+    annotations = [(row_of_image.get(annotation.get('image_id')), annotation)
+                   for annotation in _unique(coco.dataset['annotations'], 'annotation', problems)]
+    listed = [(row, annotation) for row, annotation in annotations if row is not None]
+    problems['annotations of images that are not listed'] += len(annotations) - len(listed)
+    listed.sort(key=lambda row_and_annotation: row_and_annotation[0])
 
-    keypoints, boxes, areas, counts_of_points, person_image = [], [], [], [], []
-    polygons, polygon_image, runs, run_image = [], [], [], []
-    for annotation in _unique(coco.dataset['annotations'], 'annotation', problems):
-        row = row_of_image.get(annotation.get('image_id'))
-        if row is None:
-            problems['annotations of images that are not listed'] += 1
-            continue
+    people, person_image = [], []
+    points, points_of_polygon, polygon_image = [], [], []
+    counts, counts_of_run, run_image = [], [], []
+    for row, annotation in listed:
         is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
         if is_labelled and _person_is_sane(annotation):
-            keypoints += annotation['keypoints']
-            boxes += annotation['bbox']
-            areas.append(annotation.get('area', 0))
-            counts_of_points.append(annotation['num_keypoints'])
+            people.append(annotation)
             person_image.append(row)
             continue
         problems['people with broken keypoints or boxes'] += bool(is_labelled)
@@ -176,43 +176,41 @@ def build_arrays(annotation_file):
             if run is None:
                 problems['segmentations that do not fit their image'] += 1
             else:
-                runs.append(run)
+                counts += run
+                counts_of_run.append(len(run))
                 run_image.append(row)
         else:
-            parts = segmentation if isinstance(segmentation, list) else [segmentation]
-            sane = [np.array(part, np.float32) for part in parts if _polygon_is_sane(part)]
-            problems['broken polygons'] += len(parts) - len(sane)
-            polygons += sane
-            polygon_image += [row] * len(sane)
+            for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
+                if _polygon_is_sane(polygon):
+                    points += polygon
+                    points_of_polygon.append(len(polygon) // 2)
+                    polygon_image.append(row)
+                else:
+                    problems['broken polygons'] += 1
 
-    joints, boxes = coco_to_joints(keypoints), np.array(boxes, np.float32).reshape(-1, 4)
-    areas, counts_of_points = np.array(areas, np.float64), np.array(counts_of_points)
-    person_order, person_start = _group_by_image(person_image, len(images))
-    joints, boxes = joints[person_order], boxes[person_order]
-    areas, counts_of_points = areas[person_order], counts_of_points[person_order]
-    samples = [(row, first + person)
-               for row, (first, last) in enumerate(zip(person_start[:-1], person_start[1:])) if last > first
-               for person in select_main_people(counts_of_points[first:last], areas[first:last], boxes[first:last])]
+    person_start = _starts_by_image(person_image, len(images))
+    samples = []
+    for row in sorted(set(person_image)):
+        here = people[person_start[row]:person_start[row + 1]]
+        chosen = select_main_people(*([person.get(name, 0) for person in here] for name in ('num_keypoints', 'area', 'bbox')))
+        samples += [(row, person_start[row] + person) for person in chosen]
     if not samples:
         raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
                         'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
     sample_image, sample_person = np.array(samples, np.int64).T
-
-    polygon_order, polygon_start = _group_by_image(polygon_image, len(images))
-    polygons = [polygons[i].reshape(-1, 2) for i in polygon_order]
-    run_order, run_start = _group_by_image(run_image, len(images))
-    runs = [runs[i] for i in run_order]
     problems = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start, 'joints': joints, 'bbox': boxes,
+        'person_start': person_start,
+        'joints': coco_to_joints([person['keypoints'] for person in people]),
+        'bbox': np.array([person['bbox'] for person in people], np.float32).reshape(-1, 4),
+        'polygon_start': _starts_by_image(polygon_image, len(images)), 'point_start': _starts(points_of_polygon),
         # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
-        'polygon_start': polygon_start, 'point_start': _starts(map(len, polygons)),
-        'points': np.concatenate(polygons + [np.zeros((0, 2), np.float32)]) - np.float32(0.5),
-        'run_start': run_start, 'count_start': _starts(map(len, runs)),
-        'counts': np.concatenate(runs + [np.zeros(0, np.uint32)]),
+        'points': np.array(points, np.float32).reshape(-1, 2) - np.float32(0.5),
+        'run_start': _starts_by_image(run_image, len(images)), 'count_start': _starts(counts_of_run),
+        'counts': np.array(counts, np.uint32),
         'sample_image': sample_image, 'sample_person': sample_person,
         'problems': np.array([problem.encode() for problem in problems], np.bytes_),
     }
@@ -275,14 +273,14 @@ def _are_numbers_below(values, limit):
 
 
 def _run_lengths(segmentation, image):
-    """COCO's run lengths (column by column, first run outside) as uint32, or None when they do not fit the image."""
+    """COCO's run lengths (column by column, first run outside) as a list, or None when they do not fit the image."""
     counts = segmentation.get('counts')
     if isinstance(counts, str):
         counts = _unpack_counts(counts)
     fit = (segmentation.get('size') == [image['height'], image['width']] and isinstance(counts, list)
            and all(isinstance(count, int) and count >= 0 for count in counts)
            and sum(counts) == image['height'] * image['width'])
-    return np.array(counts, np.uint32) if fit else None
+    return counts if fit else None
 
 
 def _unpack_counts(text):
@@ -307,14 +305,13 @@ def _decode_run_lengths(counts, height, width):
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
-def _group_by_image(image_rows, images):
-    """A stable order that puts rows of one image together, and where each image starts in it (images + 1)."""
-    image_rows = np.array(image_rows, np.int64)
-    return np.argsort(image_rows, kind='stable'), _starts(np.bincount(image_rows, minlength=images))
+def _starts_by_image(image_rows, images):
+    """Where each image starts in rows that are sorted by image; int64 (images + 1)."""
+    return _starts(np.bincount(np.array(image_rows, np.int64), minlength=images))
 
 
 def _starts(lengths):
-    return np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _drop_missing_images(annotations, annotation_file, image_folder):
