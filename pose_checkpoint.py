@@ -68,20 +68,18 @@ class CheckpointHook(tf.train.SessionRunHook):
         saver: see create_saver.
         folder: --modelpath.
         every: steps between checkpoints.
-        step: tensor, the number of steps done, including the one that is running.
-        rate: tensor, the learning rate.
-        finite: tensor, a scalar that is NaN or infinite when the loss or a gradient is.
+        training: a train.Training, of which step, rate, finite and network.variables are watched.
     Attributes:
         first_step: the step that the session starts at.
     Raises:
         UserError, with DIVERGED_EXIT_CODE, from a session's run().
     """
 
-    def __init__(self, saver, folder, every, step, rate, finite):
+    def __init__(self, saver, folder, every, training):
         self._saver, self._folder, self._every = saver, folder, every
-        self._watched = {'step': step, 'rate': rate, 'finite': finite}
-        weights = tf.add_n([0.0 * tf.reduce_sum(v) for v in tf.global_variables() if v.dtype.base_dtype.is_floating])
-        self._state = tf.train.get_global_step(), weights
+        self._watched = {'step': training.step, 'rate': training.rate, 'finite': training.finite}
+        # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
+        self._state = tf.train.get_global_step(), tf.add_n([tf.reduce_sum(v) for v in training.network.variables])
         self.first_step = self._saved_step = None
 
     def after_create_session(self, session, coord):

@@ -37,7 +37,8 @@ from pose_runlog import Interval, RunLog, comparison_row, versions, write_json
 EPOCHS_PER_LR = 5  # of --lr=a,b,c
 PICTURED_IMAGES = 4
 
-# step: steps done, with the one that is running. figures: what is logged. finite: not finite when the run must end.
+# step: steps done, with the one that is running. figures: what is logged. finite: NaN or infinite when the loss or a
+# gradient is.
 Training = collections.namedtuple('Training', 'network step rate figures finite')
 
 
@@ -221,7 +222,7 @@ def build_training(flags, batch, devices, steps_per_epoch, max_steps):
     rate = learning_rate_schedule(flags.lr, global_step, steps_per_epoch, max_steps)
     optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
     network, losses, gradients, updates = build_towers(flags.model, batch, devices, optimizer)
-    finite = 0.0 * (losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients]))
+    finite = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
     return Training(network, build_train_op(optimizer, gradients, updates, global_step), rate, dict(losses, lr=rate), finite)
 
 
@@ -347,7 +348,7 @@ def train(flags, source, samples, validation, is_stopping):
     saver = create_saver(flags.keep)
     best = BestCheckpoint(saver, flags.modelpath)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
-    checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training.step, training.rate, training.finite)
+    checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training)
 
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(flags.modelpath, scaffold, [feed, checkpoints], config))
