@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=${1:-quickstart}
-steps=${STEPS:-500}
+steps=${STEPS:-400}
 bash scripts/setup_env.sh
 python=.venv/bin/python
 [ "${TF:-}" = 2 ] && python=.venv-tf2/bin/python
@@ -15,8 +15,8 @@ echo "== 1/5 sample data: rendered people in COCO's format"
 "$python" pose_dataset.py --datapath="$folder/data" --output-dir="$folder/samples" --count=4
 
 echo "== 2/5 training: mobilenet_thin from scratch, $steps steps"
-"$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=8 --lr=0.002 \
-    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=250 --modelpath="$folder/model"
+"$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.001 \
+    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=200 --modelpath="$folder/model"
 
 echo "== 3/5 loss curves"
 "$python" scripts/plot_loss.py "$folder/model/logs" --output-dir="$folder"
