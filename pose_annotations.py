@@ -1,14 +1,16 @@
 """COCO keypoint annotations as a few flat numpy arrays, with a cache beside the annotation file.
 
 Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon as
-their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, by pycocotools
-in a process of its own; later starts read the arrays back.
+their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, in
+a process of its own; later starts read the arrays back.
 """
 import collections
 import contextlib
 import gc
 import hashlib
 import io
+import itertools
+import json
 import logging
 import math
 import multiprocessing
@@ -147,22 +149,24 @@ def select_main_people(num_keypoints, area, bbox):
     return chosen
 
 
-def build_arrays(annotation_file):
-    """Parse a COCO annotation file into the arrays of Annotations and `problems`, a list of lines about bad entries."""
-    coco = load_coco(annotation_file)
+def build_arrays(dataset, annotation_file):
+    """The content of a COCO annotation file -> the arrays of Annotations and `problems`, lines about bad entries."""
     problems = collections.Counter()
-    images = _unique(coco.dataset['images'], 'image', problems)
+    images = _unique(dataset['images'], 'image', problems)
     images = [image for image in images if _image_is_sane(image, problems)]
     row_of_image = {image['id']: row for row, image in enumerate(images)}
-    annotations = [(row_of_image.get(annotation.get('image_id')), annotation)
-                   for annotation in _unique(coco.dataset['annotations'], 'annotation', problems)]
-    listed = [(row, annotation) for row, annotation in annotations if row is not None]
-    problems['annotations of images that are not listed'] += len(annotations) - len(listed)
+    listed = []
+    for annotation in _unique(dataset['annotations'], 'annotation', problems):
+        image_id = annotation.get('image_id')
+        row = row_of_image.get(image_id) if isinstance(image_id, int) else None
+        if row is None:
+            problems['annotations of images that are not listed'] += 1
+        else:
+            listed.append((row, annotation))
     listed.sort(key=lambda row_and_annotation: row_and_annotation[0])
 
     people, person_image = [], []
-    points, points_of_polygon, polygon_image = [], [], []
-    counts, counts_of_run, run_image = [], [], []
+    polygons, polygon_image, runs, run_image = [], [], [], []
     for row, annotation in listed:
         is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
         if is_labelled and _person_is_sane(annotation):
@@ -176,14 +180,12 @@ def build_arrays(annotation_file):
             if run is None:
                 problems['segmentations that do not fit their image'] += 1
             else:
-                counts += run
-                counts_of_run.append(len(run))
+                runs.append(run)
                 run_image.append(row)
         else:
             for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
                 if _polygon_is_sane(polygon):
-                    points += polygon
-                    points_of_polygon.append(len(polygon) // 2)
+                    polygons.append(polygon)
                     polygon_image.append(row)
                 else:
                     problems['broken polygons'] += 1
@@ -204,49 +206,62 @@ def build_arrays(annotation_file):
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
         'person_start': person_start,
-        'joints': coco_to_joints([person['keypoints'] for person in people]),
-        'bbox': np.array([person['bbox'] for person in people], np.float32).reshape(-1, 4),
-        'polygon_start': _starts_by_image(polygon_image, len(images)), 'point_start': _starts(points_of_polygon),
+        'joints': coco_to_joints(_flat_array((person['keypoints'] for person in people), np.float64)),
+        'bbox': _flat_array((person['bbox'] for person in people), np.float32).reshape(-1, 4),
+        'polygon_start': _starts_by_image(polygon_image, len(images)), 'point_start': _starts([len(polygon) // 2 for polygon in polygons]),
         # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
-        'points': np.array(points, np.float32).reshape(-1, 2) - np.float32(0.5),
-        'run_start': _starts_by_image(run_image, len(images)), 'count_start': _starts(counts_of_run),
-        'counts': np.array(counts, np.uint32),
+        'points': _flat_array(polygons, np.float32).reshape(-1, 2) - np.float32(0.5),
+        'run_start': _starts_by_image(run_image, len(images)), 'count_start': _starts(list(map(len, runs))),
+        'counts': _flat_array(runs, np.uint32),
         'sample_image': sample_image, 'sample_person': sample_person,
         'problems': np.array([problem.encode() for problem in problems], np.bytes_),
     }
 
 
-def load_coco(annotation_file):
-    """pycocotools' COCO of an annotation file. Raises UserError when it is missing or broken."""
+def load_json(annotation_file):
+    """The content of a COCO annotation file. Raises UserError when it is missing or broken."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
-            coco = COCO(annotation_file)
+        with open(annotation_file, encoding='utf-8') as file:
+            dataset = json.load(file)
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
     except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
         raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
-    except (AssertionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError('%s is not a COCO annotation file (%s: %s)' % (annotation_file, type(error).__name__, error))
-    if not all(isinstance(coco.dataset.get(name), list) for name in ('images', 'annotations')):
+    if not isinstance(dataset, dict) or not all(isinstance(dataset.get(name), list) for name in ('images', 'annotations')):
         raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
                         % annotation_file)
+    return dataset
+
+
+def load_coco(annotation_file):
+    """pycocotools' COCO of an annotation file. Raises UserError when it is missing or broken."""
+    coco = COCO()
+    coco.dataset = load_json(annotation_file)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            coco.createIndex()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError('%s is not a COCO annotation file (%s: %s)' % (annotation_file, type(error).__name__, error))
     return coco
 
 
 def _unique(entries, kind, problems):
     seen = set()
     for entry in entries:
-        if entry['id'] in seen:
+        number = entry.get('id') if isinstance(entry, dict) else None
+        if not isinstance(number, int):
+            problems['%ss without an id' % kind] += 1
+        elif number in seen:
             problems['%ss with the id of an earlier one' % kind] += 1
         else:
-            seen.add(entry['id'])
+            seen.add(number)
             yield entry
 
 
 def _image_is_sane(image, problems):
     name = image.get('file_name')
     sane = (isinstance(name, str) and name.isprintable() and 0 < len(name) < 256
-            and isinstance(image['id'], int) and abs(image['id']) < 1 << 63
+            and abs(image['id']) < 1 << 63
             and all(isinstance(image.get(side), int) and 0 < image[side] <= MAX_SIDE for side in ('width', 'height')))
     problems['images without a file name or a usable size'] += not sane
     return sane
@@ -303,6 +318,10 @@ def _unpack_counts(text):
 def _decode_run_lengths(counts, height, width):
     values = np.arange(len(counts), dtype=np.uint8) & 1
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def _flat_array(lists, dtype):
+    return np.fromiter(itertools.chain.from_iterable(lists), dtype)
 
 
 def _starts_by_image(image_rows, images):
@@ -376,9 +395,11 @@ def _parse_and_send(annotation_file, key, parents_end, connection):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is reported by the parent
     gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
     try:
-        arrays = build_arrays(annotation_file)
+        dataset = load_json(annotation_file)
+        arrays = build_arrays(dataset, annotation_file)
     except UserError as error:
-        return connection.send(error)
+        connection.send(error)
+        return
     for path in _cache_paths(annotation_file):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -390,6 +411,7 @@ def _parse_and_send(annotation_file, key, parents_end, connection):
         logging.warning('no cache could be written, each start will take as long (%s)', reason)
     with contextlib.suppress(ConnectionError):
         connection.send(arrays)
+    os._exit(0)  # at once: taking millions of objects apart would take seconds
 
 
 def _store_cache(path, arrays):
