@@ -454,9 +454,22 @@ def start_run(flags):
 
 
 def open_source(flags, stride):
-    """(batch source, number of training samples) of local data or of data workers."""
+    """The batch source: loader processes on this machine, or data workers on others."""
+    if flags.remote_data:
+        settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width,
+                    'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed}
+        return pose_remote.BatchReceiver(flags.remote_data, settings, flags.curve_keys)
     dataset = PoseDataset(flags.datapath, 'train2017', flags.input_width, flags.input_height, stride, flags.imgpath)
-    return pose_loader.BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed), len(dataset)
+    return pose_loader.BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed)
+
+
+def count_samples(source, is_stopping):
+    """The number of training samples; of data workers the first one to join knows it. None when stopped meanwhile."""
+    if source.samples is None:
+        logging.info('waiting for the first data worker')
+    while source.samples is None and not is_stopping():
+        source.wait_for_worker(timeout=0.5)
+    return source.samples
 
 
 def main():
@@ -470,9 +483,11 @@ def main():
     if flags.datapath and flags.valid_every:
         validation = PoseDataset(flags.datapath, 'val2017', flags.input_width, flags.input_height, stride,
                                  flags.imgpath)
-    source, samples = open_source(flags, stride)
     try:
-        with source, tf.Graph().as_default():
+        with open_source(flags, stride) as source, tf.Graph().as_default():
+            samples = count_samples(source, is_stopping)
+            if samples is None:
+                return
             if validation:
                 log_background_loss(validation, is_stopping)
             start_run(flags)
