@@ -195,12 +195,11 @@ def get_dataflow_batch(datapath, split, batchsize, input_width, input_height, st
 
 def draw_sample(sample):
     """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
-    if sample.augmentation is None:
-        text = sample.name
-    else:
+    text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
+    if sample.augmentation is not None:
         a = sample.augmentation
-        text = '%s: scale %.2f, %+.0f deg, offset %+.0f %+.0f%s' % (
-            sample.name, a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
+        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (a.scale, a.angle, a.offset_x, a.offset_y,
+                                                              ', flipped' if a.flip else '')
     pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints), text),
                 (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
                 (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
