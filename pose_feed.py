@@ -86,7 +86,9 @@ class FeedHook(tf.train.SessionRunHook):
             while not self._stop.is_set():
                 batch = self._source.get(timeout=0.5)
                 if batch is not None:
-                    session.run(self._enqueue, dict(zip(self._placeholders, batch)))
+                    # A copy: TensorFlow takes over the memory of what is fed, and the source will reuse it.
+                    session.run(self._enqueue, {placeholder: field.copy()
+                                                for placeholder, field in zip(self._placeholders, batch)})
                     self._in_queue += 1
                     self._available.release()
         except tf.errors.CancelledError:
