@@ -111,8 +111,9 @@ class CheckpointHook(tf.train.SessionRunHook):
         logging.info('saved the checkpoint of step %d', step)
 
     def _diverged(self, what, step, when):
-        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with a '
-                        'lower --lr' % (what, step, when, tf.train.latest_checkpoint(self._folder)), DIVERGED_EXIT_CODE)
+        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with '
+                        'a lower --lr' % (what, step, when, tf.train.latest_checkpoint(self._folder)),
+                        DIVERGED_EXIT_CODE)
 
 
 class BestCheckpoint:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import pose_cli
 import pose_draw
 
 CURVES_FILE = 'curves.csv'
@@ -46,8 +47,8 @@ class RunLog:
     def training(self, step, figures):
         """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
         logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
-                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'], _losses_text(figures), figures['queue'],
-                     100 * figures['data_wait'])
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
+                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
         self._write('train', step, figures)
 
     def validation(self, step, images, tag, figures):
@@ -63,8 +64,7 @@ class RunLog:
     def picture(self, step, name, image):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
-        with open(os.path.join(self.logpath, name + '.png'), 'wb') as file:
-            file.write(encoded)
+        pose_cli.write_file(os.path.join(self.logpath, name + '.png'), encoded)
         value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
             height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
         self._writer.add_summary(tf.Summary(value=[value]), step)
@@ -113,10 +113,11 @@ class Interval:
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
     def means(self, batchsize):
-        """The mean of each figure, with examples_per_sec and data_wait, the share of the time spent waiting for data."""
+        """The mean of each figure, with examples_per_sec and data_wait, the share of the time spent waiting."""
         seconds = time.monotonic() - self._start
         return dict({name: total / self._steps for name, total in self._sums.items()},
-                    examples_per_sec=self._steps * batchsize / seconds, data_wait=(self._waited() - self._start_waited) / seconds)
+                    examples_per_sec=self._steps * batchsize / seconds,
+                    data_wait=(self._waited() - self._start_waited) / seconds)
 
 
 def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
@@ -144,7 +145,5 @@ def _git_revision():
 
 
 def write_json(path, value):
-    """Write under a temporary name and rename, so that a killed run leaves the old file or the new one."""
-    with open(path + '.tmp', 'w') as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-    os.replace(path + '.tmp', path)
+    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
+    pose_cli.write_file(path, json.dumps(value, indent=1, sort_keys=True).encode())

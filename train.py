@@ -87,7 +87,8 @@ def check_flags(flags):
     """Refuse what cannot work, before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
     if flags.batchsize % flags.gpus:
-        raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple' % (flags.batchsize, flags.gpus))
+        raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple'
+                        % (flags.batchsize, flags.gpus))
     if not flags.datapath and not flags.remote_data:
         raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
     if flags.eval_every and not (flags.datapath and flags.valid_every):
@@ -223,7 +224,8 @@ def build_training(flags, batch, devices, steps_per_epoch, max_steps):
     optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
     network, losses, gradients, updates = build_towers(flags.model, batch, devices, optimizer)
     finite = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
-    return Training(network, build_train_op(optimizer, gradients, updates, global_step), rate, dict(losses, lr=rate), finite)
+    step = build_train_op(optimizer, gradients, updates, global_step)
+    return Training(network, step, rate, dict(losses, lr=rate), finite)
 
 
 class Validator:
@@ -492,7 +494,7 @@ def main():
                 log_background_loss(validation, is_stopping)
             start_run(flags)
             train(flags, source, samples, validation, is_stopping)
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
         if 'No space left' not in str(error):
             raise
         raise UserError('the disk of %s is full; free some space and run the same command again: it resumes from %s'

@@ -2,10 +2,10 @@
 
     python3 scripts/bench_towers.py [--datapath=DIR] [--json]
 
-- two towers on two CPU devices against one, at the same total batch. The same work is split in two, so that what is lost is
-  the split, the second copy of small operations, and the averaging of gradients.
-- train.py, a real run on real images, against its bare train op in a loop, on a batch that lies in memory. What is lost is
-  the input queue, logging, and the share of the cores that the loader takes. On GPUs the loader has cores of its own.
+- two towers on two CPU devices against one, at the same total batch. The same work is split in two, so that what is
+  lost is the split, the second copy of small operations, and the averaging of gradients.
+- train.py, a real run on real images, against its bare train op in a loop, on a batch that lies in memory. What is lost
+  is the input queue, logging, and the share of the cores that the loader takes. With GPUs the cores are the loader's.
 
 Both sides of a ratio take turns for a few seconds each (the other one is stopped), so that other load meets both alike.
 """
@@ -41,11 +41,11 @@ class BareTraining:
         with tf.Graph().as_default():
             layout = pose_loader.batch_layout(args.batchsize, args.size, args.size, networks.stride(args.model))
             with tf.device('/cpu:0'):
-                batch = [tf.get_variable(name, initializer=(255 * rng.uniform(size=shape)).astype(dtype) if name == 'image'
-                                         else rng.uniform(size=shape).astype(dtype), trainable=False, use_resource=False)
-                         for name, dtype, shape in layout]
+                batch = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
+                                         use_resource=False) for name, dtype, shape in layout]
             devices, config = train.tower_devices(towers, gpus=0)
-            training = train.build_training(types.SimpleNamespace(model=args.model, lr=[1e-4]), batch, devices, 1000, 10000)
+            flags = types.SimpleNamespace(model=args.model, lr=[1e-4])
+            training = train.build_training(flags, batch, devices, steps_per_epoch=1000, max_steps=10000)
             self._step = training.step
             self._session = tf.Session(config=config)
             self._session.run(tf.global_variables_initializer())
@@ -68,10 +68,10 @@ class RealTraining:
         self._batchsize = args.batchsize
         with open(self._log, 'w') as log:
             self._process = psutil.Popen(
-                [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + args.model, '--pretrained=none', '--lr=0.0001',
-                 '--datapath=' + datapath, '--modelpath=' + folder, '--batchsize=%d' % args.batchsize, '--log-every=1',
-                 '--input-width=%d' % args.size, '--input-height=%d' % args.size, '--valid-every=0', '--max-steps=1000000',
-                 '--save-every=1000000'], stderr=log, stdout=log)
+                [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + args.model, '--pretrained=none',
+                 '--lr=0.0001', '--datapath=' + datapath, '--modelpath=' + folder, '--batchsize=%d' % args.batchsize,
+                 '--input-width=%d' % args.size, '--input-height=%d' % args.size, '--log-every=1', '--valid-every=0',
+                 '--max-steps=1000000', '--save-every=1000000'], stderr=log, stdout=log)
         self._wait_for(args.warm_up)
         self._pause()
 
@@ -114,7 +114,7 @@ class RealTraining:
 def compare(candidate, reference, rounds, steps):
     """Median seconds a step of both, and the median over rounds of candidate / reference - 1."""
     candidate.step_seconds(2), reference.step_seconds(2)  # warm up
-    times = [(np.median(candidate.step_seconds(steps)), np.median(reference.step_seconds(steps))) for _ in range(rounds)]
+    times = [[np.median(side.step_seconds(steps)) for side in (candidate, reference)] for _ in range(rounds)]
     overheads = [a / b - 1 for a, b in times]
     return tuple(float(x) for x in (*np.median(times, axis=0), np.median(overheads)))
 
@@ -126,7 +126,7 @@ def main():
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4)
     parser.add_argument('--rounds', type=pose_cli.positive_int, default=7)
     parser.add_argument('--steps', type=pose_cli.positive_int, default=3, help='steps of each side in a round')
-    parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='steps of train.py that are not counted')
+    parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='first steps of train.py, not counted')
     parser.add_argument('--datapath', help='COCO root (default: rendered people)')
     parser.add_argument('--json', action='store_true', help='print one JSON object of the figures on the last line')
     args = parser.parse_args()
@@ -136,8 +136,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         datapath = args.datapath or os.path.join(folder, 'data')
         if not args.datapath:
-            subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--output-dir=' + datapath,
-                            '--train=64', '--val=4'], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--train=64',
+                            '--val=4', '--output-dir=' + datapath], check=True, stdout=subprocess.DEVNULL)
         real = RealTraining(args, datapath, os.path.join(folder, 'model'))
         try:
             real_seconds, bare_seconds, trainer_overhead = compare(real, one, args.rounds, args.steps)
@@ -155,7 +155,8 @@ def main():
                           'towers_1_examples_per_s': args.batchsize / one_seconds,
                           'towers_2_examples_per_s': args.batchsize / two_seconds, 'tower_overhead': tower_overhead,
                           'bare_examples_per_s': args.batchsize / bare_seconds,
-                          'trainer_examples_per_s': args.batchsize / real_seconds, 'trainer_overhead': trainer_overhead}))
+                          'trainer_examples_per_s': args.batchsize / real_seconds,
+                          'trainer_overhead': trainer_overhead}))
 
 
 if __name__ == '__main__':

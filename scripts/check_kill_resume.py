@@ -42,8 +42,8 @@ def run_until_killed(datapath, model, log_path, save_every, lifetime, in_a_save)
     with open(log_path, 'w') as log:
         process = subprocess.Popen(
             [sys.executable, os.path.join(ROOT, 'train.py'), '--pretrained=none', '--datapath=' + datapath,
-             '--modelpath=' + model, '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1',
-             '--save-every=%d' % save_every, '--valid-every=0', '--max-steps=1000000'], stderr=log)
+             '--modelpath=' + model, '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1',
+             '--log-every=1', '--save-every=%d' % save_every, '--valid-every=0', '--max-steps=1000000'], stderr=log)
         deadline = time.monotonic() + START_SECONDS
         while not LOGGED_STEP.search(read(log_path)):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -73,13 +73,13 @@ def main():
                         '--train=16', '--val=4'], check=True, stdout=subprocess.DEVNULL)
         reached = cut_short = 0
         for kill in range(args.kills + 1):
-            resumed, last, in_save = run_until_killed(data, model, log, args.save_every, rng.uniform(0, MOST_SECONDS_TO_LIVE),
-                                                      in_a_save=kill % 2 == 1)
+            resumed, last, in_save = run_until_killed(data, model, log, args.save_every,
+                                                      rng.uniform(0, MOST_SECONDS_TO_LIVE), in_a_save=kill % 2 == 1)
             if resumed > reached or reached - resumed > args.save_every:
                 raise UserError('killed at step %d, resumed at step %d' % (reached, resumed), 1)
             reached, cut_short = last, cut_short + in_save
-            print('run %d: resumed at step %d, killed at step %d%s' % (kill, resumed, last, ', in a save' if in_save else ''),
-                  flush=True)
+            print('run %d: resumed at step %d, killed at step %d%s'
+                  % (kill, resumed, last, ', in a save' if in_save else ''), flush=True)
         print('%d kills, %d of them in a save: every run resumed, at most %d steps back'
               % (args.kills, cut_short, args.save_every))
 

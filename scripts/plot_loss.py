@@ -5,6 +5,7 @@
 A LOGDIR is a folder with the curves.csv that train.py writes, or the run's --modelpath. Draws loss_ll_heat.png and
 loss_ll_paf.png: the loss of the last stage per image, training and validation, all runs in one picture.
 """
+import io
 import os
 import sys
 
@@ -40,14 +41,15 @@ def read_run(folder):
         run = {kind: {name: np.array([float(row[name]) for row in rows if row['kind'] == kind]) for name in names}
                for kind in ('train', 'validation')}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError('%s is not a curves.csv of train.py (%s); start the training again or leave it out' % (path, error))
+        raise UserError('%s is not a curves.csv of train.py (%s); start the training again or leave it out'
+                        % (path, error))
     if not len(run['train']['step']):
         raise UserError('%s holds no training loss yet; wait for the first log line' % path)
     return run
 
 
 def run_names(folders):
-    """A short name for each run: the last folder of its path that is not `logs`; the whole path where these coincide."""
+    """A short name for each run: the last folder of its path that is not `logs`; the path where these coincide."""
     def last(folder):
         parts = os.path.normpath(os.path.abspath(folder)).split(os.sep)
         return parts[-2] if parts[-1] == 'logs' and len(parts) > 1 else parts[-1]
@@ -91,9 +93,9 @@ def main():
     pose_cli.make_folder(args.output_dir)
     for loss, title in CURVES:
         path = os.path.join(args.output_dir, loss + '.png')
-        figure = draw(runs, run_names(args.logdirs), loss, title)
-        figure.savefig(path + '.tmp', format='png')
-        os.replace(path + '.tmp', path)
+        picture = io.BytesIO()
+        draw(runs, run_names(args.logdirs), loss, title).savefig(picture, format='png')
+        pose_cli.write_file(path, picture.getvalue())
         print(path)
 
 

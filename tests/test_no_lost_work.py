@@ -2,6 +2,7 @@
 
 The real train.py in real processes. scripts/check_kill_resume.py does the same with as many kills as one likes.
 """
+import contextlib
 import json
 import logging
 import os
@@ -85,7 +86,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def first_run(sample_coco, folder):
+def full_disk(sample_coco, folder):
+    """A run on a file system with room for one checkpoint and no second one, or why there is none."""
+    path = folder / 'disk'
+    path.mkdir()
+    mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=40m', 'tmpfs', str(path)], stderr=subprocess.PIPE)
+    if mount.returncode:
+        yield mount.stderr.decode().strip()
+        return
+    yield Run(sample_coco, path / 'model', '--max-steps=1000', '--save-every=2', '--valid-every=0')
+    subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+@pytest.fixture(scope='module')
+def first_run(sample_coco, folder, full_disk):  # full_disk goes on meanwhile
     """A run that was killed twice, the second time in the middle of a save, and the step it had reached."""
     model = folder / 'killed'
     flags = ['--max-steps=1000', '--save-every=%d' % SAVE_EVERY, '--valid-every=0']
@@ -141,7 +155,16 @@ def test_curves_have_each_step_once(resumed):
     assert steps == list(range(1, saved_step(resumed[0]) + 1))
 
 
-def test_ctrl_c_while_waiting_for_data(sample_coco, resumed):
+@pytest.fixture(scope='module')
+def diverging(sample_coco, folder, resumed):
+    """A new run from the weights of another, with an absurd learning rate; and those weights."""
+    source = tf.train.latest_checkpoint(str(resumed[0]))
+    run = Run(sample_coco, folder / 'diverged', '--checkpoint=%s' % source, '--lr=1e30', '--max-steps=1000',
+              '--save-every=100000', '--valid-every=0')
+    return run, source
+
+
+def test_ctrl_c_while_waiting_for_data(sample_coco, resumed, diverging):  # diverging goes on meanwhile
     """Loader processes that stand still: the trainer waits, and Ctrl-C, to all of them, still saves."""
     model, before = resumed[0], saved_step(resumed[0])
     run = Run(sample_coco, model, '--max-steps=1000', '--save-every=100000', '--valid-every=0')
@@ -157,59 +180,37 @@ def test_ctrl_c_while_waiting_for_data(sample_coco, resumed):
     run.stop(signal.SIGINT)
     assert 'stopped by a signal at step %d' % step in run.log()
     assert saved_step(model) == step > before
-    assert len(json.loads((model / 'run.json').read_text())['starts']) == 3  # the run that was killed first had not come to a checkpoint
+    # The run that was killed first had not come to a checkpoint.
+    assert len(json.loads((model / 'run.json').read_text())['starts']) == 3
 
 
-@pytest.fixture(scope='module')
-def small_disk(folder):
-    """A file system with room for one checkpoint and no second one."""
-    path = folder / 'disk'
-    path.mkdir()
-    mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=40m', 'tmpfs', str(path)], stderr=subprocess.PIPE)
-    if mount.returncode:
-        pytest.skip('mounting a tmpfs needs root: %s' % mount.stderr.decode().strip())
-    yield path
-    subprocess.run(['umount', '-l', str(path)], check=True)
-
-
-@pytest.fixture(scope='module')
-def diverged(sample_coco, folder, resumed):
-    """A new run from the weights of another, with an absurd learning rate."""
-    run = Run(sample_coco, folder / 'diverged', '--checkpoint=%s' % resumed[0], '--lr=1e30', '--max-steps=1000',
-              '--save-every=100000', '--valid-every=0')
-    run.wait_until(lambda: (folder / 'diverged' / 'checkpoint').exists())
-    good = load_all(tf.train.latest_checkpoint(str(folder / 'diverged')))
-    return run, run.process.wait(timeout=300), good
-
-
-def test_divergence_ends_the_run_with_code_3(diverged, folder):
-    run, code, good = diverged
+def test_divergence_ends_the_run_with_code_3(diverging, folder):
+    run, _ = diverging
+    assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()
     message, = [line for line in run.log().splitlines() if line.startswith('error: ')]
-    assert code == 3 and 'Traceback' not in run.log()
-    step = run.last_logged_step() + 1
-    assert 'NaN or infinite at step %d, with lr=1e+30' % step in message
+    assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+(29|30);' % (run.last_logged_step() + 1), message)
     assert str(folder / 'diverged' / 'model-0') in message
-    for name, value in load_all(str(folder / 'diverged' / 'model-0')).items():
-        np.testing.assert_array_equal(value, good[name])
 
 
-def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverged, resumed):
-    run, _, good = diverged
-    assert 'Restore pretrained weights... %s' % resumed[0] in run.log()
-    source = load_all(tf.train.latest_checkpoint(str(resumed[0])))
+def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverging, folder):
+    """They are also what is still there after the divergence."""
+    run, source = diverging
+    run.process.wait(timeout=300)
+    assert 'Restore pretrained weights... %s' % source in run.log()
+    source, good = load_all(source), load_all(str(folder / 'diverged' / 'model-0'))
     assert good['global_step'] == 0 and source['global_step'] > 0
     for name in good:
-        if 'weights' in name and 'Adam' not in name:
+        if 'Adam' not in name and name.startswith(('MobilenetV1', 'Openpose')):
             np.testing.assert_array_equal(good[name], source[name])
 
 
-def test_full_disk(sample_coco, small_disk):
-    run = Run(sample_coco, small_disk / 'model', '--max-steps=1000', '--save-every=2', '--valid-every=0')
-    code = run.process.wait(timeout=300)
-    message, = [line for line in run.log().splitlines() if line.startswith('error: ')]
-    assert code == 2 and 'Traceback' not in run.log()
-    assert 'disk of %s is full' % (small_disk / 'model') in message and 'model-0' in message
-    weights = load_all(tf.train.latest_checkpoint(str(small_disk / 'model')))
+def test_full_disk_leaves_the_previous_checkpoint(full_disk):
+    if isinstance(full_disk, str):
+        pytest.skip('mounting a small file system needs root: %s' % full_disk)
+    assert full_disk.process.wait(timeout=300) == 2 and 'Traceback' not in full_disk.log()
+    message, = [line for line in full_disk.log().splitlines() if line.startswith('error: ')]
+    assert 'disk of %s is full' % full_disk.model in message and 'model-0' in message
+    weights = load_all(tf.train.latest_checkpoint(str(full_disk.model)))
     assert weights['global_step'] == 0 and all(np.isfinite(value).all() for value in weights.values())
 
 
@@ -219,20 +220,21 @@ class TinyTraining:
     """A session with a CheckpointHook around one variable that grows by `rate` a step."""
 
     def __init__(self, folder, every=2, keep=5):
-        self.graph = tf.Graph()
-        with self.graph.as_default():
-            global_step = tf.train.get_or_create_global_step()
-            self.weight = tf.get_variable('weight', initializer=np.zeros(1000, np.float32), use_resource=False)
-            self.amount = tf.placeholder_with_default(1.0, ())
-            with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
-                self.step = tf.assign_add(global_step, 1)
-            self.finite = tf.placeholder_with_default(0.0, ())
-            self.saver = pose_checkpoint.create_saver(keep)
-            self.best = pose_checkpoint.BestCheckpoint(self.saver, folder)
-            network = types.SimpleNamespace(variables=[self.weight])
-            hook = pose_checkpoint.CheckpointHook(self.saver, folder, every, train.Training(
-                network, tf.identity(self.step), tf.constant(0.25), {}, self.finite))
-            self.session = train.open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None)
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(tf.Graph().as_default())
+        global_step = tf.train.get_or_create_global_step()
+        self.weight = tf.get_variable('weight', initializer=np.zeros(1000, np.float32), use_resource=False)
+        self.amount = tf.placeholder_with_default(1.0, ())
+        with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
+            self.step = tf.assign_add(global_step, 1)
+        self.finite = tf.placeholder_with_default(0.0, ())
+        self.saver = pose_checkpoint.create_saver(keep)
+        self.best = pose_checkpoint.BestCheckpoint(self.saver, folder)
+        network = types.SimpleNamespace(variables=[self.weight])
+        hook = pose_checkpoint.CheckpointHook(self.saver, folder, every, train.Training(
+            network, tf.identity(self.step), tf.constant(0.25), {}, self.finite))
+        self.session = self._stack.enter_context(
+            train.open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
 
     def run(self, steps=1, **feed):
         for _ in range(steps):
@@ -242,7 +244,7 @@ class TinyTraining:
         return self
 
     def __exit__(self, *exception):
-        self.session.__exit__(*exception)
+        self._stack.__exit__(*exception)
 
 
 def modification_times(folder):
@@ -259,8 +261,8 @@ def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
     assert modification_times(str(tmp_path)) == before
 
 
-@pytest.mark.parametrize('feed, what', [({'finite': np.nan}, 'loss or a gradient'), ({'finite': np.inf}, 'loss or a gradient'),
-                                        ({'amount': np.inf}, 'weight')])
+@pytest.mark.parametrize('feed, what', [({'finite': np.nan}, 'loss or a gradient'),
+                                        ({'finite': np.inf}, 'loss or a gradient'), ({'amount': np.inf}, 'weight')])
 def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
     with pytest.raises(UserError, match='a %s became NaN or infinite at step 4, with lr=0.25' % what) as caught:
         with TinyTraining(str(tmp_path)) as training:
@@ -275,10 +277,10 @@ def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
 def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     for start in (0, 10):  # the second time it has to know what the first one left
         with TinyTraining(str(tmp_path), keep=3) as training:
-            for step in range(start, start + 10):
+            for step in range(start + 1, start + 11):
                 training.run()
-                train.without_hooks(training.session, lambda session: training.best.update(session, step + 1, abs(step + 1 - 13)))
-    assert sorted(path.name for path in tmp_path.glob('*.index')) == ['model-16.index', 'model-18.index', 'model-20.index']
+                train.without_hooks(training.session, training.best.update, step, abs(step - 13))
+    assert sorted(path.stem for path in tmp_path.glob('*.index')) == ['model-16', 'model-18', 'model-20']
     assert [path.name for path in (tmp_path / 'best').glob('*.index')] == ['model-13.index']
     np.testing.assert_array_equal(load_all(str(tmp_path / 'best' / 'model-13'))['weight'], 13)
 

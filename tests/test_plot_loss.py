@@ -38,7 +38,8 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp('plot')
     write_curves(folder / 'thin' / 'logs', 100, 200)
     write_curves(folder / 'fast' / 'logs', 50, 100)
-    result = run_command('scripts/plot_loss.py', folder / 'thin' / 'logs', folder / 'fast', '--output-dir=%s' % (folder / 'out'))
+    result = run_command('scripts/plot_loss.py', folder / 'thin' / 'logs', folder / 'fast',
+                         '--output-dir=%s' % (folder / 'out'))
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -22,7 +22,7 @@ def random_batch(batchsize, stride=8, seed=0):
 class Towers:
     """A training graph with a session, on `towers` CPU devices, fed by placeholders."""
 
-    def __init__(self, model, towers, batchsize, rate):
+    def __init__(self, model, towers, batchsize, rate, optimize_graph=True):
         self.graph = tf.Graph()
         with self.graph.as_default():
             self.fields = [tf.placeholder(dtype, shape)
@@ -30,6 +30,7 @@ class Towers:
             devices, config = train.tower_devices(towers, gpus=0)
             flags = types.SimpleNamespace(model=model, lr=[rate])
             self.training = train.build_training(flags, self.fields, devices, steps_per_epoch=10, max_steps=100)
+            config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
             self.session.run(tf.global_variables_initializer())
@@ -46,21 +47,22 @@ class Towers:
 def random_weights(variables):
     """The same weights for every graph of a network.
 
-    Small ones, and biases of 1, keep every ReLU away from zero. At zero the last bit, which depends on how a sum is split
-    among threads, would decide whether a gradient passes.
+    Small ones, and biases of 1, keep every ReLU away from zero. At zero the last bit, which depends on how a sum is
+    split among threads, would decide whether a gradient passes.
     """
     rng, weights = np.random.RandomState(0), {}
     for name, variable in sorted(variables.items()):
         shape = variable.shape.as_list()
         if name.endswith(('/weights', '/biases')):
             noise = rng.standard_normal(shape).astype(np.float32)
-            weights[name] = 1 + 0.1 * noise if name.endswith('biases') else noise * np.float32(0.2 * (2 / np.prod(shape[:-1])) ** 0.5)
+            he_scale = np.float32((2 / np.prod(shape[:-1])) ** 0.5)
+            weights[name] = 1 + 0.1 * noise if name.endswith('biases') else 0.2 * he_scale * noise
     return weights
 
 
 def three_steps(towers):
     """Gradients of the first step, and weights after three, of cmu (which has no batch norm)."""
-    training = Towers('cmu', towers, batchsize=4, rate=4e-5)
+    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False)  # to save time
     weights = random_weights(training.variables)
     training.set_weights(weights)
     moments = {name: training.variables[name + '/Adam'] for name in weights}
@@ -106,7 +108,8 @@ def two_towers():
     metadata = tf.RunMetadata()
     measured, _, _ = towers.run([statistics, towers.training.step, towers.training.figures], batch,
                                 options=tf.RunOptions(output_partition_graphs=True), run_metadata=metadata)
-    partitions = {graph.node[0].device.rsplit('/', 1)[1].lower(): list(graph.node) for graph in metadata.partition_graphs}
+    partitions = {graph.node[0].device.rsplit('/', 1)[1].lower(): list(graph.node)
+                  for graph in metadata.partition_graphs}
     return types.SimpleNamespace(graph=towers.graph, before=before, after=towers.session.run(averages),
                                  measured=measured, partitions=partitions)
 
@@ -132,7 +135,7 @@ def test_each_tower_is_on_its_own_device(two_towers):
         assert len(ops) > 100
         assert {canonical(op.device) for op in ops} == {'/cpu:%d' % k}
     variables = [op for op in two_towers.graph.get_operations() if op.type == 'VariableV2']
-    assert {canonical(op.device) for op in variables} <= {'/cpu:0', ''}  # '': the optimizer's slots, beside their variable
+    assert {canonical(op.device) for op in variables} <= {'/cpu:0', ''}  # '': Adam's slots, beside their variable
 
 
 def test_what_runs_where(two_towers):
@@ -140,8 +143,8 @@ def test_what_runs_where(two_towers):
     assert set(partitions) == {'device:cpu:0', 'device:cpu:1'}
     for k in range(2):
         nodes = partitions['device:cpu:%d' % k]
-        scopes = {part for node in nodes if node.op in ('Conv2DBackpropFilter', 'L2Loss') for part in node.name.split('/')
-                  if part.startswith('tower_')}
+        scopes = {part for node in nodes if node.op in ('Conv2DBackpropFilter', 'L2Loss')
+                  for part in node.name.split('/') if part.startswith('tower_')}
         assert scopes == {'tower_%d' % k}
     # State, and what changes it, is on one device.
     assert not [node.name for node in partitions['device:cpu:1'] if node.op in ('VariableV2', 'ApplyAdam', 'AssignSub')]

@@ -24,8 +24,9 @@ from pose_runlog import LOSSES
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
 SMALL = ['--input-width=64', '--input-height=64', '--pretrained=none', '--workers=1']
-LOG_LINE = re.compile(r'epoch=([\d.]+) step=(\d+), ([\d.]+) examples/sec lr=([\d.]+), loss=([\d.e+]+), loss_ll=([\d.e+]+), '
-                      r'loss_ll_paf=([\d.e+]+), loss_ll_heat=([\d.e+]+), q=(\d+), data_wait=(\d+)%')
+LOG_LINE = re.compile(r'epoch=([\d.]+) step=(\d+), ([\d.]+) examples/sec lr=([\d.]+), '
+                      r'loss=([\d.e+]+), loss_ll=([\d.e+]+), loss_ll_paf=([\d.e+]+), loss_ll_heat=([\d.e+]+), '
+                      r'q=(\d+), data_wait=(\d+)%')
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +36,9 @@ def run(sample_coco, tmp_path_factory):
     shutil.copytree(str(sample_coco), str(folder / 'data'))
     broken = sorted((folder / 'data' / 'train2017').glob('*.jpg'))[3]
     broken.write_bytes(broken.read_bytes()[:2000])
-    result = run_command('train.py', '--datapath=%s' % (folder / 'data'), '--modelpath=%s' % (folder / 'model'), '--gpus=2',
-                         '--batchsize=%d' % BATCHSIZE, '--max-steps=%d' % STEPS, '--log-every=1', '--save-every=3',
-                         '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first', *SMALL)
+    result = run_command('train.py', '--datapath=%s' % (folder / 'data'), '--modelpath=%s' % (folder / 'model'),
+                         '--gpus=2', '--batchsize=%d' % BATCHSIZE, '--max-steps=%d' % STEPS, '--log-every=1',
+                         '--save-every=3', '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first', *SMALL)
     assert result.returncode == 0, result.stderr
     return types.SimpleNamespace(log=result.stderr, model=folder / 'model', data=folder / 'data', broken=broken.name)
 
@@ -143,7 +144,8 @@ def test_tensorboard_has_the_figures_of_the_curves(run):
     for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
         rows = curves(run, 'train')
         assert [step for step, _ in tags['train/' + name]] == [int(row['step']) for row in rows]
-        np.testing.assert_allclose([value for _, value in tags['train/' + name]], [float(row[name]) for row in rows], rtol=1e-4)
+        np.testing.assert_allclose([value for _, value in tags['train/' + name]], [float(row[name]) for row in rows],
+                                   rtol=1e-4)
     for name in LOSSES:
         assert [step for step, _ in tags['validation/' + name]] == [5, 10, 12]
     assert [step for step, _ in tags['evaluation/AP']] == [10, 12]
@@ -317,7 +319,8 @@ def test_bad_input_is_one_line_and_exit_code_2(sample_coco, tmp_path):
     annotation = tmp_path / 'annotations' / 'person_keypoints_train2017.json'
     annotation.write_text(annotation.read_text()[:5000])
     start = time.monotonic()
-    result = run_command('train.py', '--datapath=%s' % tmp_path, '--valid-every=0', '--modelpath=%s' % (tmp_path / 'm'), *SMALL)
+    result = run_command('train.py', '--datapath=%s' % tmp_path, '--valid-every=0', '--modelpath=%s' % (tmp_path / 'm'),
+                         *SMALL)
     assert_user_error(result, annotation.name)
     assert 'TensorFlow sees' not in result.stderr  # no session was on its way
     assert_user_error(run_command('train.py', '--datapath=%s' % tmp_path, '--batchsize=0'), '--batchsize')
