@@ -4,12 +4,15 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 
+import pose_cli
+import pose_dataset
 from conftest import assert_user_error, run_command
 from pose_augment import reduced_matrix, warp_image
 from pose_cli import UserError
@@ -368,6 +371,29 @@ def test_command_stops_when_too_many_images_are_bad(tmp_path):
                          '--input-width=64', '--input-height=64')
     assert_user_error(result, 'samples were bad', 'truncated JPEG', 'repair or remove')
     assert os.listdir(str(tmp_path / 'out')) == []
+
+
+@pytest.mark.parametrize('flags, mentions', [
+    (['--datapath=nowhere'], ['--datapath=nowhere', 'not a folder']), (['--datapath={}/train2017'], ['annotations']),
+    (['--datapath={}', '--input-width=100'], ['--input-width=100', 'take 96 or 104']),
+    (['--datapath={}', '--count=0'], ['--count']), (['--datapath={}', '--split=val2017'], ['person_keypoints_val2017.json']),
+    (['--datapath={}', '--imgpath=nowhere'], ['--imgpath'])])
+def test_wrong_flags_are_one_line(flags, mentions, one_image, tmp_path, monkeypatch, capsys):
+    arguments = [flag.format(one_image) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
+    monkeypatch.setattr(sys, 'argv', ['pose_dataset.py'] + arguments)
+    with pytest.raises(SystemExit) as end:
+        pose_cli.run(pose_dataset.main)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert end.value.code == 2 and len(errors) == 1 and all(mention in errors[0] for mention in mentions), errors
+    assert not (tmp_path / 'out').exists()
+
+
+def test_truncated_annotations_are_one_line(one_image, tmp_path):
+    file = one_image / 'annotations' / 'person_keypoints_train2017.json'
+    file.write_text(file.read_text()[:-20])
+    result = run_command('pose_dataset.py', '--datapath=%s' % one_image, '--output-dir=%s' % (tmp_path / 'out'))
+    assert_user_error(result, 'person_keypoints_train2017.json is not valid JSON', 'download it again')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_pictures_of_a_sample_are_of_one_size(one_image):

@@ -201,6 +201,7 @@ def wait_for(condition, seconds=20):
 def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
     with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=2, seed=1) as loader:
         take(loader, 4)
+        wait_for(lambda: len(children_of(loader._supervisor)) == 2)
         victim, survivor = children_of(loader._supervisor)
         os.kill(victim, signal.SIGKILL)
         start, processes = time.monotonic(), set()
@@ -218,7 +219,10 @@ def test_all_workers_killed_again_and_again():
             take(loader, 8)
             for worker in children_of(loader._supervisor):
                 os.kill(worker, signal.SIGKILL)
-        assert len({row[1] for row in take(loader, 40)}) >= 3
+        successors, start = set(), time.monotonic()
+        while len(successors) < 3:
+            successors |= {row[1] for row in take(loader, 1)}
+            assert time.monotonic() - start < 10
 
 
 def test_workers_that_always_die_end_the_run():
@@ -244,8 +248,8 @@ def test_a_killed_supervisor_ends_the_run_and_its_workers():
 def test_closing_leaves_no_process():
     loader = BatchLoader(NumberedDataset(200), 4, workers=3, seed=1)
     take(loader, 2)
+    wait_for(lambda: len(children_of(loader._supervisor)) == 3)
     processes = [loader._supervisor] + children_of(loader._supervisor)
-    assert len(processes) == 4
     loader.close()
     loader.close()
     assert not any(map(is_running, processes))
@@ -257,6 +261,7 @@ sys.path.insert(0, 'tests')
 from test_pose_loader import *
 loader = BatchLoader(NumberedDataset(200, seconds=0.01), 4, workers=2, seed=1)
 take(loader, 2)
+wait_for(lambda: len(children_of(loader._supervisor)) == 2)
 print(json.dumps([loader._supervisor] + children_of(loader._supervisor)), flush=True)
 time.sleep(60)
 '''
