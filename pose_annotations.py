@@ -1,8 +1,8 @@
 """COCO keypoint annotations as a few flat numpy arrays, with a cache beside the annotation file.
 
-Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon as
-their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, in
-a process of its own; later starts read the arrays back.
+Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon
+as their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, in a
+process of its own; later starts read the arrays back.
 """
 import collections
 import contextlib
@@ -194,7 +194,8 @@ def build_arrays(dataset, annotation_file):
     samples = []
     for row in sorted(set(person_image)):
         here = people[person_start[row]:person_start[row + 1]]
-        chosen = select_main_people(*([person.get(name, 0) for person in here] for name in ('num_keypoints', 'area', 'bbox')))
+        columns = ([person.get(name, 0) for person in here] for name in ('num_keypoints', 'area', 'bbox'))
+        chosen = select_main_people(*columns)
         samples += [(row, person_start[row] + person) for person in chosen]
     if not samples:
         raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
@@ -208,7 +209,8 @@ def build_arrays(dataset, annotation_file):
         'person_start': person_start,
         'joints': coco_to_joints(_flat_array((person['keypoints'] for person in people), np.float64)),
         'bbox': _flat_array((person['bbox'] for person in people), np.float32).reshape(-1, 4),
-        'polygon_start': _starts_by_image(polygon_image, len(images)), 'point_start': _starts([len(polygon) // 2 for polygon in polygons]),
+        'polygon_start': _starts_by_image(polygon_image, len(images)),
+        'point_start': _starts([len(polygon) // 2 for polygon in polygons]),
         # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
         'points': _flat_array(polygons, np.float32).reshape(-1, 2) - np.float32(0.5),
         'run_start': _starts_by_image(run_image, len(images)), 'count_start': _starts(list(map(len, runs))),
@@ -227,7 +229,8 @@ def load_json(annotation_file):
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
     except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
         raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
-    if not isinstance(dataset, dict) or not all(isinstance(dataset.get(name), list) for name in ('images', 'annotations')):
+    if not isinstance(dataset, dict) or not (
+            isinstance(dataset.get('images'), list) and isinstance(dataset.get('annotations'), list)):
         raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
                         % annotation_file)
     return dataset

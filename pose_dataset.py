@@ -25,8 +25,8 @@ Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augment
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
-# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2, 1/4
-# or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster).
+# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
+# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster).
 MAX_WARP_SCALE = 2 ** 0.5
 JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 

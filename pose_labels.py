@@ -38,7 +38,8 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     radius = (2 * GAUSSIAN_CUTOFF) ** 0.5 * sigma / stride  # in cells
     centre = (joints - (stride / 2 - 0.5)) / stride
     with np.errstate(invalid='ignore'):
-        near = np.flatnonzero((np.abs(centre - (grid - 1) / 2) < grid / 2 + radius).all(axis=1))  # not NaN, not infinity
+        inside = np.abs(centre - (grid - 1) / 2) < grid / 2 + radius  # False for NaN and infinity
+        near = np.flatnonzero(inside.all(axis=1))
     centre, part = centre[near], near % BACKGROUND
 
     # A Gaussian is the product of one in x and one in y: both are taken over a window of cells around the joint.

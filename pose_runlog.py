@@ -3,6 +3,7 @@ import csv
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -31,9 +32,12 @@ class RunLog:
 
     def __init__(self, logpath, first_step, steps_per_epoch):
         self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
-        self._writer = tf.summary.FileWriterCache.get(logpath)
+        # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
+        self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
+            time.time(), socket.gethostname(), os.getpid())))
+        self._write_event(file_version='brain.Event:2')
         # So that TensorBoard, too, drops what a killed run left of later steps.
-        self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), first_step)
+        self._write_event(step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
         path = os.path.join(logpath, CURVES_FILE)
         rows = [row for row in read_curves(path) if int(row['step']) <= first_step] if os.path.exists(path) else []
         with open(path + '.tmp', 'w', newline='') as file:
@@ -67,20 +71,24 @@ class RunLog:
         pose_cli.write_file(os.path.join(self.logpath, name + '.png'), encoded)
         value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
             height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
-        self._writer.add_summary(tf.Summary(value=[value]), step)
+        self._write_event(step=step, summary=tf.Summary(value=[value]))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._file.close()
-        self._writer.flush()
+        self._events.close()
 
     def _write(self, kind, step, figures):
         self._curves.writerow(dict({name: '%.6g' % value for name, value in figures.items()},
                                    kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
         values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
-        self._writer.add_summary(tf.Summary(value=values), step)
+        self._write_event(step=step, summary=tf.Summary(value=values))
+
+    def _write_event(self, **fields):
+        self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._events.flush()
 
 
 def read_curves(path):

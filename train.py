@@ -351,6 +351,7 @@ def train(flags, source, samples, validation, is_stopping):
     best = BestCheckpoint(saver, flags.modelpath)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
     checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training)
+    is_stopping.check()
 
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(flags.modelpath, scaffold, [feed, checkpoints], config))
@@ -437,8 +438,7 @@ def log_background_loss(validation, is_stopping):
     dataflow.reset_state()
     background = np.eye(19)[18]
     for _, heatmap, paf, mask in dataflow:
-        if is_stopping():
-            return
+        is_stopping.check()
         total += ((mask * paf) ** 2).sum() / 2 + ((mask * (heatmap - background)) ** 2).sum() / 2
         images += 1
     logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
@@ -450,7 +450,7 @@ def start_run(flags):
     earlier = []
     if os.path.exists(path) and tf.train.latest_checkpoint(flags.modelpath):
         with open(path) as file:
-            earlier = json.load(file)['starts']
+            earlier = json.load(file).get('starts', [])
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': vars(flags), 'versions': versions()}
     write_json(path, {'flags': vars(flags), 'starts': earlier + [start]})
 
@@ -466,10 +466,11 @@ def open_source(flags, stride):
 
 
 def count_samples(source, is_stopping):
-    """The number of training samples; of data workers the first one to join knows it. None when stopped meanwhile."""
+    """The number of training samples; of data workers the first one to join knows it."""
     if source.samples is None:
         logging.info('waiting for the first data worker')
-    while source.samples is None and not is_stopping():
+    while source.samples is None:
+        is_stopping.check()
         source.wait_for_worker(timeout=0.5)
     return source.samples
 
@@ -488,12 +489,12 @@ def main():
     try:
         with open_source(flags, stride) as source, tf.Graph().as_default():
             samples = count_samples(source, is_stopping)
-            if samples is None:
-                return
             if validation:
                 log_background_loss(validation, is_stopping)
             start_run(flags)
             train(flags, source, samples, validation, is_stopping)
+    except Stopped:
+        logging.info('stopped by a signal before the first step')
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         if 'No space left' not in str(error):
             raise

@@ -3,9 +3,9 @@
     python3 scripts/bench_coco_scale.py [--scale=1.0] [--json]
 
 Writes, the first time, an annotation file as large as person_keypoints_train2017.json: 118,287 images, 262,465 people
-with polygons and some crowds with run lengths, about 230 MB. The same seed gives the same file. It then measures, each in
-a fresh process: json.load; the start to the first batch without and with a cache; how much private memory a loader process
-gains over a full pass of the index; the peak memory of a start. The image files are links to one small picture.
+with polygons and some crowds with run lengths, about 240 MB. The same seed gives the same file. It then measures, each
+in a fresh process: json.load; the start to the first batch without and with a cache; how much private memory a loader
+process gains over a full pass of the index; the peak memory of a start. The image files are links to one picture.
 """
 import argparse
 import json
@@ -44,7 +44,8 @@ def person_shape(rng, number):
     labelled = not is_crowd and rng.uniform() > WITHOUT_KEYPOINTS
     visible = (rng.uniform(size=17) < 0.65) & labelled
     keypoints = [value for seen in visible
-                 for value in ((int(x + rng.uniform(0, width)), int(y + rng.uniform(0, height)), 2) if seen else (0, 0, 0))]
+                 for value in ((int(x + rng.uniform(0, width)), int(y + rng.uniform(0, height)), 2) if seen
+                               else (0, 0, 0))]
     if is_crowd:
         runs = rng.multinomial(SIZE[0] * SIZE[1], rng.dirichlet(np.ones(200)))
         segmentation = {'counts': runs.tolist(), 'size': [SIZE[1], SIZE[0]]}
@@ -52,7 +53,8 @@ def person_shape(rng, number):
         angles = np.linspace(0, 2 * np.pi, rng.randint(10, 46))
         outline = np.stack([x + width / 2 * (1 + np.cos(angles)), y + height / 2 * (1 + np.sin(angles))], axis=1)
         segmentation = [outline.round(2).ravel().tolist()]
-    fields = {'segmentation': segmentation, 'num_keypoints': int(visible.sum()), 'area': round(float(width * height * 0.6), 4),
+    fields = {'segmentation': segmentation, 'num_keypoints': int(visible.sum()),
+              'area': round(float(width * height * 0.6), 4),
               'iscrowd': int(is_crowd), 'keypoints': keypoints, 'bbox': box, 'category_id': 1}
     return json.dumps(fields)[:-1]
 
@@ -85,7 +87,8 @@ def write_coco(folder, images, people, seed=0):
             % (number, number, SIZE[1], SIZE[0], number) for number in ids))
         out.write('], "annotations": [')
         for number, (shape, owner) in enumerate(zip(chosen, owners)):
-            out.write('%s%s, "image_id": %d, "id": %d}' % (', ' if number else '', shapes[shape], ids[owner], 1000 + number))
+            out.write(', ' if number else '')
+            out.write('%s, "image_id": %d, "id": %d}' % (shapes[shape], ids[owner], 1000 + number))
         out.write('], "categories": [{"supercategory": "person", "id": 1, "name": "person", "keypoints": [], '
                   '"skeleton": []}]}')
     os.replace(file + '.tmp', file)
@@ -190,8 +193,8 @@ def main():
     parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
     args = parser.parse_args()
     if args.only:
-        argument = args.folder
-        print(json.dumps({'json': json_load_seconds, 'start': first_batch_seconds, 'growth': loader_growth}[args.only](argument)))
+        measure = {'json': json_load_seconds, 'start': first_batch_seconds, 'growth': loader_growth}[args.only]
+        print(json.dumps(measure(args.folder)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or temporary
@@ -208,7 +211,8 @@ def main():
 
     figures = {
         'json_load_s': json_seconds, 'first_start_s': first_seconds, 'second_start_s': second_seconds,
-        'first_start_to_json_load': first_seconds / json_seconds, 'second_start_to_json_load': second_seconds / json_seconds,
+        'first_start_to_json_load': first_seconds / json_seconds,
+        'second_start_to_json_load': second_seconds / json_seconds,
         'json_load_cpu_s': json_cpu, 'first_start_cpu_s': first_cpu, 'second_start_cpu_s': second_cpu,
         'json_load_peak_mb': json_peak, 'first_start_peak_mb': first_peak, 'second_start_peak_mb': second_peak,
         'loader_growth_mb': growth}

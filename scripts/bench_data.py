@@ -4,9 +4,9 @@
 
 First in this process, on one core and without OpenCV's threads: each step over the same samples with the same
 augmentations. Of several rounds the fastest counts, in CPU time, so that other work on the machine disturbs little.
-Then loader processes at full speed. Without --datapath a small data set is rendered. The last line of --json holds the
-figures of the table: decode_ms is the whole image, as anybody would decode it; read_ms is what the pipeline does instead
-(reading the file, decoding at 1/2, 1/4 or 1/8 where the scale allows it).
+Then loader processes at full speed. Without --datapath a small data set is rendered. The last line of --json holds
+the figures of the table: decode_ms is the whole image, as anybody would decode it; read_ms is what the pipeline does
+instead (reading the file, decoding at 1/2, 1/4 or 1/8 where the scale allows it).
 """
 import argparse
 import json
@@ -72,7 +72,7 @@ def measure_steps(dataset, samples, rounds):
     fastest = {step: [np.inf] * samples for step in STEPS}
     for _ in range(rounds):
         for number, functions in enumerate(each):
-            for step in STEPS:  # in turns: a busy moment hits all of them, and each starts with caches full of others' data
+            for step in STEPS:  # in turns: a busy moment hits all of them, and each finds others' data in the caches
                 fastest[step][number] = min(fastest[step][number], cpu_ms(functions[step]))
     return {step: float(np.mean(fastest[step])) for step in STEPS}
 
@@ -82,11 +82,12 @@ def crowd_joints(dataset, people, rng):
     crowd = []
     while len(crowd) < people:
         person = dataset.annotations.sample_person[rng.randint(len(dataset))]
-        augmentation = pose_augment.draw_augmentation(rng)._replace(offset_x=rng.uniform(-.4, .4) * dataset.input_width,
-                                                                    offset_y=rng.uniform(-.4, .4) * dataset.input_height)
+        augmentation = pose_augment.draw_augmentation(rng)._replace(
+            offset_x=rng.uniform(-.4, .4) * dataset.input_width, offset_y=rng.uniform(-.4, .4) * dataset.input_height)
         matrix = pose_augment.augmentation_matrix(augmentation, dataset.annotations.bbox[person].astype(np.float64),
                                                   dataset.input_width, dataset.input_height)
-        crowd.append(pose_augment.transform_joints(dataset.annotations.joints[person:person + 1].astype(np.float64), matrix))
+        crowd.append(pose_augment.transform_joints(dataset.annotations.joints[person:person + 1].astype(np.float64),
+                                                   matrix))
     return np.concatenate(crowd)
 
 
@@ -159,7 +160,8 @@ def main():
     print('%dx%d, stride %d, %d samples with %.1f people on average, one core'
           % (args.side, args.side, args.stride, args.samples, people))
     print('%-44s %8s %16s' % ('', 'ms', 'of decoding'))
-    for name, key in (('decode the whole image', 'decode_ms'), ('read: the file, decoded as small as possible', 'read_ms'),
+    for name, key in (('decode the whole image', 'decode_ms'),
+                      ('read: the file, decoded as small as possible', 'read_ms'),
                       ('warp', 'warp_ms'), ('heatmaps and PAFs', 'maps_ms'), ('mask', 'mask_ms'),
                       ('whole sample', 'sample_ms'), ('heatmaps and PAFs of 5 people', 'maps_5_people_ms'),
                       ('heatmaps and PAFs of 20 people', 'maps_20_people_ms')):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import pose_augment
-from pose_augment import (Augmentation, augmentation_matrix, draw_augmentation, fit_matrix, matrix_scale, reduced_matrix,
-                          transform_joints, warp_image)
+from pose_augment import (Augmentation, augmentation_matrix, draw_augmentation, fit_matrix, matrix_scale,
+                          reduced_matrix, transform_joints, warp_image)
 from pose_labels import FLIP_ORDER
 
 
@@ -38,12 +38,14 @@ def test_matrices_worked_out_by_hand():
     np.testing.assert_allclose(moved(plain._replace(scale=0.5), (150, 130)), (199.5 + 5.4, 179.5 - 10.8))
     # The crop's centre lies 30 to the right of and 8 above the person, who is then to the left of and below it.
     np.testing.assert_allclose(moved(plain._replace(offset_x=30, offset_y=-8), (140, 150)), (169.5, 187.5))
-    # A quarter turn sends what is on the right down. The offset is in pixels of the input: it comes after scale and turn.
+    # A quarter turn sends what is on the right down. The offset is in input pixels: it comes after scale and turn.
     np.testing.assert_allclose(moved(plain._replace(angle=90), (150, 150)), (199.5, 179.5 + 10.8))
-    np.testing.assert_allclose(moved(plain._replace(angle=90, scale=0.5, offset_x=30), (150, 150)), (169.5, 179.5 + 5.4))
+    np.testing.assert_allclose(moved(plain._replace(angle=90, scale=0.5, offset_x=30), (150, 150)),
+                               (169.5, 179.5 + 5.4))
     # The flip comes last: x becomes 399 - x.
     np.testing.assert_allclose(moved(plain._replace(offset_x=30, flip=True), (140, 150)), (399 - 169.5, 179.5))
-    assert matrix_scale(augmentation_matrix(plain._replace(angle=33, scale=0.7), BBOX, 400, 360)) == pytest.approx(0.756)
+    turned = augmentation_matrix(plain._replace(angle=33, scale=0.7), BBOX, 400, 360)
+    assert matrix_scale(turned) == pytest.approx(0.756)
 
 
 def test_one_affine_is_scale_then_turn_then_crop_then_flip():
@@ -74,7 +76,8 @@ def test_joints_move_in_float_and_swap_sides_when_mirrored():
     np.testing.assert_allclose(transform_joints(joints, matrix), expected)
     mirror = np.array([[-1.0, 0, 99], [0, 1, 0]])
     mirrored = transform_joints(joints, mirror)
-    np.testing.assert_allclose(mirrored[0, 2], (99 - joints[0, 5, 0], joints[0, 5, 1]))  # the right shoulder was the left
+    np.testing.assert_allclose(mirrored[0, 2],
+                               (99 - joints[0, 5, 0], joints[0, 5, 1]))  # the right shoulder was the left
     np.testing.assert_allclose(mirrored, (joints * (-1, 1) + (99, 0))[:, FLIP_ORDER])
     assert np.isnan(mirrored[1, 7]).all() and np.isfinite(mirrored[1, 4]).all()
 
@@ -98,7 +101,8 @@ def test_a_reduced_image_lands_where_the_full_one_does(reduction):
     matrix = augmentation_matrix(Augmentation(0.6, 20, 3, -4, True), (60, 20, 90, 130), 64, 64)
     difference = np.abs(warp_image(full, matrix, 64, 64).astype(int)
                         - warp_image(reduced, reduced_matrix(matrix, reduction), 64, 64))
-    wrong = np.abs(warp_image(full, matrix, 64, 64).astype(int) - warp_image(reduced, matrix * [reduction, reduction, 1], 64, 64))
+    wrong = np.abs(warp_image(full, matrix, 64, 64).astype(int)
+                   - warp_image(reduced, matrix * [reduction, reduction, 1], 64, 64))
     inside = (slice(8, 56), slice(8, 56))
     assert difference[inside].mean() < 2 and difference[inside].mean() < 0.6 * wrong[inside].mean()
 

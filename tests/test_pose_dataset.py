@@ -16,7 +16,8 @@ import pose_dataset
 from conftest import assert_user_error, run_command
 from pose_augment import reduced_matrix, warp_image
 from pose_cli import UserError
-from pose_dataset import PoseDataFlow, PoseDataset, check_input_size, draw_sample, get_dataflow, get_dataflow_batch, read_image
+from pose_dataset import (PoseDataFlow, PoseDataset, check_input_size, draw_sample, get_dataflow, get_dataflow_batch,
+                          read_image)
 from pose_labels import FLIP_ORDER, LIMBS
 from pose_loader import BadSample
 
@@ -38,7 +39,8 @@ def write_coco(folder, images, people, split='train2017'):
         annotations.append({'id': len(annotations) + 1, 'image_id': 1 + list(images).index(name), 'iscrowd': 0,
                             'category_id': 1, 'num_keypoints': 17, 'keypoints': keypoints, 'bbox': bbox, 'area': 20000})
     file = folder / 'annotations' / ('person_keypoints_%s.json' % split)
-    file.write_text(json.dumps({'images': entries, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'person'}]}))
+    file.write_text(json.dumps({'images': entries, 'annotations': annotations,
+                                'categories': [{'id': 1, 'name': 'person'}]}))
     return folder
 
 
@@ -106,10 +108,11 @@ def test_every_dot_is_where_its_joint_says(dots, width, height, stride):
             # What is the right elbow in a mirrored picture was painted as the left one.
             painted = FLIP_ORDER[part] if sample.augmentation.flip else part
             centre = find_dot(sample.image, painted)
-            assert centre is not None and np.linalg.norm(centre - joint) <= 1.5, (part, joint, centre, sample.augmentation)
+            assert centre is not None, (part, joint, sample.augmentation)
+            assert np.linalg.norm(centre - joint) <= 1.5, (part, joint, centre, sample.augmentation)
             x, y = np.round((joint - (stride / 2 - 0.5)) / stride).astype(int)
             if 0 <= x < width // stride and 0 <= y < height // stride:
-                assert sample.heatmap[y, x, part] > 0.6 and sample.heatmap[..., part].max() == sample.heatmap[y, x, part]
+                assert sample.heatmap[..., part].max() == sample.heatmap[y, x, part] > 0.6
             found += 1
     assert found > 350 and 10 < flips < 30
 
@@ -132,7 +135,8 @@ def test_pafs_point_from_joint_to_joint_also_when_flipped(dots):
 
 def test_validation_fits_the_whole_image(dots):
     shutil.copytree(str(dots / 'train2017'), str(dots / 'val2017'))
-    shutil.copy(str(dots / 'annotations/person_keypoints_train2017.json'), str(dots / 'annotations/person_keypoints_val2017.json'))
+    shutil.copy(str(dots / 'annotations/person_keypoints_train2017.json'),
+                str(dots / 'annotations/person_keypoints_val2017.json'))
     dataset = PoseDataset(str(dots), 'val2017', 368, 368, 8)
     sample = dataset.validation_sample(0)
     again = dataset.validation_sample(0)
@@ -143,7 +147,7 @@ def test_validation_fits_the_whole_image(dots):
 
 
 def test_the_mask_moves_with_the_image(tmp_path):
-    """A bright region that is also a crowd's segmentation: mask and picture agree to a cell, whatever the augmentation."""
+    """A bright region that is also a segmentation: mask and picture agree to a cell, whatever the augmentation."""
     image = grey_image(20)
     polygon = [320, 60, 560, 140, 500, 420, 300, 300]
     cv2.fillPoly(image, [np.array(polygon).reshape(-1, 2)], (255, 255, 255))
@@ -184,7 +188,8 @@ def test_downscaling_a_checkerboard_gives_grey(tmp_path):
 
 def exif_rotated(data):
     """The JPEG with an EXIF header that asks viewers to turn it by 90 degrees."""
-    tiff = b'MM\x00*\x00\x00\x00\x08' + b'\x00\x01' + b'\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00' + b'\x00\x00\x00\x00'
+    entry = b'\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00'  # orientation: 6
+    tiff = b'MM\x00*\x00\x00\x00\x08' + b'\x00\x01' + entry + b'\x00\x00\x00\x00'
     body = b'Exif\x00\x00' + tiff
     return data[:2] + b'\xff\xe1' + (len(body) + 2).to_bytes(2, 'big') + body + data[2:]
 
@@ -215,11 +220,13 @@ ODD_FILES = {
 def test_odd_images_are_read_as_stored(kind, tmp_path):
     image = landmark_image()
     if kind == 'exif_rotated':  # the file does ask to be rotated
-        assert cv2.imdecode(np.frombuffer(exif_rotated(jpeg(image)), np.uint8), cv2.IMREAD_COLOR).shape[:2] == (WIDTH, HEIGHT)
+        turned = cv2.imdecode(np.frombuffer(exif_rotated(jpeg(image)), np.uint8), cv2.IMREAD_COLOR)
+        assert turned.shape[:2] == (WIDTH, HEIGHT)
     (tmp_path / 'a.jpg').write_bytes(ODD_FILES[kind](image))
     for scale, reduction in ((1.0, 1), (0.3, 4)):
         pixels, used = read_image(str(tmp_path / 'a.jpg'), (WIDTH, HEIGHT), scale)
-        assert used == reduction and pixels.shape == (HEIGHT // reduction, WIDTH // reduction, 3) and pixels.dtype == np.uint8
+        assert used == reduction and pixels.dtype == np.uint8
+        assert pixels.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
         for x, y, colour in ((400, 60, (200, 40, 40)), (400, 420, (40, 40, 200)), (30, 240, (255, 255, 255))):
             assert np.abs(pixels[y // reduction, x // reduction].astype(int) - colour).max() < 12
 
@@ -241,7 +248,8 @@ def test_odd_sizes_survive_reduced_decoding(tmp_path):
 
 
 BAD_FILES = {
-    'missing': (None, 'No such file'), 'empty': (b'', 'is empty'), 'truncated': (jpeg(landmark_image())[:-600], 'truncated'),
+    'missing': (None, 'No such file'), 'empty': (b'', 'is empty'),
+    'truncated': (jpeg(landmark_image())[:-600], 'truncated'),
     'half': (jpeg(landmark_image())[:3000], 'truncated'), 'text': (b'<html>404</html>', 'not an image'),
     'jpeg_start_only': (b'\xff\xd8', 'truncated'), 'broken_header': (b'\xff\xd8\xff\xd9', 'not an image'),
     'zeros': (bytes(5000), 'not an image'), 'other_size': (jpeg(landmark_image()[:400]), 'not of the size 640x480'),
@@ -301,7 +309,8 @@ def test_dataflow_shapes_and_order(sample_coco):
     samples = list(flow)
     assert len(samples) == len(flow) > 10
     shapes = [(a.shape, a.dtype) for a in samples[0]]
-    assert shapes == [((64, 96, 3), np.uint8), ((8, 12, 19), np.float32), ((8, 12, 38), np.float32), ((8, 12, 1), np.float32)]
+    assert shapes == [((64, 96, 3), np.uint8), ((8, 12, 19), np.float32), ((8, 12, 38), np.float32),
+                      ((8, 12, 1), np.float32)]
     flow.reset_state()
     assert all(np.array_equal(a, b) for one, other in zip(samples, flow) for a, b in zip(one, other))
     validation = get_dataflow(str(sample_coco), 'val2017', 96, 64, 8, False)
@@ -338,7 +347,8 @@ def first_batches(folder, count, **kwargs):
 def test_batches(sample_coco):
     one, same, other = (first_batches(sample_coco, 6, seed=seed) for seed in (1, 1, 2))
     assert [(a.shape, a.dtype) for a in one[0]] == [
-        ((4, 96, 64, 3), np.uint8), ((4, 12, 8, 19), np.float32), ((4, 12, 8, 38), np.float32), ((4, 12, 8, 1), np.float32)]
+        ((4, 96, 64, 3), np.uint8), ((4, 12, 8, 19), np.float32), ((4, 12, 8, 38), np.float32),
+        ((4, 12, 8, 1), np.float32)]
     for batch, batch_again, different in zip(one, same, other):
         assert all(np.array_equal(a, b) for a, b in zip(batch, batch_again))
         assert not np.array_equal(batch[0], different[0])
@@ -367,7 +377,8 @@ def test_command_draws_a_contact_sheet(sample_coco, tmp_path):
 
 def test_command_stops_when_too_many_images_are_bad(tmp_path):
     folder = many_images(tmp_path, 6, 6)
-    result = run_command('pose_dataset.py', '--datapath=%s' % folder, '--output-dir=%s' % (tmp_path / 'out'), '--count=40',
+    result = run_command('pose_dataset.py', '--datapath=%s' % folder, '--output-dir=%s' % (tmp_path / 'out'),
+                         '--count=40',
                          '--input-width=64', '--input-height=64')
     assert_user_error(result, 'samples were bad', 'truncated JPEG', 'repair or remove')
     assert os.listdir(str(tmp_path / 'out')) == []
@@ -376,7 +387,8 @@ def test_command_stops_when_too_many_images_are_bad(tmp_path):
 @pytest.mark.parametrize('flags, mentions', [
     (['--datapath=nowhere'], ['--datapath=nowhere', 'not a folder']), (['--datapath={}/train2017'], ['annotations']),
     (['--datapath={}', '--input-width=100'], ['--input-width=100', 'take 96 or 104']),
-    (['--datapath={}', '--count=0'], ['--count']), (['--datapath={}', '--split=val2017'], ['person_keypoints_val2017.json']),
+    (['--datapath={}', '--count=0'], ['--count']),
+    (['--datapath={}', '--split=val2017'], ['person_keypoints_val2017.json']),
     (['--datapath={}', '--imgpath=nowhere'], ['--imgpath'])])
 def test_wrong_flags_are_one_line(flags, mentions, one_image, tmp_path, monkeypatch, capsys):
     arguments = [flag.format(one_image) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]

@@ -49,7 +49,7 @@ def slow_pafs(joints, height, width, stride, limb_width=1.0):
 def people_like(rng, people, side):
     """Joints of all sorts: anywhere, on grid lines, shared with others, far outside, missing."""
     anywhere = rng.uniform(-0.4 * side, 1.4 * side, (people, 18, 2))
-    few = rng.uniform(0, side, (3, 2))[rng.randint(0, 3, (people, 18))]  # makes limbs of zero length and coincident people
+    few = rng.uniform(0, side, (3, 2))[rng.randint(0, 3, (people, 18))]  # limbs of zero length, coincident people
     on_lines = 4.0 * rng.randint(-3, side // 4 + 3, (people, 18, 2))
     far = rng.choice([-1e6, -1e4, 300.0, 1e4, 1e6], (people, 18, 2))
     body = rng.uniform(0, side, (people, 1, 2)) + rng.normal(0, side / 6, (people, 18, 2))
@@ -62,7 +62,8 @@ def people_like(rng, people, side):
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2 ** 32 - 1), people=st.one_of(st.integers(0, 4), st.integers(0, 30)),
-       stride=st.sampled_from([4, 8]), height=st.integers(1, 9), width=st.integers(1, 12), sigma=st.sampled_from([7.0, 3.0]))
+       stride=st.sampled_from([4, 8]), height=st.integers(1, 9), width=st.integers(1, 12),
+       sigma=st.sampled_from([7.0, 3.0]))
 def test_maps_equal_the_loops(seed, people, stride, height, width, sigma):
     joints = people_like(np.random.RandomState(seed), people, stride * max(height, width))
     with warnings.catch_warnings():
@@ -80,7 +81,8 @@ def test_maps_equal_the_loops(seed, people, stride, height, width, sigma):
 def test_pafs_of_other_widths_equal_the_loops(seed, limb_width):
     joints = people_like(np.random.RandomState(seed), 6, 80)
     joints[np.isinf(joints)] = np.nan
-    np.testing.assert_allclose(render_pafs(joints, 10, 9, 8, limb_width), slow_pafs(joints, 10, 9, 8, limb_width), atol=1e-6)
+    np.testing.assert_allclose(render_pafs(joints, 10, 9, 8, limb_width), slow_pafs(joints, 10, 9, 8, limb_width),
+                               atol=1e-6)
 
 
 def test_nobody_gives_background():
@@ -104,11 +106,12 @@ def test_values_worked_out_by_hand():
     heatmaps = render_heatmaps(joints, 6, 8, 8)
     # The joint lies at the centre of cell (x 1, y 2): 8 * 1 + 3.5 and 8 * 2 + 3.5.
     assert heatmaps[2, 1, 1] == 1 and heatmaps[2, 1, 18] == 0
-    assert heatmaps[2, 2, 1] == pytest.approx(math.exp(-64 / 98)) and heatmaps[3, 2, 1] == pytest.approx(math.exp(-128 / 98))
+    assert heatmaps[2, 2, 1] == pytest.approx(math.exp(-64 / 98))
+    assert heatmaps[3, 2, 1] == pytest.approx(math.exp(-128 / 98))
     assert heatmaps[2, 3, 1] == pytest.approx(math.exp(-256 / 98)) and heatmaps[2, 4, 1] == 0  # 576 / 98 is over 4.6052
     # Divided by 8 the limb runs from (1.4375, 2.4375) to (5.4375, 2.4375): rows 2 and 3 lie within 1 of it.
-    # x from round(0.4375) = 0 to round(6.4375) = 6, exclusive; y from round(1.4375) = 1 to round(3.4375) = 3, exclusive,
-    # where row 1 is 1.4375 away.
+    # x from round(0.4375) = 0 to round(6.4375) = 6 and y from round(1.4375) = 1 to round(3.4375) = 3, both exclusive;
+    # row 1 is 1.4375 away.
     pafs = render_pafs(joints, 6, 8, 8)
     expected = np.zeros((6, 8, 38))
     expected[2, 0:6, 0] = 1
@@ -137,7 +140,8 @@ def test_maps_equal_the_reference(oracles):
 def test_parts_limbs_and_flip_order_are_consistent():
     assert len(PART_NAMES) == 18 and len(LIMBS) == 19
     flipped = [PART_NAMES[part] for part in FLIP_ORDER]
-    swapped = [name.replace(name[0], {'R': 'L', 'L': 'R'}[name[0]], 1) if name[0] in 'LR' else name for name in PART_NAMES]
+    swapped = [name.replace(name[0], {'R': 'L', 'L': 'R'}[name[0]], 1) if name[0] in 'LR' else name
+               for name in PART_NAMES]
     assert flipped == swapped
 
 
@@ -172,7 +176,8 @@ def test_mask_edge_follows_the_segmentation_within_a_cell(stride):
     rng = np.random.RandomState(1)
     angles = np.linspace(0, 2 * np.pi, 9)[:-1]
     for _ in range(6):
-        polygon = (rng.uniform(60, 140, 2) + rng.uniform(25, 70, (8, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1))
+        polygon = (rng.uniform(60, 140, 2)
+                   + rng.uniform(25, 70, (8, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1))
         turn = np.deg2rad(rng.uniform(-40, 40))
         scale = rng.uniform(0.4, 2.5)
         linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])

@@ -48,7 +48,8 @@ def take(loader, batches):
 
 def test_layout():
     assert batch_layout(4, 64, 96, 8) == [
-        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)), ('paf', np.float32, (4, 12, 8, 38)),
+        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)),
+        ('paf', np.float32, (4, 12, 8, 38)),
         ('mask', np.float32, (4, 12, 8, 1))]
 
 
@@ -152,7 +153,8 @@ def test_some_bad_samples_are_counted_and_named_once(caplog):
         rows = take(loader, 60)
         assert not {3, 17} & {int(row[0]) for row in rows}
         assert len(loader.report()) == 1 and loader.report()[0].endswith('from 2 files')
-    assert sorted(record.getMessage().split(': ')[1] for record in caplog.records if 'skipped' in record.getMessage()) == [
+    assert sorted(record.getMessage().split(': ')[1] for record in caplog.records
+                  if 'skipped' in record.getMessage()) == [
         'image17.jpg is bad', 'image3.jpg is bad']
 
 
@@ -272,7 +274,8 @@ time.sleep(60)
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_trainer_leaves_no_process(how):
-    parent = subprocess.Popen([sys.executable, '-c', PARENT], cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, '-c', PARENT], cwd=str(ROOT), stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL)
     try:
         processes = json.loads(parent.stdout.readline().decode())
         assert len(processes) == 3 and all(map(is_running, processes))
