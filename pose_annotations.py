@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import multiprocessing
+import operator
 import os
 import signal
 import tempfile
@@ -163,7 +164,7 @@ def build_arrays(dataset, annotation_file):
             problems['annotations of images that are not listed'] += 1
         else:
             listed.append((row, annotation))
-    listed.sort(key=lambda row_and_annotation: row_and_annotation[0])
+    listed.sort(key=operator.itemgetter(0))
 
     people, person_image = [], []
     polygons, polygon_image, runs, run_image = [], [], [], []
@@ -192,11 +193,9 @@ def build_arrays(dataset, annotation_file):
 
     person_start = _starts_by_image(person_image, len(images))
     samples = []
-    for row in sorted(set(person_image)):
-        here = people[person_start[row]:person_start[row + 1]]
-        columns = ([person.get(name, 0) for person in here] for name in ('num_keypoints', 'area', 'bbox'))
-        chosen = select_main_people(*columns)
-        samples += [(row, person_start[row] + person) for person in chosen]
+    for row, group in itertools.groupby(zip(person_image, people), key=operator.itemgetter(0)):
+        columns = zip(*((person['num_keypoints'], person.get('area', 0), person['bbox']) for _, person in group))
+        samples += [(row, person_start[row] + person) for person in select_main_people(*columns)]
     if not samples:
         raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
                         'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
@@ -223,8 +222,8 @@ def build_arrays(dataset, annotation_file):
 def load_json(annotation_file):
     """The content of a COCO annotation file. Raises UserError when it is missing or broken."""
     try:
-        with open(annotation_file, encoding='utf-8') as file:
-            dataset = json.load(file)
+        with open(annotation_file, 'rb') as file:
+            dataset = json.loads(file.read().decode())  # json.load would decode it in slow small steps
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
     except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
@@ -272,9 +271,8 @@ def _image_is_sane(image, problems):
 
 def _person_is_sane(annotation):
     keypoints, bbox = annotation.get('keypoints'), annotation.get('bbox')
-    return (isinstance(keypoints, list) and len(keypoints) == 51 and _are_numbers_below(keypoints, MAX_COORDINATE)
-            and isinstance(bbox, list) and len(bbox) == 4 and _are_numbers_below(bbox, MAX_COORDINATE)
-            and bbox[2] >= 0 and bbox[3] >= 0
+    return (isinstance(keypoints, list) and len(keypoints) == 51 and isinstance(bbox, list) and len(bbox) == 4
+            and _are_numbers_below(keypoints + bbox, MAX_COORDINATE) and bbox[2] >= 0 and bbox[3] >= 0
             and _are_numbers_below([annotation.get('area', 0), annotation['num_keypoints']], MAX_COORDINATE ** 2))
 
 
