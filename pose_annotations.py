@@ -9,15 +9,14 @@ import contextlib
 import gc
 import hashlib
 import io
-import itertools
 import json
 import logging
 import math
 import multiprocessing
-import operator
 import os
 import signal
 import tempfile
+from array import array
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -35,18 +34,19 @@ MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 MAX_SIDE = (1 << 15) - 1  # of an image: OpenCV warps no larger ones
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
 # person_start int64 (I + 1): people of image i are person_start[i] .. person_start[i + 1] of
 #   joints float32 (P, 18, 2), NaN where not labelled, and bbox float32 (P, 4)
-# polygon_start (I + 1) -> point_start (polygons + 1) -> points float32 (N, 2): regions that nobody labelled
-# run_start (I + 1) -> count_start (regions + 1) -> counts uint32: the same as COCO run lengths
+# polygon_start (I + 1) -> point_range (polygons, 2) -> points float32 (N, 2): regions that nobody labelled; polygon p
+#   has the points point_range[p, 0] .. point_range[p, 1]
+# run_start (I + 1) -> count_range (regions, 2) -> counts uint32: the same as COCO run lengths
 # sample_image, sample_person int64 (S): the main people, in the order of the annotation file
 Annotations = collections.namedtuple('Annotations', (
-    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_start', 'points',
-    'run_start', 'count_start', 'counts', 'sample_image', 'sample_person'))
+    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_range', 'points',
+    'run_start', 'count_range', 'counts', 'sample_image', 'sample_person'))
 
 
 def find_split(datapath, split, imgpath=None):
@@ -110,11 +110,11 @@ def ignored_regions(annotations, image):
         (polygons, bitmaps): a list of float32 (points, 2) arrays in image pixels, and a list of uint8 (height, width).
     """
     a = annotations
-    polygons = [a.points[a.point_start[i]:a.point_start[i + 1]]
-                for i in range(a.polygon_start[image], a.polygon_start[image + 1])]
+    polygons = [a.points[first:last]
+                for first, last in a.point_range[a.polygon_start[image]:a.polygon_start[image + 1]]]
     width, height = a.image_size[image]
-    bitmaps = [_decode_run_lengths(a.counts[a.count_start[i]:a.count_start[i + 1]], height, width)
-               for i in range(a.run_start[image], a.run_start[image + 1])]
+    bitmaps = [_decode_run_lengths(a.counts[first:last], height, width)
+               for first, last in a.count_range[a.run_start[image]:a.run_start[image + 1]]]
     return polygons, bitmaps
 
 
@@ -156,22 +156,24 @@ def build_arrays(dataset, annotation_file):
     images = _unique(dataset['images'], 'image', problems)
     images = [image for image in images if _image_is_sane(image, problems)]
     row_of_image = {image['id']: row for row, image in enumerate(images)}
-    listed = []
+
+    # In the order of the file, which is that of the objects in memory, and each into its array as soon as it is looked
+    # at: half of the time goes into waiting for memory. The arrays are put in the order of the images at the end.
+    keypoints, boxes, areas, counts_of_points, person_image = array('d'), array('d'), [], [], []
+    points, points_of_polygon, polygon_image = array('d'), [], []
+    counts, counts_of_run, run_image = array('I'), [], []
     for annotation in _unique(dataset['annotations'], 'annotation', problems):
         image_id = annotation.get('image_id')
         row = row_of_image.get(image_id) if isinstance(image_id, int) else None
         if row is None:
             problems['annotations of images that are not listed'] += 1
-        else:
-            listed.append((row, annotation))
-    listed.sort(key=operator.itemgetter(0))
-
-    people, person_image = [], []
-    polygons, polygon_image, runs, run_image = [], [], [], []
-    for row, annotation in listed:
+            continue
         is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
         if is_labelled and _person_is_sane(annotation):
-            people.append(annotation)
+            keypoints.fromlist(annotation['keypoints'])
+            boxes.fromlist(annotation['bbox'])
+            areas.append(annotation.get('area', 0))
+            counts_of_points.append(annotation['num_keypoints'])
             person_image.append(row)
             continue
         problems['people with broken keypoints or boxes'] += bool(is_labelled)
@@ -181,39 +183,42 @@ def build_arrays(dataset, annotation_file):
             if run is None:
                 problems['segmentations that do not fit their image'] += 1
             else:
-                runs.append(run)
+                counts.fromlist(run)
+                counts_of_run.append(len(run))
                 run_image.append(row)
         else:
             for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
                 if _polygon_is_sane(polygon):
-                    polygons.append(polygon)
+                    points.fromlist(polygon)
+                    points_of_polygon.append(len(polygon) // 2)
                     polygon_image.append(row)
                 else:
                     problems['broken polygons'] += 1
 
-    person_start = _starts_by_image(person_image, len(images))
+    order, person_start = _group_by_image(person_image, len(images))
+    joints, boxes = coco_to_joints(keypoints)[order], np.array(boxes).reshape(-1, 4)[order]
+    columns = [np.array(counts_of_points)[order].tolist(), np.array(areas)[order].tolist(), boxes.tolist()]
     samples = []
-    for row, group in itertools.groupby(zip(person_image, people), key=operator.itemgetter(0)):
-        columns = zip(*((person['num_keypoints'], person.get('area', 0), person['bbox']) for _, person in group))
-        samples += [(row, person_start[row] + person) for person in select_main_people(*columns)]
+    for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
+        chosen = select_main_people(*(column[first:last] for column in columns)) if last > first else []
+        samples += [(row, first + person) for person in chosen]
     if not samples:
         raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
                         'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
     sample_image, sample_person = np.array(samples, np.int64).T
+    polygon_order, polygon_start = _group_by_image(polygon_image, len(images))
+    run_order, run_start = _group_by_image(run_image, len(images))
     problems = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start,
-        'joints': coco_to_joints(_flat_array((person['keypoints'] for person in people), np.float64)),
-        'bbox': _flat_array((person['bbox'] for person in people), np.float32).reshape(-1, 4),
-        'polygon_start': _starts_by_image(polygon_image, len(images)),
-        'point_start': _starts([len(polygon) // 2 for polygon in polygons]),
+        'person_start': person_start, 'joints': joints, 'bbox': boxes.astype(np.float32),
+        'polygon_start': polygon_start, 'point_range': _ranges(points_of_polygon)[polygon_order],
         # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
-        'points': _flat_array(polygons, np.float32).reshape(-1, 2) - np.float32(0.5),
-        'run_start': _starts_by_image(run_image, len(images)), 'count_start': _starts(list(map(len, runs))),
-        'counts': _flat_array(runs, np.uint32),
+        'points': np.array(points, np.float32).reshape(-1, 2) - np.float32(0.5),
+        'run_start': run_start, 'count_range': _ranges(counts_of_run)[run_order],
+        'counts': np.array(counts, np.uint32),
         'sample_image': sample_image, 'sample_person': sample_person,
         'problems': np.array([problem.encode() for problem in problems], np.bytes_),
     }
@@ -321,17 +326,17 @@ def _decode_run_lengths(counts, height, width):
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
-def _flat_array(lists, dtype):
-    return np.fromiter(itertools.chain.from_iterable(lists), dtype)
+def _group_by_image(image_rows, images):
+    """A stable order that puts rows of one image together, and where each image starts in it, int64 (images + 1)."""
+    image_rows = np.array(image_rows, np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(image_rows, minlength=images))])
+    return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
 
 
-def _starts_by_image(image_rows, images):
-    """Where each image starts in rows that are sorted by image; int64 (images + 1)."""
-    return _starts(np.bincount(np.array(image_rows, np.int64), minlength=images))
-
-
-def _starts(lengths):
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+def _ranges(lengths):
+    """First and last (exclusive) of so many things in a row, one after the other; int64 (lengths, 2)."""
+    last = np.cumsum(np.array(lengths, np.int64))
+    return np.stack([last - lengths, last], axis=1).astype(np.int64)
 
 
 def _drop_missing_images(annotations, annotation_file, image_folder):
@@ -440,22 +445,24 @@ def _load_cache(path, key):
         return None
 
 
-def _fit_together(image_id, file_name, image_size, person_start, joints, bbox, polygon_start, point_start, points,
-                  run_start, count_start, counts, sample_image, sample_person, problems):
+def _fit_together(image_id, file_name, image_size, person_start, joints, bbox, polygon_start, point_range, points,
+                  run_start, count_range, counts, sample_image, sample_person, problems):
     """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
     def are_starts(starts, owners, owned):
         return (starts.shape == (owners + 1,) and starts.dtype == np.int64 and starts[0] == 0 and starts[-1] == owned
                 and (np.diff(starts) >= 0).all())
+
+    def are_ranges(ranges, owned):
+        return (ranges.shape == (len(ranges), 2) and ranges.dtype == np.int64
+                and ((0 <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())
 
     images, people = len(image_id), len(joints)
     return (file_name.shape == (images,) and file_name.dtype.kind == 'S' and image_size.shape == (images, 2)
             and joints.shape == (people, 18, 2) and bbox.shape == (people, 4) and points.shape[1:] == (2,)
             and counts.ndim == problems.ndim == 1 and sample_image.shape == sample_person.shape == (len(sample_image),)
             and are_starts(person_start, images, people)
-            and are_starts(polygon_start, images, len(point_start) - 1)
-            and are_starts(point_start, len(point_start) - 1, len(points))
-            and are_starts(run_start, images, len(count_start) - 1)
-            and are_starts(count_start, len(count_start) - 1, len(counts))
+            and are_starts(polygon_start, images, len(point_range)) and are_ranges(point_range, len(points))
+            and are_starts(run_start, images, len(count_range)) and are_ranges(count_range, len(counts))
             and 0 <= sample_image.min() and sample_image.max() < images
             and (person_start[sample_image] <= sample_person).all()
             and (sample_person < person_start[sample_image + 1]).all())

@@ -263,7 +263,8 @@ def test_unusable_caches_are_replaced(tmp_path, monkeypatch):
     for name, value in (('sample_image', arrays['sample_image'] + 9), ('sample_person', arrays['sample_person'] - 1),
                         ('joints', arrays['joints'][:, :17]), ('bbox', arrays['bbox'][:0]),
                         ('file_name', arrays['file_name'][:0]),
-                        ('person_start', arrays['person_start'][::-1]), ('point_start', arrays['point_start'] * 2),
+                        ('person_start', arrays['person_start'][::-1]), ('point_range', arrays['point_range'] * 2),
+                        ('count_range', arrays['point_range']),
                         ('points', arrays['points'].ravel()), ('image_size', arrays['image_size'][:, :1]),
                         ('joints', np.array([{}])), ('key', np.array('another'))):
         np.savez(cache, **dict(arrays, **{name: value}))
