@@ -64,7 +64,7 @@ class RealTraining:
     """A train.py process that runs only when asked."""
 
     def __init__(self, args, datapath, folder):
-        self._curves, self._log = os.path.join(folder, 'logs', 'curves.csv'), os.path.join(folder, 'log')
+        self._curves, self._log = os.path.join(folder, 'logs', 'curves.csv'), folder + '.log'
         self._batchsize = args.batchsize
         with open(self._log, 'w') as log:
             self._process = psutil.Popen(
