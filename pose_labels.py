@@ -150,12 +150,15 @@ def render_mask(polygons, bitmaps, matrix, height, width, stride):
         return np.ones((height, width, 1), np.float32)
     # Painted with the number of pixels in a cell, so that the mean over a cell is a whole number.
     full = stride * stride
-    ignored = np.zeros((height * stride, width * stride), np.uint16)
+    ignored = np.zeros((height * stride, width * stride), np.uint8 if full < 256 else np.uint16)
     for bitmap in bitmaps:
         warped = cv2.warpAffine(bitmap, matrix, (width * stride, height * stride), flags=cv2.INTER_NEAREST)
         ignored[warped > 0] = full
     for polygon in polygons:
         points = np.minimum(np.maximum(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE), FAR_OUTSIDE)
         cv2.fillPoly(ignored, [np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)], full, shift=SUBPIXEL_BITS)
+    while stride % 2 == 0:  # OpenCV halves with SIMD; all means stay whole numbers
+        stride //= 2
+        ignored = cv2.resize(ignored, (width * stride, height * stride), interpolation=cv2.INTER_AREA)
     covered = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_AREA)
     return 1 - covered[:, :, None] * np.float32(1 / full)

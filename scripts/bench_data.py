@@ -128,7 +128,7 @@ def main():
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=16)
     parser.add_argument('--samples', type=pose_cli.positive_int, default=28, help='that each step is measured on')
-    parser.add_argument('--rounds', type=pose_cli.positive_int, default=15, help='the fastest counts')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=40, help='the fastest counts')
     parser.add_argument('--seconds', type=pose_cli.positive_int, default=4, help='per measurement of loader processes')
     parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
                         help='largest number of loader processes')
