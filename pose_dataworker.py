@@ -89,6 +89,7 @@ def send_batches(connection, loader):
     connection.send('ready', samples=loader.samples)
     logging.info('connected; sending batches')
     credit = samples = 0
+    arrays = None  # of the next batch; while they are prepared, the one before is on its way
     last_report = time.monotonic()
     while True:
         message = connection.receive(0 if credit else 1)
@@ -97,12 +98,13 @@ def send_batches(connection, loader):
                 return True
             if message['type'] == 'credit':
                 credit += message['count']
-        elif credit and connection.sent(TURN_SECONDS):
+        elif credit and arrays is None:
             batch = loader.get(TURN_SECONDS)
-            if batch:
-                connection.send_batch(batch)
-                credit -= 1
-                samples += len(batch[0])
+            arrays = batch and pose_remote.encode_batch(batch)
+        elif credit and connection.sent(TURN_SECONDS):
+            connection.send_batch(arrays)
+            samples += len(batch[0])
+            credit, arrays = credit - 1, None
         seconds = time.monotonic() - last_report
         if seconds > REPORT_SECONDS:
             for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():

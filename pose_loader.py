@@ -27,7 +27,8 @@ import numpy as np
 from pose_cli import UserError
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
-SPARE_SLOTS = 2  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
+HELD_SLOTS = 2  # that the caller of get() may still read
+SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 MAX_DEATHS_IN_A_ROW = 5
@@ -110,7 +111,7 @@ class BatchLoader:
         self._slots_of = [set() for _ in range(workers)]  # the slots that each worker is to fill
         self._free = set(range(len(self._slots)))
         self._ready = collections.deque()  # slots that hold a batch
-        self._held = None  # the slot whose arrays the caller has
+        self._held = collections.deque()  # the slots whose arrays the caller has
         self._deaths = [0] * workers
         self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
         self._control, supervisor_end = _packet_pair()
@@ -133,11 +134,11 @@ class BatchLoader:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call.
+            (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call but one: a batch
+            can be on its way to a device or a socket while the next one is prepared.
         """
-        if self._held is not None:
-            self._free.add(self._held)
-            self._held = None
+        if len(self._held) == HELD_SLOTS:
+            self._free.add(self._held.popleft())
             self._offer_free_slots()
         deadline = None if timeout is None else time.monotonic() + timeout
         self._receive(0)
@@ -146,8 +147,8 @@ class BatchLoader:
             if left <= 0:
                 return None
             self._receive(left)
-        self._held = self._ready.popleft()
-        return self._slots[self._held]
+        self._held.append(self._ready.popleft())
+        return self._slots[self._held[-1]]
 
     def ready(self):
         """How many batches wait to be fetched."""

@@ -13,7 +13,7 @@ Each message is a msgpack map with `version` and `type`; a batch carries its arr
 sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the way is
 bounded, and a slow worker keeps nobody waiting. ZeroMQ's own heartbeats find dead links; a worker then connects anew.
 
-Label maps are almost everywhere empty. Only the cells that differ from an empty map travel: a 16-bit position and a
+Label maps are almost everywhere empty. Only the items that differ from an empty map travel: a 32-bit position and a
 16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite).
 The mask travels as 8 bits.
 
@@ -61,13 +61,11 @@ STARVED_SECONDS = 30.0
 FAREWELL_SECONDS = 5.0
 NAMED_SENDERS = 20  # bad senders that are told apart in one log interval
 
-BLOCK = 1 << 16  # map values that a 16-bit position can address
 FIXED_POINT = 32767
-WIRE_FRAMES = 8  # of a batch, behind the header
-# Blocks of empty maps, seen as the items that a position names: a heatmap value (uint32), a PAF vector x, y (uint64).
-EMPTY_HEATMAP = np.tile(np.append(np.zeros(pose_labels.BACKGROUND, np.float32), np.float32(1)).view(np.uint32),
-                        BLOCK // (pose_labels.BACKGROUND + 1))
-EMPTY_PAF = np.broadcast_to(np.uint64(0), BLOCK)
+MAX_ITEMS = 1 << 32  # of a batch's map: positions have 32 bits
+WIRE_FRAMES = 6  # of a batch, behind the header
+# How maps are cut into items, a position each: a heatmap's single values, and the vectors (x, y) of a PAF.
+HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
 
 
 class BadMessage(Exception):
@@ -92,78 +90,88 @@ def encode_batch(batch):
         ValueError: map values that are not in -1..1.
     """
     image, heatmap, paf, mask = batch
-    arrays = [('image', image), ('mask', (mask * 255 + 0.5).astype(np.uint8))]
-    for name, maps, empty in (('heatmap', heatmap, EMPTY_HEATMAP), ('paf', paf, EMPTY_PAF)):
-        arrays += zip((name + '_counts', name + '_positions', name + '_values'), encode_maps(maps, empty))
-    return arrays
+    return [('image', image), ('mask', (mask * 255 + 0.5).astype(np.uint8))] + [
+        (name + part, array) for name, maps, item in (('heatmap', heatmap, HEATMAP_ITEM), ('paf', paf, PAF_ITEM))
+        for part, array in zip(('_positions', '_values'), encode_maps(maps, item))]
 
 
-def decode_batch(frames, layout, batch):
-    """Decode the frames that encode_batch's arrays became.
+class BatchDecoder:
+    """Decodes the frames that encode_batch's arrays became, into arrays of its own that it uses again and again.
 
     Args:
-        frames: buffers, checked by check_frames.
         layout: pose_loader.batch_layout of the trainer's settings.
-        batch: writable float32 (heatmap, paf, mask) to fill.
-    Returns:
-        (image, heatmap, paf, mask); the image is a view of its frame.
-    Raises:
-        BadMessage: the maps do not fit.
     """
-    heatmap, paf, mask = batch
-    image = np.frombuffer(frames[0], np.uint8).reshape(layout[0][2])
-    np.divide(np.frombuffer(frames[1], np.uint8).reshape(mask.shape), np.float32(255), out=mask)
-    decode_maps(frames[2:5], EMPTY_HEATMAP, heatmap)
-    decode_maps(frames[5:8], EMPTY_PAF, paf)
-    return image, heatmap, paf, mask
+
+    def __init__(self, layout):
+        (_, _, self._image_shape), *labels = layout
+        self._heatmap, self._paf, self._mask = (np.empty(shape, dtype) for _, dtype, shape in labels)
+        self._empty = [np.resize(empty_map(maps, item), maps.size * maps.itemsize // np.dtype(item).itemsize)
+                       for maps, item in ((self._heatmap, HEATMAP_ITEM), (self._paf, PAF_ITEM))]
+        self._written = None  # positions of heatmap and PAF that differ from empty maps
+
+    def decode(self, frames):
+        """Decode buffers that check_frames has checked.
+
+        Returns:
+            (image, heatmap, paf, mask), valid until the next call; the image is a view of its frame.
+        Raises:
+            BadMessage: the maps do not fit.
+        """
+        image = np.frombuffer(frames[0], np.uint8).reshape(self._image_shape)
+        np.divide(np.frombuffer(frames[1], np.uint8).reshape(self._mask.shape), np.float32(255), out=self._mask)
+        before, self._written = self._written or (None, None), None
+        self._written = (decode_maps(frames[2:4], self._empty[0], self._heatmap, before[0]),
+                         decode_maps(frames[4:6], self._empty[1], self._paf, before[1]))
+        return image, self._heatmap, self._paf, self._mask
 
 
-def encode_maps(maps, empty):
-    """Where maps float32 (..., channels) differ from an empty map, and their values there.
+def empty_map(maps, item):
+    """The items of one sample's map without people: all 0, but the heatmap's background 1."""
+    empty = np.zeros(maps.shape[1:], np.float32)
+    if item is HEATMAP_ITEM:
+        empty[..., pose_labels.BACKGROUND] = 1
+    return empty.reshape(-1).view(item)
+
+
+def encode_maps(maps, item):
+    """Where maps float32 (B, h, w, channels) differ from empty ones, and their values there.
 
     Args:
-        empty: EMPTY_HEATMAP or EMPTY_PAF.
+        item: HEATMAP_ITEM or PAF_ITEM.
     Returns:
-        (counts uint32 (blocks,): differing items per block of len(empty) items, positions uint16 (n,): rising within
-        each block, values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
+        (positions uint32 (n,), rising; values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
     """
-    positions, items = [], []
-    for block, background in _blocks(maps, empty):
-        position = np.flatnonzero(block != background)
-        positions.append(position)
-        items.append(block.take(position))
-    counts = np.array([len(position) for position in positions], '<u4')
-    values = np.concatenate(items).view(np.float32)
+    items = maps.reshape(len(maps), -1).view(item)
+    positions = np.flatnonzero(items != empty_map(maps, item))
+    values = items.reshape(-1).take(positions).view(np.float32)
     if len(values) and not np.abs(values).max() <= 1.00001:
         raise ValueError('label maps hold values outside -1..1')
     # Adding half a step rounds to the nearest, as the cast cuts off.
-    return counts, np.concatenate(positions).astype('<u2'), (values * FIXED_POINT + (FIXED_POINT + 0.5)).astype('<u2')
+    return positions.astype('<u4'), (values * FIXED_POINT + (FIXED_POINT + 0.5)).astype('<u2')
 
 
-def decode_maps(frames, empty, out):
-    """The inverse of encode_maps, into out. Raises BadMessage when counts and positions do not fit."""
-    counts, positions, values = (np.frombuffer(frame, dtype) for frame, dtype in zip(frames, ('<u4', '<u2', '<u2')))
-    if counts.sum(dtype=np.int64) != len(positions):
-        raise BadMessage('counts of map values that do not add up')
-    positions = positions.astype(np.intp)
-    items = ((values.astype(np.float32) - FIXED_POINT) / FIXED_POINT).view(empty.dtype)
-    start = 0
-    for count, (block, background) in zip(counts.tolist(), _blocks(out, empty)):
-        np.copyto(block, background)
-        position = positions[start:start + count]
-        if count:
-            if position[-1] >= block.size or (position[1:] <= position[:-1]).any():
-                raise BadMessage('positions of map values out of order or range')
-            block[position] = items[start:start + count]
-        start += count
+def decode_maps(frames, empty, out, before=None):
+    """The inverse of encode_maps.
 
-
-def _blocks(maps, empty):
-    """Flat pieces of contiguous maps, of at most len(empty) items, each with an empty map of that length."""
-    items = maps.reshape(-1).view(empty.dtype)
-    for start in range(0, len(items), len(empty)):
-        block = items[start:start + len(empty)]
-        yield block, empty[:len(block)]
+    Args:
+        empty: items of an empty batch.
+        out: float32 array for the maps.
+        before: what this returned when it filled `out` the last time: only those items are then made empty first.
+    Returns:
+        The positions that have been written.
+    Raises:
+        BadMessage: the positions do not fit.
+    """
+    positions, values = np.frombuffer(frames[0], '<u4').astype(np.intp), np.frombuffer(frames[1], '<u2')
+    if len(positions) and (positions[-1] >= len(empty) or (positions[1:] <= positions[:-1]).any()):
+        raise BadMessage('positions of map values out of order or range')
+    items = out.reshape(-1).view(empty.dtype)
+    if before is None:
+        np.copyto(items, empty)
+    else:
+        items[before] = empty[before]
+    items[positions] = ((values.astype(np.float32) - FIXED_POINT) / FIXED_POINT).view(empty.dtype)
+    return positions
 
 
 def check_frames(header, frames, layout):
@@ -178,7 +186,7 @@ def check_frames(header, frames, layout):
     """
     if len(frames) != WIRE_FRAMES:
         raise BadMessage('%d array frames, not %d' % (len(frames), WIRE_FRAMES))
-    expected = wire_layout(layout, len(frames[3]) // 2, len(frames[6]) // 2)
+    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
     if header != batch_header(expected):
         raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
     for frame, (name, dtype, shape) in zip(frames, expected):
@@ -191,17 +199,15 @@ def wire_layout(layout, heatmap_items, paf_items):
     """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
     shapes = {name: shape for name, _, shape in layout}
     expected = [('image', '|u1', shapes['image']), ('mask', '|u1', shapes['mask'])]
-    for name, items, empty in (('heatmap', heatmap_items, EMPTY_HEATMAP), ('paf', paf_items, EMPTY_PAF)):
-        floats = empty.itemsize // 4  # per item
-        blocks = -(-_product(shapes[name]) // (floats * len(empty)))
-        expected += [(name + '_counts', '<u4', (blocks,)), (name + '_positions', '<u2', (items,)),
-                     (name + '_values', '<u2', (items * floats,))]
+    for name, items, item in (('heatmap', heatmap_items, HEATMAP_ITEM), ('paf', paf_items, PAF_ITEM)):
+        expected += [(name + '_positions', '<u4', (items,)),
+                     (name + '_values', '<u2', (items * np.dtype(item).itemsize // 4,))]
     return expected
 
 
 def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
-    largest = max(_product(shape) * (1 if name in ('image', 'mask') else 2) for name, _, shape in layout)
+    largest = max(_product(shape) * (1 if name in ('image', 'mask') else 4) for name, _, shape in layout)
     return CURVE_OVERHEAD + max(MAX_HEADER, largest)
 
 
@@ -267,6 +273,9 @@ def check_settings(settings):
             raise UserError('the trainer sent %s=%.20r; is it the trainer of this project?' % (name, value))
     if settings['input_width'] % settings['stride'] or settings['input_height'] % settings['stride']:
         raise UserError('the trainer sent an input size that is not a multiple of its stride')
+    cells = settings['input_width'] * settings['input_height'] // settings['stride'] ** 2
+    if settings['batchsize'] * cells * 2 * len(pose_labels.LIMBS) >= MAX_ITEMS:
+        raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
     if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < 1 << 32:
         raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
     theirs, ours = settings.get('definitions'), definitions()
@@ -375,7 +384,7 @@ class BatchReceiver:
         check_settings(self._settings)
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'])
-        self._batch = [np.empty(shape, dtype) for _, dtype, shape in self._layout[1:]]
+        self._decoder = BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
@@ -519,7 +528,7 @@ class BatchReceiver:
         if self._peers.get(peer.route) is peer:
             self._grant(peer)
         try:
-            return decode_batch([frame.buffer for frame in frames], self._layout, self._batch)
+            return self._decoder.decode([frame.buffer for frame in frames])
         except BadMessage as error:
             self._count_bad(str(peer), error)
             return None
@@ -654,7 +663,7 @@ class BatchReceiver:
             peer.credit -= 1
             self._grant(peer)
             raise
-        peer.samples += len(self._batch[0])
+        peer.samples += self._settings['batchsize']
         self._queue.append((peer, frames))
 
     def _count_bad(self, sender, fault):
@@ -767,14 +776,13 @@ class TrainerConnection:
     def send(self, kind, **fields):
         self._socket.send(pack(kind, **fields))
 
-    def send_batch(self, batch):
-        """Send (image, heatmap, paf, mask). The image is not copied: it must not change until sent() is true."""
-        arrays = encode_batch(batch)
+    def send_batch(self, arrays):
+        """Send what encode_batch returned. The image is not copied: it must not change until sent() is true."""
         header = batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
         self._sending = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
 
     def sent(self, timeout):
-        """Whether the last batch has left this process, after at most timeout seconds."""
+        """Whether the last batch has left this process, waiting up to timeout seconds for it."""
         try:
             if self._sending:
                 self._sending.wait(timeout)

@@ -164,15 +164,21 @@ def reports(process):
                          [(64, 48, 8, 2), (368, 368, 8, 3), (64, 96, 4, 40), (368, 368, 4, 0)])
 def test_arrays_survive_the_wire(width, height, stride, people):
     settings = dict(SETTINGS, input_width=width, input_height=height, stride=stride)
-    batch = made_up_batch(0, settings, people)
     layout = batch_layout(2, width, height, stride)
-    arrays = pose_remote.encode_batch(batch)
-    header = header_of(arrays)
-    frames = [array.tobytes() for _, array in arrays]
-    assert max(len(frame) for frame in frames) <= pose_remote.max_frame_size(layout)
-    pose_remote.check_frames(header, frames, layout)
-    dirty = [np.full(shape, 7, dtype) for _, dtype, shape in layout[1:]]
-    assert_same(batch, pose_remote.decode_batch(frames, layout, dirty))
+    decoder = pose_remote.BatchDecoder(layout)
+    for seed in range(3):  # the arrays of the batch before are used again
+        batch = made_up_batch(seed, settings, people)
+        arrays = pose_remote.encode_batch(batch)
+        header = header_of(arrays)
+        frames = [array.tobytes() for _, array in arrays]
+        assert max(len(frame) for frame in frames) <= pose_remote.max_frame_size(layout)
+        pose_remote.check_frames(header, frames, layout)
+        assert_same(batch, decoder.decode(frames))
+        if seed == 1:  # a bad one between good ones leaves nothing behind
+            backwards = np.frombuffer(frames[4], np.uint32)[::-1].tobytes()
+            if people:
+                with pytest.raises(pose_remote.BadMessage):
+                    decoder.decode(frames[:4] + [backwards] + frames[5:])
 
 
 def test_ones_and_zeros_are_exact():
@@ -181,8 +187,7 @@ def test_ones_and_zeros_are_exact():
     heatmap[0, 3, 4, 5], paf[0, 1, 2, 6], paf[0, 1, 2, 8] = 1, -1, 1
     batch = np.zeros((1, 64, 64, 3), np.uint8), heatmap, paf, np.eye(8, dtype=np.float32)[None, :, :, None]
     frames = [array.tobytes() for _, array in pose_remote.encode_batch(batch)]
-    decoded = pose_remote.decode_batch(frames, layout, [np.empty(shape, dtype) for _, dtype, shape in layout[1:]])
-    for sent, got in zip(batch, decoded):
+    for sent, got in zip(batch, pose_remote.BatchDecoder(layout).decode(frames)):
         np.testing.assert_array_equal(got, sent)
 
 
@@ -239,7 +244,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
         _, credit = introduce(receiver, connection)
         assert credit == pose_remote.MAX_CREDIT
         for _ in range(credit):
-            connection.send_batch(batch)
+            connection.send_batch(pose_remote.encode_batch(batch))
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -248,7 +253,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == credit
-        connection.send_batch(batch)  # one that nobody asked for
+        connection.send_batch(pose_remote.encode_batch(batch))  # one that nobody asked for
         for _ in range(credit):
             assert_same(batch, next_batch(receiver))
         wait_for(lambda: any('not asked for' in line for line in (receiver.get(0.1), receiver.report())[1]),
@@ -465,16 +470,15 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     arrays = pose_remote.encode_batch(good)
     frames = [array.tobytes() for _, array in arrays]
     header = header_of(arrays)
-    positions = np.frombuffer(frames[6], np.uint16)
+    positions = np.frombuffer(frames[4], np.uint32)
     swapped = positions.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     twice = positions.copy()
     twice[1] = twice[0]
     far = positions.copy()
-    far[-1] = 65535
-    counts = np.frombuffer(frames[5], np.uint32) + 1
-    bad = [frames[:6] + [wrong.tobytes()] + frames[7:] for wrong in (swapped, twice, far)]
-    bad += [frames[:5] + [counts.tobytes()] + frames[6:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
+    far[-1] = 1 << 31
+    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
+    bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
     assert len(bad) > pose_remote.MAX_CREDIT  # each bad one is replaced by a new one
     with pose_remote.BatchReceiver(address, SETTINGS) as receiver, pose_remote.TrainerConnection(address) as connection:
@@ -482,7 +486,7 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
         for wrong in bad:
             connection._socket.send_multipart([header] + wrong)
             assert receiver.get(0.05) is None
-        connection.send_batch(good)
+        connection.send_batch(pose_remote.encode_batch(good))
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
