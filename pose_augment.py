@@ -12,21 +12,21 @@ import numpy as np
 from pose_labels import FLIP_ORDER
 
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
-SCALE_RANGE = (0.5, 1.1)
-ANGLE_RANGE = (-40.0, 40.0)  # degrees
-OFFSET_RANGE = (-40.0, 40.0)  # input pixels
-FLIP_PROBABILITY = 0.5
 BORDER_GREY = 128
+
+# What is drawn for each sample: scale, angle (degrees) and offset (input pixels, in x and in y) from (lowest, highest).
+Ranges = collections.namedtuple('Ranges', 'scale angle offset flip_probability')
+CMU_RANGES = Ranges(scale=(0.5, 1.1), angle=(-40.0, 40.0), offset=(-40.0, 40.0), flip_probability=0.5)
 
 # scale: factor on PERSON_HEIGHT; angle: degrees, clockwise on the screen; offset_x, offset_y: of the crop's centre from
 # the person's, in input pixels; flip: whether the crop is mirrored.
 Augmentation = collections.namedtuple('Augmentation', 'scale angle offset_x offset_y flip')
 
 
-def draw_augmentation(rng):
+def draw_augmentation(rng, ranges=CMU_RANGES):
     """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip."""
-    return Augmentation(rng.uniform(*SCALE_RANGE), rng.uniform(*ANGLE_RANGE), rng.uniform(*OFFSET_RANGE),
-                        rng.uniform(*OFFSET_RANGE), bool(rng.uniform() < FLIP_PROBABILITY))
+    return Augmentation(rng.uniform(*ranges.scale), rng.uniform(*ranges.angle), rng.uniform(*ranges.offset),
+                        rng.uniform(*ranges.offset), bool(rng.uniform() < ranges.flip_probability))
 
 
 def augmentation_matrix(augmentation, bbox, input_width, input_height):

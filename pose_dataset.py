@@ -38,14 +38,16 @@ class PoseDataset:
         datapath, split, imgpath: as in pose_annotations.find_split.
         input_width, input_height: of the network's input, in pixels; multiples of stride.
         stride: the network's output stride.
+        ranges: pose_augment.Ranges of the augmentation.
     Raises:
         UserError: from pose_annotations.
     """
 
-    def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None):
+    def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
+                 ranges=pose_augment.CMU_RANGES):
         annotation_file, self.image_folder = pose_annotations.find_split(datapath, split, imgpath)
         self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder)
-        self.input_width, self.input_height, self.stride = input_width, input_height, stride
+        self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)
 
@@ -60,7 +62,7 @@ class PoseDataset:
         """
         image = self.annotations.sample_image[index]
         person = self.annotations.bbox[self.annotations.sample_person[index]]
-        augmentation = pose_augment.draw_augmentation(rng)
+        augmentation = pose_augment.draw_augmentation(rng, self.ranges)
         matrix = pose_augment.augmentation_matrix(augmentation, person.astype(np.float64),
                                                   self.input_width, self.input_height)
         return self._sample(image, matrix, augmentation)

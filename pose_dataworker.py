@@ -134,7 +134,7 @@ def main():
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
                      args.workers)
         dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath)
+                              settings['stride'], args.imgpath, pose_remote.augmentation_ranges(settings))
         return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'])
 
     serve_trainers(args.master, open_loader, args.curve_keys)

@@ -254,10 +254,10 @@ def check_fields(header, **types):
 
 
 def definitions():
-    """What must be the same in the code of trainer and worker: the constants of augmentation and label maps."""
+    """What must be the same in the code of trainer and worker: the constants of geometry and label maps."""
     return {'%s.%s' % (module.__name__, name): repr(value)
             for module in (pose_augment, pose_labels) for name, value in sorted(vars(module).items())
-            if name.isupper() and isinstance(value, (int, float, tuple))}
+            if name.isupper() and type(value) in (int, float, tuple)}
 
 
 def check_settings(settings):
@@ -278,11 +278,26 @@ def check_settings(settings):
         raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
     if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < 1 << 32:
         raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
+    augmentation_ranges(settings)
     theirs, ours = settings.get('definitions'), definitions()
     if theirs != ours:
         differing = [name for name, value in ours.items() if not isinstance(theirs, dict) or theirs.get(name) != value]
         raise UserError('trainer and worker make different samples (%s); use the same version of the code on both'
                         % ', '.join(differing or ['the trainer has more settings']))
+
+
+def augmentation_ranges(settings):
+    """The pose_augment.Ranges among the settings that came from a trainer. Raises UserError."""
+    try:
+        ranges = pose_augment.Ranges(**settings['augmentation'])
+        pairs = np.array([ranges.scale, ranges.angle, ranges.offset, (0, ranges.flip_probability)], np.float64)
+        if pairs.shape == (4, 2) and np.isfinite(pairs).all() and (pairs[:, 0] <= pairs[:, 1]).all() \
+                and pairs[0, 0] > 0 and pairs[3, 1] <= 1:
+            return ranges
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?'
+                    % settings.get('augmentation'))
 
 
 def worker_seed(seed, number):
@@ -366,7 +381,8 @@ class BatchReceiver:
 
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
-        settings: dict of input_width, input_height, stride, batchsize (int) and seed (int, or None to draw one).
+        settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
+            augmentation (a dict of pose_augment.Ranges; CMU's when left out).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         starved_seconds: how long to wait for a batch before saying so in the log.
@@ -378,7 +394,8 @@ class BatchReceiver:
 
     def __init__(self, address, settings, curve_keys=None, link_timeout=LINK_TIMEOUT, starved_seconds=STARVED_SECONDS):
         host, port = check_address(address, '--remote-data')
-        self._settings = dict(settings, definitions=definitions())
+        self._settings = dict({'augmentation': dict(pose_augment.CMU_RANGES._asdict())}, **settings,
+                              definitions=definitions())
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')
         check_settings(self._settings)

@@ -24,6 +24,7 @@ import tqdm.contrib.logging
 import networks
 import networks.pretrained
 import pose_annotations
+import pose_augment
 import pose_draw
 import pose_eval
 import pose_loader
@@ -305,7 +306,7 @@ def initial_weights(flags, network):
 
 
 class Stopped(Exception):
-    """Ends what goes on between two steps, because the run shall stop."""
+    """Ends the run, or what goes on between two steps, because of a signal."""
 
 
 class StopSignal:
@@ -323,7 +324,7 @@ class StopSignal:
     def check(self):
         """Raise Stopped if a signal came."""
         if self():
-            raise Stopped
+            raise Stopped('stopped by a signal before the first step')
 
     def _receive(self, number, _):
         if self._received is None:
@@ -339,6 +340,8 @@ def train(flags, source, samples, validation, is_stopping):
     Args:
         source: a batch source (see pose_feed.py).  samples: number of training samples, for the epochs.
         validation: a PoseDataset, or None.  is_stopping: a StopSignal; training saves and ends when it says so.
+    Raises:
+        Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
     """
     steps_per_epoch = max(1, samples // flags.batchsize)
     max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
@@ -383,11 +386,10 @@ def train(flags, source, samples, validation, is_stopping):
                 interval.restart()
     feed.check()
     if step < max_steps:
-        logging.info('stopped by a signal at step %d; saved in %s; the same command resumes there', step,
-                     flags.modelpath)
-    else:
-        logging.info('done: step %d, checkpoints in %s, TensorBoard log and %s in %s', step, flags.modelpath,
-                     'curves.csv', flags.logpath)
+        raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
+                      % (step, flags.modelpath))
+    logging.info('done: step %d, checkpoints in %s, TensorBoard log and %s in %s', step, flags.modelpath,
+                 'curves.csv', flags.logpath)
 
 
 def open_session(modelpath, scaffold, hooks, config):
@@ -427,7 +429,7 @@ def evaluate(session, flags, validator, step, log, is_stopping):
         summary, _, _ = pose_eval.evaluate(
             lambda images, joints: validator.predict_maps(session, images, is_stopping),
             *pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath),
-            input_size=(flags.input_width, flags.input_height))
+            input_size=(flags.input_width, flags.input_height), progress=False)
         log.evaluation(step, summary['AP'])
 
 
@@ -459,7 +461,8 @@ def open_source(flags, stride):
     """The batch source: loader processes on this machine, or data workers on others."""
     if flags.remote_data:
         settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width,
-                    'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed}
+                    'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed,
+                    'augmentation': dict(pose_augment.CMU_RANGES._asdict())}
         return pose_remote.BatchReceiver(flags.remote_data, settings, flags.curve_keys)
     dataset = PoseDataset(flags.datapath, 'train2017', flags.input_width, flags.input_height, stride, flags.imgpath)
     return pose_loader.BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed)
@@ -493,8 +496,8 @@ def main():
                 log_background_loss(validation, is_stopping)
             start_run(flags)
             train(flags, source, samples, validation, is_stopping)
-    except Stopped:
-        logging.info('stopped by a signal before the first step')
+    except Stopped as stopped:
+        logging.info(str(stopped))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         if 'No space left' not in str(error):
             raise

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained network and pictures of what it sees, on rendered people; about 6 minutes on 2 cores
+# From a fresh clone to a trained network and pictures of what it sees, on rendered people; about 5 minutes on 2 cores
 # after the installs. TF=1 or TF=2 chooses the TensorFlow, as in setup_env.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=${1:-quickstart}
-steps=${STEPS:-400}
+steps=${STEPS:-300}
 bash scripts/setup_env.sh
 python=.venv/bin/python
 [ "${TF:-}" = 2 ] && python=.venv-tf2/bin/python
@@ -16,7 +16,7 @@ echo "== 1/5 sample data: rendered people in COCO's format"
 
 echo "== 2/5 training: mobilenet_thin from scratch, $steps steps"
 "$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.001 \
-    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=200 --modelpath="$folder/model"
+    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=150 --modelpath="$folder/model"
 
 echo "== 3/5 loss curves"
 "$python" scripts/plot_loss.py "$folder/model/logs" --output-dir="$folder"

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -148,17 +149,27 @@ def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
 
 
 def test_training_with_two_workers(address, start, sample_coco, tmp_path):
-    """train.py goes on when one of its workers is killed, and tells the other when it ends."""
+    """train.py goes on when a worker is killed; the other waits while train.py is stopped, and ends when it is done."""
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
-    trainer = start(sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
-                    '--input-width=64', '--input-height=64', '--batchsize=2', '--max-steps=8', '--log-every=1',
-                    '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs'))
+    train = [sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
+             '--input-width=64', '--input-height=64', '--batchsize=2', '--log-every=1',
+             '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs')]
+    trainer = start(*train, '--max-steps=100000')
     wait_for(lambda: trainer.log.read_text().count('data worker joined: ') == 2 or trainer.poll() is not None,
              'training does not start')
     workers[0].send_signal(signal.SIGKILL)
-    assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
+    steps = trainer.log.read_text().count(' step=')
+    wait_for(lambda: trainer.log.read_text().count(' step=') > steps + 20 or trainer.poll() is not None,
+             'training does not go on')
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(PATIENCE) == 0, trainer.log.read_text()
     text = trainer.log.read_text()
-    assert 'data workers, samples/s: ' in text and 'step=8,' in text
+    assert 'data workers, samples/s: ' in text
+    step = int(re.search(r'stopped by a signal at step (\d+)', text).group(1))
+
+    trainer = start(*train, '--max-steps=%d' % (step + 20))
+    assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
+    assert 'resuming from' in trainer.log.read_text() and 'step=%d,' % (step + 20) in trainer.log.read_text()
     assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
 
 

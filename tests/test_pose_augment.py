@@ -108,4 +108,10 @@ def test_a_reduced_image_lands_where_the_full_one_does(reduction):
 
 
 def test_the_ranges_are_the_published_ones():
-    assert (pose_augment.PERSON_HEIGHT, pose_augment.FLIP_PROBABILITY, pose_augment.BORDER_GREY) == (0.6, 0.5, 128)
+    assert (pose_augment.PERSON_HEIGHT, pose_augment.BORDER_GREY) == (0.6, 128)
+
+
+def test_other_ranges():
+    ranges = pose_augment.Ranges(scale=(2, 3), angle=(5, 6), offset=(7, 8), flip_probability=1)
+    draws = np.array([draw_augmentation(np.random.RandomState(seed), ranges) for seed in range(100)])
+    assert ((draws >= [2, 5, 7, 7, 1]) & (draws <= [3, 6, 8, 8, 1])).all()

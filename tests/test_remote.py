@@ -26,6 +26,7 @@ import pose_remote
 from pose_cli import UserError
 from pose_loader import batch_layout
 
+RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0}
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5}
 PATIENCE = 60  # seconds, for machines that have much else to do
 
@@ -274,7 +275,7 @@ def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start, tmp_path):
 
 
 def test_settings_and_seeds_come_from_the_trainer(address):
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with pose_remote.BatchReceiver(address, dict(SETTINGS, augmentation=RANGES)) as receiver:
         welcomes = []
         for name in ('a:1', 'b:2'):
             with pose_remote.TrainerConnection(address) as connection:
@@ -283,6 +284,7 @@ def test_settings_and_seeds_come_from_the_trainer(address):
             pose_remote.check_settings(welcome['settings'])
             for name in ('batchsize', 'input_width', 'input_height', 'stride'):
                 assert welcome['settings'][name] == SETTINGS[name]
+            assert pose_remote.augmentation_ranges(welcome['settings'])._asdict() == RANGES
         assert len({welcome['settings']['seed'] for welcome in welcomes}) == 2
         with pose_remote.TrainerConnection(address) as connection:  # one that comes back keeps its number and seed
             deadline = time.monotonic() + PATIENCE
@@ -297,9 +299,12 @@ def test_settings_and_seeds_come_from_the_trainer(address):
 
 @pytest.mark.parametrize('change, mention', [
     ({'batchsize': 10 ** 9}, 'batchsize'), ({'input_width': '64'}, 'input_width'), ({'stride': 7}, 'stride'),
-    ({'seed': None}, 'seed'), ({'definitions': {'pose_augment.SCALE_RANGE': '(1, 2)'}}, 'pose_augment.SCALE_RANGE')])
+    ({'seed': None}, 'seed'), ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
+    ({'augmentation': dict(RANGES, scale=[2, 1])}, 'augmentation'),
+    ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
+    ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}}, 'pose_augment.PERSON_HEIGHT')])
 def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
-    good = dict(SETTINGS, definitions=pose_remote.definitions())
+    good = dict(SETTINGS, augmentation=RANGES, definitions=pose_remote.definitions())
     pose_remote.check_settings(good)
     with pytest.raises(UserError) as error:
         pose_remote.check_settings(dict(good, **change))
