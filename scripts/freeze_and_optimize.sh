@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # From a training checkpoint to a graph for inference: bash scripts/freeze_and_optimize.sh --help
-# Runs with $PYTHON if set, else with the project's .venv, else with python3.
+# Runs with $PYTHON if set, else with .venv-tf2 under TF=2, the activated environment, the project's .venv, or python3.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python3
-    [ -x "$root/.venv/bin/python" ] && PYTHON=$root/.venv/bin/python
-fi
-if ! "$PYTHON" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ("tensorflow", "cv2"))))' 2>/dev/null; then
+choices=("${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" python3)
+[ "${TF:-}" != 2 ] || choices=("$root/.venv-tf2/bin/python")
+for choice in "${PYTHON:-}" "${choices[@]}"; do
+    if command -v "$choice" >/dev/null; then PYTHON=$choice; break; fi
+done
+if ! "${PYTHON:=python3}" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ("tensorflow", "cv2"))))' 2>/dev/null; then
     echo "error: $PYTHON has no TensorFlow and OpenCV; run bash scripts/setup_env.sh, or set \$PYTHON to an interpreter that has" >&2
     exit 2
 fi
