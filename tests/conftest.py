@@ -1,13 +1,17 @@
 """Fixtures of the whole suite. Tests run the real commands in real processes on real JPEG files."""
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+PATIENCE = 240  # seconds, for machines that have much else to do
 
 
 def run_command(*args, timeout=300, **kwargs):
@@ -15,6 +19,17 @@ def run_command(*args, timeout=300, **kwargs):
     kwargs.setdefault('cwd', str(ROOT))
     return subprocess.run([sys.executable] + [str(a) for a in args], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout, **kwargs)
+
+
+def wait_for(condition, what):
+    """The first true value of condition(); the test fails with `what` when there is none for long."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 def assert_user_error(result, *mentions):
@@ -52,3 +67,30 @@ def oracles():
 @pytest.fixture(scope='session')
 def coco_photos():
     return reference_data('coco_sample')
+
+
+@pytest.fixture
+def address():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(('127.0.0.1', 0))
+        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(*command) runs it in a process that ends with the test; its output goes to process.log."""
+    processes = []
+
+    def start(*command):
+        log = tmp_path / ('log_%d' % len(processes))
+        with open(str(log), 'w') as output:
+            process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdin=subprocess.PIPE,
+                                       stdout=output, stderr=subprocess.STDOUT)
+        process.log = log
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -1,68 +1,27 @@
 """pose_dataworker.py as users run it: real COCO folders, real trainers, and a machine without TensorFlow."""
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 import zlib
 
 import psutil
 import pytest
 
-from conftest import ROOT, assert_user_error, run_command
+from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
 import pose_remote
 
-PATIENCE = 240
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
 # tensorpack would spend seconds on loading TensorFlow, where it is installed.
 WITHOUT_TENSORFLOW = ('import runpy, sys; sys.modules["tensorflow"] = None; sys.argv[0] = "pose_dataworker.py"; '
                       'sys.path.insert(0, "."); runpy.run_path("pose_dataworker.py", run_name="__main__")')
 
 
-@pytest.fixture
-def address():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(('127.0.0.1', 0))
-        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
-
-
-@pytest.fixture
-def start(tmp_path):
-    """start(*command) runs it in a process that ends with the test; its output goes to process.log."""
-    processes = []
-
-    def start(*command):
-        log = tmp_path / ('log_%d' % len(processes))
-        with open(str(log), 'w') as output:
-            process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdout=output,
-                                       stderr=subprocess.STDOUT)
-        process.log = log
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 def worker_command(address, folder, python=sys.executable, workers=1):
     return [python, '-c', WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        result = condition()
-        if result:
-            return result
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def receive(receiver, count):

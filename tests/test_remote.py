@@ -19,7 +19,7 @@ import psutil
 import pytest
 import zmq
 
-from conftest import ROOT, assert_user_error, run_command
+from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
 import pose_labels
 import pose_remote
@@ -28,7 +28,6 @@ from pose_loader import batch_layout
 
 RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0}
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5}
-PATIENCE = 60  # seconds, for machines that have much else to do
 
 # A data worker that sends the batches of a file, again and again: python -c SENDER MASTER FILE [KEYS [DELAY]].
 # tensorpack, which pose_dataworker imports, would spend seconds on loading TensorFlow.
@@ -106,30 +105,9 @@ def assert_same(batch, received):
 
 
 @pytest.fixture
-def address():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(('127.0.0.1', 0))
-        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
-
-
-@pytest.fixture
-def start(tmp_path):
-    """start(script, *args) runs a script in a process that ends with the test; its output goes to process.log."""
-    processes = []
-
-    def start(script, *args, prefix=()):
-        log = tmp_path / ('log_%d' % len(processes))
-        with open(str(log), 'w') as output:
-            process = subprocess.Popen(list(prefix) + [sys.executable, '-c', script] + [str(a) for a in args],
-                                       cwd=str(ROOT), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
-        process.log = log
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+def start_script(start):
+    """start_script(script, *args) runs a script as `start` runs a command."""
+    return lambda script, *args, prefix=(): start(*prefix, sys.executable, '-c', script, *args)
 
 
 def save_batches(path, batches):
@@ -137,16 +115,6 @@ def save_batches(path, batches):
     np.savez(str(path), **{'%s%d' % (name, n): array for n, batch in enumerate(batches)
                            for name, array in zip(names, batch)})
     return path
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        result = condition()
-        if result:
-            return result
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def next_batch(receiver):
@@ -209,10 +177,10 @@ def test_maps_out_of_range_are_not_sent(value):
 # --- flow
 
 
-def test_batches_arrive_and_the_worker_is_told_the_end(address, start, tmp_path):
+def test_batches_arrive_and_the_worker_is_told_the_end(address, start_script, tmp_path):
     batches = [made_up_batch(seed, SETTINGS) for seed in range(3)]
     with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
-        worker = start(SENDER, address, save_batches(tmp_path / 'b.npz', batches), '', 0, 20)
+        worker = start_script(SENDER, address, save_batches(tmp_path / 'b.npz', batches), '', 0, 20)
         for n in range(10):
             received = next_batch(receiver)
             assert_same(batches[n % 3], received)
@@ -262,12 +230,12 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
         assert receiver.ready() == 0
 
 
-def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start, tmp_path):
+def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_script, tmp_path):
     slow, fast = made_up_batch(1, SETTINGS), made_up_batch(2, SETTINGS)
     with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
-        start(SENDER, address, save_batches(tmp_path / 'slow.npz', [slow]), '', 1.0, 20)
+        start_script(SENDER, address, save_batches(tmp_path / 'slow.npz', [slow]), '', 1.0, 20)
         assert_same(slow, next_batch(receiver))
-        start(SENDER, address, save_batches(tmp_path / 'fast.npz', [fast]), '', 0.0, 20)
+        start_script(SENDER, address, save_batches(tmp_path / 'fast.npz', [fast]), '', 0.0, 20)
         counts = {True: 0, False: 0}
         while counts[True] < 100:
             counts[bool((next_batch(receiver)[0] == fast[0]).all())] += 1
@@ -350,11 +318,11 @@ def other_version(tmp_path):
     return 'import sys; sys.path[:] = [%r] + sys.path[1:]\n' % str(tmp_path)
 
 
-def test_a_worker_of_another_version_is_refused(address, start, tmp_path, caplog):
+def test_a_worker_of_another_version_is_refused(address, start_script, tmp_path, caplog):
     newer = other_version(tmp_path)
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
-        worker = start(newer + SENDER, address, batches, '', 0, 20)
+        worker = start_script(newer + SENDER, address, batches, '', 0, 20)
         wait_for(lambda: receiver.get(0.2) or worker.poll() is not None, 'the worker does not end')
         assert worker.returncode == 2
         lines = [line for line in worker.log.read_text().splitlines() if line.startswith('error: ')]
@@ -416,10 +384,10 @@ def hostile_messages(rng, count, bomb):
             yield frames[:rng.randrange(1, len(frames) + 1)] + [b'more'] * rng.randrange(30)
 
 
-def test_ten_thousand_hostile_messages_do_not_stop_training(address, start, tmp_path):
+def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_script, tmp_path):
     bomb = tmp_path / 'exploded'
-    trainer = start(TRAINER, json.dumps(SETTINGS), address, '')
-    worker = start(SENDER, address, save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)]), '', 0.01, 20)
+    trainer = start_script(TRAINER, json.dumps(SETTINGS), address, '')
+    worker = start_script(SENDER, address, save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)]), '', 0.01, 20)
     wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'the trainer gets no batches')
     before = reports(trainer)[-1]
     rng, context = random.Random(1), zmq.Context()
@@ -519,19 +487,19 @@ def test_key_files_are_for_their_owner_only(keys):
     assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=../x'), '../x')
 
 
-def test_only_workers_with_an_accepted_key_get_in(address, start, tmp_path, keys, caplog):
+def test_only_workers_with_an_accepted_key_get_in(address, start_script, tmp_path, keys, caplog):
     others = tmp_path / 'others'
     assert run_command('scripts/make_curve_keys.py', '--output-dir=%s' % others).returncode == 0
     (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with pose_remote.BatchReceiver(address, SETTINGS, str(keys)) as receiver:
-        refused = start(SENDER, address, batches, others, 0, 20)
-        missing = start(SENDER, address, batches, '', 0, 20)
+        refused = start_script(SENDER, address, batches, others, 0, 20)
+        missing = start_script(SENDER, address, batches, '', 0, 20)
         refusals = 'key is not accepted', 'uses CURVE'
         wait_for(lambda: receiver.get(0.2) or all(line in caplog.text for line in refusals),
                  'the trainer does not tell whom it refuses')
         assert receiver.get(0.5) is None and not receiver.ready()
-        accepted = start(SENDER, address, batches, keys, 0, 20)
+        accepted = start_script(SENDER, address, batches, keys, 0, 20)
         for _ in range(5):
             next_batch(receiver)
         joined = [line for line in receiver.report() if 'joined' in line]
@@ -553,18 +521,18 @@ def test_keys_that_are_not_there(tmp_path, address):
 # --- failures
 
 
-def test_kill_and_restart_of_each_side(address, start, tmp_path):
+def test_kill_and_restart_of_each_side(address, start_script, tmp_path):
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    first, second = (start(SENDER, address, batches, '', 0.01, 20) for _ in range(2))  # workers first
-    trainer = start(TRAINER, json.dumps(SETTINGS), address, '')
+    first, second = (start_script(SENDER, address, batches, '', 0.01, 20) for _ in range(2))  # workers first
+    trainer = start_script(TRAINER, json.dumps(SETTINGS), address, '')
     wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not join')
     first.send_signal(signal.SIGKILL)
     wait_for(lambda: 'data worker left' in trainer.log.read_text(), 'the death of a worker goes unnoticed')
-    start(SENDER, address, batches, '', 0.01, 20)
+    start_script(SENDER, address, batches, '', 0.01, 20)
     wait_for(lambda: trainer.log.read_text().count('data worker joined') == 3, 'a new worker does not join')
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    trainer = start(TRAINER, json.dumps(SETTINGS), address, '')
+    trainer = start_script(TRAINER, json.dumps(SETTINGS), address, '')
     wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not come back')
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 20, 'training does not go on')
@@ -600,13 +568,13 @@ def cut_link():
             subprocess.run(['ip', 'netns', 'del', name], stderr=subprocess.DEVNULL)
 
 
-def test_a_cut_network_is_survived(cut_link, start, tmp_path):
+def test_a_cut_network_is_survived(cut_link, start_script, tmp_path):
     in_a, in_b, host, switch = cut_link
     address = 'tcp://%s:5555' % host
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     short = TRAINER.replace('settings, keys)', 'settings, keys, link_timeout=2)')
-    trainer = start(short, json.dumps(SETTINGS), address, '', prefix=in_a)
-    worker = start(SENDER, address, batches, '', 0.01, 2, prefix=in_b)
+    trainer = start_script(short, json.dumps(SETTINGS), address, '', prefix=in_a)
+    worker = start_script(SENDER, address, batches, '', 0.01, 2, prefix=in_b)
     wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'no batches')
     switch('down')
     wait_for(lambda: 'data worker left' in trainer.log.read_text(), 'the trainer does not notice the cut')

@@ -13,9 +13,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import networks
-import pose_checkpoint
-import pose_cli
-import pose_loader
 import train
 from conftest import ROOT, assert_user_error, run_command
 from pose_cli import UserError
