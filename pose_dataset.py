@@ -7,11 +7,12 @@ A sample is one main person of one image; the labels show all people of the imag
     python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
 """
 import collections
+import contextlib
+import io
 import os
 
 import cv2
 import numpy as np
-from tensorpack.dataflow import DataFlow, RNGDataFlow
 
 import pose_annotations
 import pose_augment
@@ -19,6 +20,9 @@ import pose_cli
 import pose_draw
 import pose_labels
 from pose_loader import BadSample, BadSampleCounter, BatchLoader
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, as is right on helper nodes
+    from tensorpack.dataflow import DataFlow, RNGDataFlow
 
 # joints (people, 18, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
