@@ -51,8 +51,8 @@ def measure(args, folder):
         time.sleep(POLL_SECONDS)
     if process.wait():
         raise pose_cli.UserError('train.py ended with exit code %d' % process.returncode)
-    # A process that has just ended has no memory left.
-    return np.array([row for row in rows if row[1]], np.float64) / (1, 2 ** 20, 2 ** 20)
+    # Processes that have just ended have no memory left.
+    return np.array([row for row in rows if all(row)], np.float64) / (1, 2 ** 20, 2 ** 20)
 
 
 def main():
