@@ -105,7 +105,7 @@ class BatchDecoder:
     def __init__(self, layout):
         (_, _, self._image_shape), *labels = layout
         self._heatmap, self._paf, self._mask = (np.empty(shape, dtype) for _, dtype, shape in labels)
-        self._empty = [np.resize(empty_map(maps, item), maps.size * maps.itemsize // np.dtype(item).itemsize)
+        self._empty = [np.resize(empty_map(maps, item), items_of(maps.shape, item))
                        for maps, item in ((self._heatmap, HEATMAP_ITEM), (self._paf, PAF_ITEM))]
         self._written = None  # positions of heatmap and PAF that differ from empty maps
 
@@ -123,6 +123,11 @@ class BatchDecoder:
         self._written = (decode_maps(frames[2:4], self._empty[0], self._heatmap, before[0]),
                          decode_maps(frames[4:6], self._empty[1], self._paf, before[1]))
         return image, self._heatmap, self._paf, self._mask
+
+
+def items_of(shape, item):
+    """How many items float32 maps of that shape are cut into."""
+    return _product(shape) * 4 // np.dtype(item).itemsize
 
 
 def empty_map(maps, item):
@@ -207,8 +212,9 @@ def wire_layout(layout, heatmap_items, paf_items):
 
 def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
-    largest = max(_product(shape) * (1 if name in ('image', 'mask') else 4) for name, _, shape in layout)
-    return CURVE_OVERHEAD + max(MAX_HEADER, largest)
+    shapes = {name: shape for name, _, shape in layout}
+    full = wire_layout(layout, items_of(shapes['heatmap'], HEATMAP_ITEM), items_of(shapes['paf'], PAF_ITEM))
+    return CURVE_OVERHEAD + max([MAX_HEADER] + [_product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
 
 
 def _product(shape):

@@ -24,7 +24,6 @@ import tqdm.contrib.logging
 import networks
 import networks.pretrained
 import pose_annotations
-import pose_augment
 import pose_draw
 import pose_eval
 import pose_loader
@@ -461,8 +460,7 @@ def open_source(flags, stride):
     """The batch source: loader processes on this machine, or data workers on others."""
     if flags.remote_data:
         settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width,
-                    'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed,
-                    'augmentation': dict(pose_augment.CMU_RANGES._asdict())}
+                    'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed}
         return pose_remote.BatchReceiver(flags.remote_data, settings, flags.curve_keys)
     dataset = PoseDataset(flags.datapath, 'train2017', flags.input_width, flags.input_height, stride, flags.imgpath)
     return pose_loader.BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed)

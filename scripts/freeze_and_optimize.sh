@@ -6,10 +6,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 choices=("${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" python3)
 [ "${TF:-}" != 2 ] || choices=("$root/.venv-tf2/bin/python")
-for choice in "${PYTHON:-}" "${choices[@]}"; do
-    if command -v "$choice" >/dev/null; then PYTHON=$choice; break; fi
-done
-if ! "${PYTHON:=python3}" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ("tensorflow", "cv2"))))' 2>/dev/null; then
+if [ -z "${PYTHON:-}" ]; then
+    for PYTHON in "${choices[@]}"; do
+        if command -v "$PYTHON" >/dev/null; then break; fi
+    done
+fi
+if ! "$PYTHON" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ("tensorflow", "cv2"))))' 2>/dev/null; then
     echo "error: $PYTHON has no TensorFlow and OpenCV; run bash scripts/setup_env.sh, or set \$PYTHON to an interpreter that has" >&2
     exit 2
 fi

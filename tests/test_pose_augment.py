@@ -108,7 +108,8 @@ def test_a_reduced_image_lands_where_the_full_one_does(reduction):
 
 
 def test_the_ranges_are_the_published_ones():
-    assert (pose_augment.PERSON_HEIGHT, pose_augment.BORDER_GREY) == (0.6, 128)
+    ranges = pose_augment.CMU_RANGES
+    assert (pose_augment.PERSON_HEIGHT, ranges.flip_probability, pose_augment.BORDER_GREY) == (0.6, 0.5, 128)
 
 
 def test_other_ranges():

@@ -150,6 +150,15 @@ def test_arrays_survive_the_wire(width, height, stride, people):
                     decoder.decode(frames[:4] + [backwards] + frames[5:])
 
 
+@pytest.mark.parametrize('stride', [4, 8])
+def test_the_largest_frame_is_that_of_full_maps(stride):
+    layout = batch_layout(1, 256, 256, stride)
+    batch = [np.ones(shape, dtype) / 2 for _, dtype, shape in layout]
+    batch[0] = batch[0].astype(np.uint8)
+    largest = max(array.nbytes for _, array in pose_remote.encode_batch(batch))
+    assert pose_remote.max_frame_size(layout) == largest + pose_remote.CURVE_OVERHEAD
+
+
 def test_ones_and_zeros_are_exact():
     layout = batch_layout(1, 64, 64, 8)
     heatmap, paf = np.zeros((1, 8, 8, 19), np.float32), np.zeros((1, 8, 8, 38), np.float32)

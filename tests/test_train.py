@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import networks
 import train
-from conftest import ROOT, assert_user_error, run_command
+from conftest import assert_user_error, run_command
 from pose_cli import UserError
 from pose_dataset import PoseDataset
 from pose_runlog import LOSSES
