@@ -117,7 +117,8 @@ def measure_tensorpack(batches, seconds):
             return ours.recv()
 
 
-def _send_with_pose_remote(batches, address, keys):
+def send_with_pose_remote(batches, address, keys):
+    """Send the batches to the trainer at `address`, over and over."""
     source = RepeatedBatches(batches)
     pose_dataworker.serve_trainers(address, lambda settings: source, keys)
 
@@ -125,7 +126,7 @@ def _send_with_pose_remote(batches, address, keys):
 def measure_pose_remote(args, batches, keys=None):
     address = 'tcp://127.0.0.1:%d' % free_port()
     with pose_remote.BatchReceiver(address, settings(args, len(batches[0][0])), keys) as receiver:
-        with child(_send_with_pose_remote, batches, address, keys):
+        with child(send_with_pose_remote, batches, address, keys):
             return samples_per_second(lambda: len(next_batch(receiver)[0]), args.seconds)
 
 

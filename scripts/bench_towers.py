@@ -6,6 +6,7 @@
   lost is the split, the second copy of small operations, and the averaging of gradients.
 - train.py, a real run on real images, against its bare train op in a loop, on a batch that lies in memory. What is lost
   is the input queue, logging, and the share of the cores that the loader takes. With GPUs the cores are the loader's.
+- train.py --remote-data against the same, fed over loopback with batches that cost their sender nothing to make.
 
 Both sides of a ratio take turns for a few seconds each (the other one is stopped), so that other load meets both alike.
 """
@@ -19,6 +20,7 @@ import time
 import types
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import bench_remote
 import pose_cli
 import numpy as np
 import psutil
@@ -61,15 +63,15 @@ class BareTraining:
 
 
 class RealTraining:
-    """A train.py process that runs only when asked."""
+    """A train.py process that runs only when asked; `source` is the flag that says where its data come from."""
 
-    def __init__(self, args, datapath, folder):
+    def __init__(self, args, source, folder):
         self._curves, self._log = os.path.join(folder, 'logs', 'curves.csv'), folder + '.log'
         self._batchsize = args.batchsize
         with open(self._log, 'w') as log:
             self._process = psutil.Popen(
                 [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + args.model, '--pretrained=none',
-                 '--lr=0.0001', '--datapath=' + datapath, '--modelpath=' + folder, '--batchsize=%d' % args.batchsize,
+                 '--lr=0.0001', source, '--modelpath=' + folder, '--batchsize=%d' % args.batchsize,
                  '--input-width=%d' % args.size, '--input-height=%d' % args.size, '--log-every=1', '--valid-every=0',
                  '--max-steps=1000000', '--save-every=1000000'], stderr=log, stdout=log)
         self._wait_for(args.warm_up)
@@ -119,6 +121,21 @@ def compare(candidate, reference, rounds, steps):
     return tuple(float(x) for x in (*np.median(times, axis=0), np.median(overheads)))
 
 
+def compare_trainer(args, source, folder, bare):
+    """`compare` for a train.py with that source against the bare train op."""
+    real = RealTraining(args, source, folder)
+    try:
+        return compare(real, bare, args.rounds, args.steps)
+    finally:
+        real.close()
+
+
+def sent_batches(args):
+    stride = networks.stride(args.model)
+    return [bench_remote.made_up_batch(np.random.RandomState(k), args.batchsize, args.size, stride, people=3)
+            for k in range(bench_remote.BATCHES)]
+
+
 def main():
     parser = pose_cli.ArgumentParser(description='Measure what towers and the training loop cost.')
     parser.add_argument('--model', default='mobilenet_thin')
@@ -138,13 +155,15 @@ def main():
         if not args.datapath:
             subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--train=64',
                             '--val=4', '--output-dir=' + datapath], check=True, stdout=subprocess.DEVNULL)
-        real = RealTraining(args, datapath, os.path.join(folder, 'model'))
-        try:
-            real_seconds, bare_seconds, trainer_overhead = compare(real, one, args.rounds, args.steps)
-        finally:
-            real.close()
+        real_seconds, bare_seconds, trainer_overhead = compare_trainer(
+            args, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
+        address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
+        with bench_remote.child(bench_remote.send_with_pose_remote, sent_batches(args), address, None):
+            remote_seconds, remote_bare_seconds, remote_overhead = compare_trainer(
+                args, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
     rows = [('2 CPU towers / 1 tower', two_seconds, one_seconds, tower_overhead, MAX_TOWER_OVERHEAD),
-            ('train.py / bare train op', real_seconds, bare_seconds, trainer_overhead, MAX_TRAINER_OVERHEAD)]
+            ('train.py / bare train op', real_seconds, bare_seconds, trainer_overhead, MAX_TRAINER_OVERHEAD),
+            ('the same on remote data', remote_seconds, remote_bare_seconds, remote_overhead, MAX_TRAINER_OVERHEAD)]
     print('%s, %dx%d, batch %d' % (args.model, args.size, args.size, args.batchsize))
     print('%-26s %12s %12s %10s %8s' % ('', 'examples/s', 'reference', 'overhead', 'at most'))
     for name, seconds, reference, overhead, limit in rows:
@@ -156,7 +175,9 @@ def main():
                           'towers_2_examples_per_s': args.batchsize / two_seconds, 'tower_overhead': tower_overhead,
                           'bare_examples_per_s': args.batchsize / bare_seconds,
                           'trainer_examples_per_s': args.batchsize / real_seconds,
-                          'trainer_overhead': trainer_overhead}))
+                          'trainer_overhead': trainer_overhead,
+                          'remote_trainer_examples_per_s': args.batchsize / remote_seconds,
+                          'remote_trainer_overhead': remote_overhead}))
 
 
 if __name__ == '__main__':
