@@ -15,7 +15,7 @@ echo "== 1/5 sample data: rendered people in COCO's format"
 "$python" pose_dataset.py --datapath="$folder/data" --output-dir="$folder/samples" --count=4
 
 echo "== 2/5 training: mobilenet_thin from scratch, $steps steps"
-"$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.001 \
+"$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.004 \
     --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=150 --modelpath="$folder/model"
 
 echo "== 3/5 loss curves"
