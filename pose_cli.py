@@ -40,6 +40,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         kwargs.setdefault('formatter_class', _HelpFormatter)
+        kwargs.setdefault('prog', os.path.relpath(sys.argv[0]))  # with its folder, as the user has to type it
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):

@@ -350,7 +350,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     if short_edge is not None:
         batchsize = 1  # each image has its own size
     results, network_seconds, decode_seconds = [], [], []
-    with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=not progress) as bar:
+    with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar:
         for first in range(0, len(image_ids), batchsize):
             batch_ids = image_ids[first:first + batchsize]
             inputs = [_labelled_input(coco, image_id, image_folder, input_size, short_edge) for image_id in batch_ids]
@@ -486,6 +486,9 @@ def load_network(graph_file=None, checkpoint=None, model=None):
     def predict_maps(images, joints):
         try:
             return session.run(output, {image: images})
+        except tf.errors.FailedPreconditionError:
+            raise UserError('%s is not frozen: its variables have no values; give the graph_frozen.pb or graph_opt.pb '
+                            'of scripts/freeze_and_optimize.sh' % graph_file)
         except (tf.errors.OpError, ValueError) as error:
             reason = getattr(error, 'message', str(error)).splitlines()[0]
             raise UserError('the network does not run on an input of %dx%d: %s'
@@ -534,7 +537,7 @@ def draw_photographs(predict_maps, args):
     stems = [os.path.splitext(name)[0] for name in names]
     summary = {'images': 0, 'people': 0}
     seconds = []
-    for name, stem in zip(tqdm(names, desc='finding people', unit='image'), stems):
+    for name, stem in zip(tqdm(names, desc='finding people', unit='image', disable=None), stems):
         pixels = cv2.imread(os.path.join(args.images, name))
         if pixels is None:
             logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
@@ -651,7 +654,7 @@ def main():
     if fixed_size:
         if args.scale or (args.input_size or fixed_size) != fixed_size:
             raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the '
-                            'graph without a size' % (args.graph, *fixed_size))
+                            'graph with --input-size=dynamic' % (args.graph, *fixed_size))
         args.input_size = fixed_size
     pose_cli.make_folder(args.output_dir)
     if args.datapath:

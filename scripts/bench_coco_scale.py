@@ -185,7 +185,7 @@ def in_fresh_process(what, argument):
 
 
 def main():
-    parser = pose_cli.ArgumentParser(prog='scripts/bench_coco_scale.py', description=__doc__.splitlines()[0],
+    parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--folder', help='keeps the made-up data set for the next time; a temporary folder without it')
     parser.add_argument('--scale', type=float, default=1.0, help='of the number of images and people')

@@ -119,7 +119,7 @@ def render_sample_data(folder):
 
 
 def main():
-    parser = pose_cli.ArgumentParser(prog='scripts/bench_data.py', description=__doc__.splitlines()[0],
+    parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--datapath', help='COCO folder; rendered data without it')
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')

@@ -173,7 +173,7 @@ def bytes_per_sample(batch):
 
 
 def main():
-    parser = pose_cli.ArgumentParser(prog='scripts/bench_remote.py', description=__doc__.splitlines()[0],
+    parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
     parser.add_argument('--rounds', type=pose_cli.positive_int, default=3, help='the table shows the median of so many')

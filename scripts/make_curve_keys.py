@@ -9,7 +9,8 @@
     keys/node2/                               worker.key_secret, worker.key and trainer.key: all that this worker needs
 
 The trainer needs trainer.key_secret and accepted_workers/; a worker needs worker.key_secret and trainer.key. On one
-machine, or a file system that both see, both can be given the same folder. Removing a file from accepted_workers/ locks
+machine, or a file system that both see, both can be given the same folder; to another machine, copy keys/NAME only:
+trainer.key_secret stays with the trainer. Removing a file from accepted_workers/ locks
 that worker out at its next connection.
 """
 import os
@@ -39,7 +40,7 @@ def accept(folder, worker_key, name):
 
 
 def main():
-    parser = pose_cli.ArgumentParser(prog='scripts/make_curve_keys.py', description='Make keys for --curve-keys.')
+    parser = pose_cli.ArgumentParser(description='Make keys for --curve-keys.')
     parser.add_argument('--output-dir', required=True, help='folder of the keys')
     parser.add_argument('--worker', metavar='NAME', help='add a worker with a key of its own, in OUTPUT_DIR/NAME')
     args = parser.parse_args()

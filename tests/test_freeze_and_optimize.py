@@ -427,6 +427,12 @@ BY_HAND = ('strip_unused_nodes(type=float, shape="1,%d,%d,3") remove_nodes(op=Id
            'fold_constants(ignore_errors=true) fold_old_batch_norms fold_batch_norms' % (SIZE, SIZE))
 
 
+def test_evaluating_a_graph_without_weights_is_refused(run_folder, coco_photos, tmp_path):
+    result = run_command('pose_eval.py', '--graph=%s' % (run_folder / 'graph.pb'), '--datapath=%s' % coco_photos,
+                         '--split=val2017', '--output-dir=%s' % tmp_path)
+    assert_user_error(result, 'is not frozen', 'graph_frozen.pb')
+
+
 def test_steps_by_hand(run_folder, thin, tmp_path):
     frozen = tmp_path / 'frozen.pb'
     result = run_command('-m', 'tensorflow.python.tools.freeze_graph', '--input_graph=%s' % (run_folder / 'graph.pb'),
