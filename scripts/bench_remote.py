@@ -70,6 +70,12 @@ def made_up_batch(rng, batchsize, side, stride, people):
     return image, heatmap, paf, np.ones((batchsize, cells, cells, 1), np.float32)
 
 
+def made_up_batches(*args):
+    """The batches that a sender repeats, for (batchsize, side, stride, people)."""
+    rng = np.random.RandomState(0)
+    return [made_up_batch(rng, *args) for _ in range(BATCHES)]
+
+
 def free_port():
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(('127.0.0.1', 0))
@@ -185,8 +191,7 @@ def main():
     parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
     args = parser.parse_args()
 
-    rng = np.random.RandomState(0)
-    batches = [made_up_batch(rng, args.batchsize, args.side, args.stride, args.people) for _ in range(BATCHES)]
+    batches = made_up_batches(args.batchsize, args.side, args.stride, args.people)
     halved = [tuple(a if a.dtype == np.uint8 else a.astype(np.float16) for a in batch) for batch in batches]
     figures = {name: [] for name in ('tensorpack_samples_per_s', 'tensorpack_float16_samples_per_s', 'samples_per_s',
                                      'curve_samples_per_s')}

@@ -130,12 +130,6 @@ def compare_trainer(args, source, folder, bare):
         real.close()
 
 
-def sent_batches(args):
-    stride = networks.stride(args.model)
-    return [bench_remote.made_up_batch(np.random.RandomState(k), args.batchsize, args.size, stride, people=3)
-            for k in range(bench_remote.BATCHES)]
-
-
 def main():
     parser = pose_cli.ArgumentParser(description='Measure what towers and the training loop cost.')
     parser.add_argument('--model', default='mobilenet_thin')
@@ -158,7 +152,8 @@ def main():
         real_seconds, bare_seconds, trainer_overhead = compare_trainer(
             args, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
         address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
-        with bench_remote.child(bench_remote.send_with_pose_remote, sent_batches(args), address, None):
+        batches = bench_remote.made_up_batches(args.batchsize, args.size, networks.stride(args.model), 3)
+        with bench_remote.child(bench_remote.send_with_pose_remote, batches, address, None):
             remote_seconds, remote_bare_seconds, remote_overhead = compare_trainer(
                 args, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
     rows = [('2 CPU towers / 1 tower', two_seconds, one_seconds, tower_overhead, MAX_TOWER_OVERHEAD),
