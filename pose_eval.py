@@ -467,7 +467,7 @@ def load_network(graph_file=None, checkpoint=None, model=None):
                              is_training=False)
 
     if graph_file:
-        graph_def = pose_graph.load_graph(graph_file)
+        graph_def = pose_graph.load_frozen(graph_file)
     else:
         prefix = pose_graph.find_checkpoint(checkpoint)
         graph_def = pose_graph.freeze(pose_graph.inference_graph(build), prefix)
@@ -475,9 +475,6 @@ def load_network(graph_file=None, checkpoint=None, model=None):
         try:
             tf.import_graph_def(graph_def, name='')
             image, output = (graph.get_tensor_by_name(name + ':0') for name in (pose_graph.INPUT, pose_graph.OUTPUT))
-        except KeyError as error:
-            raise UserError('%s is not a frozen graph of this project (%s); make one with '
-                            'scripts/freeze_and_optimize.sh' % (graph_file, error.args[0]))
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
     shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
@@ -486,9 +483,6 @@ def load_network(graph_file=None, checkpoint=None, model=None):
     def predict_maps(images, joints):
         try:
             return session.run(output, {image: images})
-        except tf.errors.FailedPreconditionError:
-            raise UserError('%s is not frozen: its variables have no values; give the graph_frozen.pb or graph_opt.pb '
-                            'of scripts/freeze_and_optimize.sh' % graph_file)
         except (tf.errors.OpError, ValueError) as error:
             reason = getattr(error, 'message', str(error)).splitlines()[0]
             raise UserError('the network does not run on an input of %dx%d: %s'

@@ -49,7 +49,7 @@ def main():
         check_multiple(args.input_size, networks.stride(args.model))
     graphs = collections.OrderedDict()
     if args.graph:
-        graphs['graph_frozen'] = load_frozen(args.graph)
+        graphs['graph_frozen'] = pose_graph.load_frozen(args.graph)
     else:
         checkpoint = pose_graph.find_checkpoint(args.checkpoint)
         inference_graph = build_graph(args.model, args.input_size)
@@ -132,14 +132,6 @@ def build_graph(model, input_size):
         networks.get_network(model, image, is_training=False)
 
     return pose_graph.inference_graph(build)
-
-
-def load_frozen(path):
-    graph = pose_graph.strip_unused(pose_graph.load_graph(path))
-    variables = [node.name for node in graph.node if node.op in pose_graph.VARIABLES + ('VarHandleOp',)]
-    if variables:
-        raise UserError('%s is not frozen: %s is a variable; freeze it with a checkpoint first' % (path, variables[0]))
-    return graph
 
 
 def measured_size(graph, asked):

@@ -178,6 +178,39 @@ def test_depthwise_1x1_that_others_use_stays():
     check(build, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})
 
 
+@pytest.mark.parametrize('widths, concats', [((2, 5, 3), 1), ((7, 4), 0), ((3, 3), 0)])
+def test_depthwise_convolutions_take_the_largest_part_of_a_concatenation_by_itself(widths, concats):
+    def build(image):
+        x = tf.concat([tf.nn.relu(conv(image, width)) for width in widths], axis=-1)
+        return fused_norm(conv(depthwise(x), 4, 1)) + tf.nn.relu(conv(depthwise(x, stride=1), 4, 3))
+    optimized = check(build, None)
+    found = ops(optimized)
+    assert found.get('ConcatV2', 0) == concats
+    assert (found['DepthwiseConv2dNative'], found['Conv2D']) == (4, len(widths) + 4)
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(optimized, name='')
+        channels = {int(op.inputs[0].shape[3]) for op in graph.get_operations() if op.type == 'DepthwiseConv2dNative'}
+    assert channels == {max(widths), sum(widths) - max(widths)}
+
+
+@pytest.mark.parametrize('build', [
+    lambda x: tf.concat([conv(depthwise(x), 4), x], axis=3),
+    lambda x: conv(depthwise(x, multiplier=2), 4),
+    lambda x: tf.nn.relu(depthwise(x)),
+    lambda x: conv(tf.nn.relu(depthwise(x)), 4),
+    lambda x: conv(depthwise(x), 4) + conv(x, 4)],
+    ids=['part of the output', 'multiplier', 'no convolution', 'relu between', 'convolution beside'])
+def test_concatenations_that_others_need_whole_stay(build):
+    def concat_first(image):
+        return build(tf.concat([tf.nn.relu(conv(image, 6)), tf.nn.relu(conv(image, 3))], axis=3))
+    assert ops(check(concat_first, None))['DepthwiseConv2dNative'] == 1
+
+
+def test_concatenated_rows_are_not_taken_for_channels():
+    optimized = check(lambda image: conv(depthwise(tf.concat([conv(image, 6), conv(image, 6)], axis=1)), 4), None)
+    assert ops(optimized)['ConcatV2'] == 1
+
+
 def test_shapes_become_constant_at_a_fixed_size_only():
     def build(image):
         return tf.image.resize_bilinear(tf.nn.relu(conv(image, 4)), 2 * tf.shape(image)[1:3])
@@ -305,8 +338,11 @@ def test_every_network_folds(name, tmp_path):
     norms = before.get('FusedBatchNorm', 0)
     assert (norms > 0) == name.startswith('mobilenet')
     assert len(pose_graph.find_batch_norms(pose_graph.simplify(frozen))) == norms
-    assert after['Conv2D'] == after['BiasAdd'] == before['Conv2D']
-    assert set(after) <= {'Conv2D', 'BiasAdd', 'DepthwiseConv2dNative', 'Relu', 'MaxPool', 'ConcatV2', 'RealDiv', 'Sub',
+    assert after['BiasAdd'] == before['Conv2D'] == after['Conv2D'] - after.get('Add', 0)
+    # The two branches of each stage but the first read the features where they are.
+    first_layers = sum(node.name.endswith('_1_depthwise/depthwise') and 'Stage' in node.name for node in frozen.node)
+    assert after.get('Add', 0) == (first_layers - 2 if name.startswith('mobilenet') else 0)
+    assert set(after) <= {'Add', 'Conv2D', 'BiasAdd', 'DepthwiseConv2dNative', 'Relu', 'MaxPool', 'ConcatV2', 'RealDiv', 'Sub',
                           'ResizeBilinear'}
     images = RNG.uniform(0, 255, (1, SIZE, SIZE, 3)).astype(np.float32)
     expected = outputs(frozen, images)
