@@ -218,7 +218,8 @@ def draw_sample(sample):
 
 def main():
     parser = pose_cli.ArgumentParser(description='Draw augmented samples with their label maps.')
-    parser.add_argument('--datapath', required=True, help='COCO root or its annotations folder')
+    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'), required='COCO_DIR' not in os.environ,
+                        help='COCO root or its annotations folder ($COCO_DIR)')
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
     parser.add_argument('--output-dir', required=True, help='where the pictures go')
     parser.add_argument('--split', default='train2017', help='train2017 or val2017')

@@ -68,13 +68,13 @@ def greet(connection, master, name, welcome):
         The trainer's welcome (session, number, settings), or None when training is over.
     """
     logging.info('connecting to the trainer at %s', master)
-    next_line = time.monotonic() + WAIT_LINE_SECONDS
+    next_line, trouble = time.monotonic() + WAIT_LINE_SECONDS, connection.trouble
     while True:
         message = connection.receive(1)
         if message is None:
-            if time.monotonic() > next_line:
-                next_line = time.monotonic() + WAIT_LINE_SECONDS
-                logging.info('still waiting for the trainer at %s (%s)', master, connection.trouble)
+            if time.monotonic() > next_line or connection.trouble != trouble:
+                next_line, trouble = time.monotonic() + WAIT_LINE_SECONDS, connection.trouble
+                logging.info('waiting for the trainer at %s (%s)', master, trouble)
         elif message['type'] == 'connected':
             last = welcome or {'session': b'', 'number': -1}
             connection.send('hello', name=name, session=last['session'], number=last['number'])

@@ -600,7 +600,8 @@ class BatchReceiver:
                 self._authenticate(self._zap.recv_multipart())
             if self._monitor in events:
                 parse_monitor_message(self._monitor.recv_multipart())
-                self._count_bad('a connection', 'it does not speak ZeroMQ, or one side uses CURVE and the other not')
+                self._count_bad('a connection', "it does not speak ZeroMQ, or not with this trainer's keys: give --curve-keys "
+                                "on both sides, the worker's key made in the trainer's folder")
             if self._socket in events:
                 route, *frames = self._socket.recv_multipart(copy=False)
                 route = route.bytes
@@ -793,7 +794,8 @@ class TrainerConnection:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.trouble = 'the trainer does not accept this key'
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
-            self.trouble = 'the handshake fails; give --curve-keys on both sides or on none'
+            self.trouble = "the handshake fails; give --curve-keys on both sides or on none, the worker's key " \
+                           "made in the trainer's folder"
         return None
 
     def send(self, kind, **fields):

@@ -95,6 +95,8 @@ def check_flags(flags):
         raise UserError('--eval-every needs validation images: give --datapath=DIR, and --valid-every above 0')
     if flags.curve_keys and not flags.remote_data:
         raise UserError('--curve-keys is for data workers: give --remote-data too')
+    if flags.checkpoint and flags.pretrained not in (None, 'none'):
+        raise UserError('--checkpoint and --pretrained both name weights to start from: give one of them')
     if flags.datapath:
         if not flags.remote_data:
             pose_annotations.find_split(flags.datapath, 'train2017', flags.imgpath)
@@ -291,12 +293,12 @@ def initial_weights(flags, network):
     if latest:
         logging.info('resuming from %s', latest)
         return None
-    path = networks.pretrained.resolve(flags.model, flags.checkpoint or flags.pretrained)
+    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
     if path is None:
         logging.info('--pretrained=none: training starts from scratch')
         return None
     logging.info('Restore pretrained weights... %s', path)
-    match = networks.pretrained.fit(network, path)
+    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
     if flags.checkpoint and match.new:
         raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
                         % (path, len(match.new), flags.model, match.new[0]))
@@ -387,8 +389,8 @@ def train(flags, source, samples, validation, is_stopping):
     if step < max_steps:
         raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
                       % (step, flags.modelpath))
-    logging.info('done: step %d, checkpoints in %s, TensorBoard log and %s in %s', step, flags.modelpath,
-                 'curves.csv', flags.logpath)
+    logging.info('done: step %d, checkpoints in %s, TensorBoard log and %s in %s; a higher --max-steps or --max-epoch '
+                 'trains on', step, flags.modelpath, 'curves.csv', flags.logpath)
 
 
 def open_session(modelpath, scaffold, hooks, config):
@@ -487,6 +489,8 @@ def main():
     if flags.datapath and flags.valid_every:
         validation = PoseDataset(flags.datapath, 'val2017', flags.input_width, flags.input_height, stride,
                                  flags.imgpath)
+    else:
+        logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
     try:
         with open_source(flags, stride) as source, tf.Graph().as_default():
             samples = count_samples(source, is_stopping)

@@ -25,7 +25,6 @@ from pose_cli import UserError
 from . import network_class
 
 VGG_MEAN_RGB = (123.68, 116.78, 103.94)
-OTHER_FILE = 'give the file of this model with --pretrained=PATH, or --pretrained=none'
 
 # What a pickle of arrays, numbers and containers refers to. Where numpy's helpers live depends on its version: its own
 # pickles tell.
@@ -120,16 +119,14 @@ class Match:
         return text
 
 
-def fit(network, path):
-    """Match of the weights file `path` with a network. Raises UserError when it cannot be read or does not fit."""
-    return match(network, read_weights(path), path)
+def fit(network, path, flag='--pretrained'):
+    """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
-
-def match(network, weights, path):
-    """Match of {variable name: array} with a network, by name and shape.
-
-    Raises UserError when an array has the wrong shape or no array has a variable's name: the file is another network's.
+    Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file is
+    another network's.
     """
+    weights = read_weights(path)
+    other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
     if 'vgg_19/conv1/conv1_1/weights' in set(weights):
         weights = _SlimVgg(weights)
     names = set(weights)
@@ -145,10 +142,10 @@ def match(network, weights, path):
             values[name] = value.astype(np.float32, copy=False)
     if wrong:
         more = ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''
-        raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, OTHER_FILE))
+        raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, other_file))
     if not values:
         raise UserError('%s has no variable of %s (it has %s, ...); %s'
-                        % (path, network.name, ', '.join(sorted(names)[:3]), OTHER_FILE))
+                        % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
     return Match(network, path, values, [name for name in sorted(names - set(values))
                                          if not _is_training_state(name, values)])
 

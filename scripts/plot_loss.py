@@ -70,7 +70,7 @@ def draw(runs, names, loss, title):
         colour = 'C%d' % (number % 10)
         train, validation = run['train'], run['validation']
         axes.plot(averaged(train['step']), averaged(train[loss]), color=colour, linewidth=1, alpha=0.6,
-                  label=name + ', training')
+                  marker='.', markersize=3, label=name + ', training')
         if len(validation['step']):
             axes.plot(validation['step'], validation[loss], color=colour, linewidth=2, marker='o', markersize=4,
                       label=name + ', validation')

@@ -15,8 +15,9 @@ echo "== 1/5 sample data: rendered people in COCO's format"
 "$python" pose_dataset.py --datapath="$folder/data" --output-dir="$folder/samples" --count=4
 
 echo "== 2/5 training: mobilenet_thin from scratch, $steps steps"
-"$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.004 \
-    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=150 --modelpath="$folder/model"
+train=("$python" train.py --model=mobilenet_thin --pretrained=none --datapath="$folder/data" --batchsize=4 --lr=0.004
+    --input-width=160 --input-height=160 --max-steps="$steps" --valid-every=150 --modelpath="$folder/model")
+"${train[@]}"
 
 echo "== 3/5 loss curves"
 "$python" scripts/plot_loss.py "$folder/model/logs" --output-dir="$folder"
@@ -35,7 +36,8 @@ Done. Look at:
   $folder/model/logs/validation.png         true maps beside predicted ones, on unseen images
   $folder/loss_ll_heat.png, loss_ll_paf.png training and validation loss
   $folder/people/people_val2017.png         labelled people beside the people found
-  $folder/model                             checkpoints (train on by running the command with a higher --max-steps)
+  $folder/model                             checkpoints (to train on: the next line with a higher --max-steps)
+    ${train[*]}
   $folder/graph/graph_opt.pb                the network for inference
   $python -m tensorboard.main --logdir=$folder/model/logs
 Next, with real photographs: download COCO 2017 (README, "Training on COCO"), then

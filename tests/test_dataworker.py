@@ -123,7 +123,7 @@ def test_training_with_two_workers(address, start, sample_coco, tmp_path):
     trainer.send_signal(signal.SIGTERM)
     assert trainer.wait(PATIENCE) == 0, trainer.log.read_text()
     text = trainer.log.read_text()
-    assert 'data workers, samples/s: ' in text
+    assert 'data workers, samples/s: ' in text and 'validation is off' in text
     step = int(re.search(r'stopped by a signal at step (\d+)', text).group(1))
 
     trainer = start(*train, '--max-steps=%d' % (step + 20))

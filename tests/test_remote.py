@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -499,12 +500,15 @@ def test_key_files_are_for_their_owner_only(keys):
 def test_only_workers_with_an_accepted_key_get_in(address, start_script, tmp_path, keys, caplog):
     others = tmp_path / 'others'
     assert run_command('scripts/make_curve_keys.py', '--output-dir=%s' % others).returncode == 0
+    strangers = tmp_path / 'strangers'
+    shutil.copytree(str(others), str(strangers))  # it knows neither the trainer, nor the trainer it
     (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with pose_remote.BatchReceiver(address, SETTINGS, str(keys)) as receiver:
         refused = start_script(SENDER, address, batches, others, 0, 20)
         missing = start_script(SENDER, address, batches, '', 0, 20)
-        refusals = 'key is not accepted', 'uses CURVE'
+        stranger = start_script(SENDER, address, batches, strangers, 0, 20)
+        refusals = 'key is not accepted', "not with this trainer's keys"
         wait_for(lambda: receiver.get(0.2) or all(line in caplog.text for line in refusals),
                  'the trainer does not tell whom it refuses')
         assert receiver.get(0.5) is None and not receiver.ready()
@@ -514,9 +518,10 @@ def test_only_workers_with_an_accepted_key_get_in(address, start_script, tmp_pat
         joined = [line for line in receiver.report() if 'joined' in line]
         assert len(joined) == 1 and ':%d ' % accepted.pid in joined[0]
     assert accepted.wait(PATIENCE) == 0
-    for worker in (refused, missing):
+    for worker, reason in ((refused, 'does not accept this key'), (missing, '--curve-keys on both sides'),
+                           (stranger, '--curve-keys on both sides')):
         assert worker.poll() is None  # it goes on trying: the trainer may come to accept it
-        assert 'connected; sending' not in worker.log.read_text()
+        assert reason in worker.log.read_text() and 'connected; sending' not in worker.log.read_text()
 
 
 def test_keys_that_are_not_there(tmp_path, address):

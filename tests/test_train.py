@@ -274,6 +274,18 @@ def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_c
     assert not (tmp_path / 'new').exists()
 
 
+def test_weights_to_start_from_are_named_once(good, run):
+    message = refusal(*(good + ['--checkpoint=%s' % run.model, '--pretrained=vgg.npy']))
+    assert '--checkpoint' in message and '--pretrained' in message
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
+    result = run_command('train.py', '--model=mobilenet_fast', '--checkpoint=%s' % run.model, '--datapath=%s' % run.data,
+                         '--modelpath=%s' % (tmp_path / 'new'), *SMALL)
+    assert_user_error(result, 'a file of mobilenet_fast with --checkpoint=PATH')
+    assert not list((tmp_path / 'new').glob('model-*'))
+
+
 def test_folder_without_annotations(tmp_path):
     assert str(tmp_path) in refusal('--datapath=%s' % tmp_path, *SMALL)
 
