@@ -603,8 +603,8 @@ def parse_flags():
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint')
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument('--datapath', help='COCO root or its annotations folder, for AP')
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument('--datapath', help='COCO root or its annotations folder, for AP ($COCO_DIR)')
     task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
     parser.add_argument('--imgpath', help='where the image folders of --datapath are, if elsewhere')
     parser.add_argument('--split', default='val2017', help='split of --datapath')
@@ -619,6 +619,10 @@ def parse_flags():
     parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
                         help='number of images in the picture beside the results')
     args = parser.parse_args()
+    if not args.images:
+        args.datapath = args.datapath or os.environ.get('COCO_DIR')
+        if not args.datapath:
+            parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR for pictures')
     if args.checkpoint and not args.model:
         parser.error('--checkpoint needs --model, the network it was trained with')
     if args.model and not args.checkpoint:

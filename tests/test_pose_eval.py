@@ -301,8 +301,16 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     (['--graph=g.pb', '--images=d', '--output-dir=d'], '--output-dir'),
 ])
 def test_impossible_flags(monkeypatch, args, mention):
+    monkeypatch.delenv('COCO_DIR', raising=False)
     with pytest.raises(UserError, match=mention):
         parse(monkeypatch, *args)
+
+
+def test_data_is_found_through_the_environment(monkeypatch):
+    monkeypatch.setenv('COCO_DIR', '/data/coco')
+    assert parse(monkeypatch, '--oracle').datapath == '/data/coco'
+    assert parse(monkeypatch, '--oracle', '--datapath=d').datapath == 'd'
+    assert parse(monkeypatch, '--graph=g.pb', '--images=photos').datapath is None
 
 
 @pytest.mark.parametrize('args, mention', [
