@@ -340,8 +340,9 @@ def split_concat(graph):
         parts, axis = concat.input[:-1], concat.input[-1]
         pairs = [view.depthwise_and_conv(user, concat) for user in view.users(concat)]
         shapes = [tf_graph.as_graph_element(_name(part)).outputs[_port(part)].shape for part in parts]
-        if not pairs or None in pairs or len(parts) < 2 or view.constant(axis) not in (3, -1) or not all(
-                shape.rank == 4 and shape.as_list()[3] for shape in shapes):
+        if (concat.name == OUTPUT or not pairs or None in pairs or len(parts) < 2
+                or view.constant(axis) not in (3, -1)
+                or not all(shape.rank == 4 and shape.as_list()[3] for shape in shapes)):
             continue
         sizes = [shape.as_list()[3] for shape in shapes]
         largest = sizes.index(max(sizes))
