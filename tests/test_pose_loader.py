@@ -264,6 +264,7 @@ PARENT = '''
 import sys
 sys.path.insert(0, 'tests')
 from test_pose_loader import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 loader = BatchLoader(NumberedDataset(200, seconds=0.01), 4, workers=2, seed=1)
 take(loader, 2)
 wait_for(lambda: len(children_of(loader._supervisor)) == 2)
