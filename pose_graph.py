@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import message, text_format
 
+import pose_separable
 from pose_cli import UserError, write_file
 
 INPUT, OUTPUT = 'image', 'Openpose/concat_stage7'
@@ -149,7 +150,7 @@ def optimize(graph, input_shape=None):
 
     Batch norm, as FusedBatchNorm of any version or as multiplication and addition, goes into the weights of the
     convolution before it and one BiasAdd; a 1x1 depthwise convolution goes into the weights of the convolution after it;
-    depthwise convolutions read the features where they are instead of a copy that has the last stage's maps beside them;
+    separable convolutions over the features are split (`pose_separable`);
     nodes that pass their input on, and all that OUTPUT does not need, go away.
 
     input_shape: [1, height, width, 3] fixes the size of the input, so that what depends on the size alone becomes
@@ -164,7 +165,7 @@ def optimize(graph, input_shape=None):
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
     graph = simplify(_set_input_shape(graph, input_shape))
-    return split_concat(fold_affine(fold_depthwise_1x1(graph)))
+    return strip_unused(pose_separable.split_layers(fold_affine(fold_depthwise_1x1(graph)), OUTPUT))
 
 
 def simplify(graph):
@@ -325,48 +326,6 @@ def fold_affine(graph):
     return strip_unused(view.graph)
 
 
-def split_concat(graph):
-    """Take the largest part out of the concatenations that only feed depthwise convolutions, each before a convolution.
-
-    Both are linear, and neither mixes the channels of the parts before it sums over them:
-    conv(depthwise(concat(a, b))) = conv_a(depthwise_a(a)) + conv_b(depthwise_b(b)), each with its slice of the weights.
-    That saves the copy of the features at each stage, and depthwise kernels are fast where channels fill whole vectors,
-    which the features do and features with 57 maps beside them do not.
-    """
-    view = _View(graph)
-    with tf.Graph().as_default() as tf_graph:
-        _import(graph)
-    for concat in view.of('ConcatV2'):
-        parts, axis = concat.input[:-1], concat.input[-1]
-        pairs = [view.depthwise_and_conv(user, concat) for user in view.users(concat)]
-        shapes = [tf_graph.as_graph_element(_name(part)).outputs[_port(part)].shape for part in parts]
-        if (concat.name == OUTPUT or not pairs or None in pairs or len(parts) < 2
-                or view.constant(axis) not in (3, -1)
-                or not all(shape.rank == 4 and shape.as_list()[3] for shape in shapes)):
-            continue
-        sizes = [shape.as_list()[3] for shape in shapes]
-        largest = sizes.index(max(sizes))
-        start = sum(sizes[:largest])
-        taken = np.arange(start, start + sizes[largest])
-        others = np.delete(np.arange(sum(sizes)), taken)
-        source = parts[largest]
-        if len(parts) == 2:
-            rest = parts[1 - largest]
-        else:
-            rest = concat.name
-            concat.input[:] = [part for k, part in enumerate(parts) if k != largest] + [axis]
-            concat.attr['N'].i -= 1
-        for depthwise, conv in pairs:
-            terms = [view.add_slice(conv, view.add_slice(depthwise, ref, kept), kept)
-                     for ref, kept in ((rest, others), (source, taken))]
-            name, dtype = conv.name, conv.attr['T'].type
-            conv.Clear()
-            conv.name, conv.op = name, 'Add'
-            conv.input.extend(terms)
-            conv.attr['T'].type = dtype
-    return strip_unused(view.graph)
-
-
 # Proof.
 
 def find_batch_norms(graph):
@@ -505,30 +464,6 @@ class _View:
         """Add a constant; returns its name, made unique."""
         node = self.graph.node.add()
         node.CopyFrom(_constant(_new_name(name, self._names), value))
-        self._nodes[node.name] = node
-        return node.name
-
-    def depthwise_and_conv(self, depthwise, source):
-        """(depthwise, the convolution that alone uses it) if that is what comes after source, else None."""
-        users = self.users(depthwise)
-        if (depthwise.op != 'DepthwiseConv2dNative' or _name(depthwise.input[0]) != source.name
-                or depthwise.name == OUTPUT or len(users) != 1 or users[0].op != 'Conv2D'
-                or _name(users[0].input[0]) != depthwise.name
-                or 'NHWC' != _data_format(depthwise) or 'NHWC' != _data_format(users[0])):
-            return None
-        filters, weights = self.constant(depthwise.input[1]), self.constant(users[0].input[1])
-        # A channel multiplier, or grouped convolution, would let channels depend on others.
-        if filters is None or weights is None or filters.shape[3] != 1 or weights.shape[2] != filters.shape[2]:
-            return None
-        return depthwise, users[0]
-
-    def add_slice(self, linear, ref, channels):
-        """Add a copy of a convolution that takes ref, which has these of its input channels only; returns its name."""
-        node = self.graph.node.add()
-        node.CopyFrom(linear)
-        node.name = _new_name(linear.name + '/part', self._names)
-        weights = self.constant(linear.input[1])[:, :, channels]
-        node.input[:] = [ref, self.add_constant(node.name + '/weights', weights)]
         self._nodes[node.name] = node
         return node.name
 

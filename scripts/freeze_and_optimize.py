@@ -202,19 +202,20 @@ def validation_samples(args, width, height, stride):
 def measure(graphs, images, samples, runs):
     """Run all graphs on the same images. The first graph is the one that the others are compared with.
 
-    Latency: the graphs take turns, so that whatever else the machine does meets all of them.
+    Latency: the graphs take turns, in one order and the other, so that whatever else the machine does meets all of them.
     Returns {name: {latency_ms, latency_ratio, max_abs_diff, mean_abs_diff, max_rel_diff, validation_loss if samples}}.
     """
     sessions = collections.OrderedDict((name, open_session(graph)) for name, graph in graphs.items())
+    names = list(graphs)
     seconds = {name: [] for name in graphs}
     for run in range(WARM_UP_RUNS + runs):
-        for name, session in sessions.items():
+        for name in names if run % 2 else names[::-1]:
             start = time.perf_counter()
-            predict(session, images[run % len(images)])
+            predict(sessions[name], images[run % len(images)])
             seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values[WARM_UP_RUNS:]) for name, values in seconds.items()}
 
-    reference = next(iter(graphs))
+    reference = names[0]
     expected = [predict(sessions[reference], image) for image in images]
     report = collections.OrderedDict()
     for name, session in sessions.items():

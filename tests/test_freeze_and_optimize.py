@@ -86,18 +86,19 @@ def ops(graph):
     return dict(counts)
 
 
-def assert_same_outputs(graph, other, tolerance=1e-5):
-    images = RNG.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+def assert_same_outputs(graph, other, size=(16, 16), tolerance=1e-5):
+    images = RNG.uniform(-1, 1, (1,) + size + (3,)).astype(np.float32)
     expected = outputs(graph, images, as_written=True)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(outputs(other, images), expected, atol=tolerance * np.abs(expected).max())
 
 
-def check(build, expected_ops, version=None, leftovers=()):
+def check(build, expected_ops, version=None, leftovers=(), size=(16, 16)):
     """Optimize build's graph: the same outputs, these ops, and these (name, part of the reason) left over."""
-    graph = frozen_graph(build, version=version)
-    optimized = pose_graph.optimize(graph, [1, 16, 16, 3])
-    assert_same_outputs(graph, optimized)
+    shape = (1,) + size + (3,)
+    graph = frozen_graph(build, shape, version)
+    optimized = pose_graph.optimize(graph, shape)
+    assert_same_outputs(graph, optimized, size)
     found = ops(optimized)
     if expected_ops is not None:
         assert found == expected_ops
@@ -178,28 +179,45 @@ def test_depthwise_1x1_that_others_use_stays():
     check(build, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})
 
 
-@pytest.mark.parametrize('widths, concats', [((2, 5, 3), 1), ((7, 4), 0), ((3, 3), 0)])
-def test_depthwise_convolutions_take_the_largest_part_of_a_concatenation_by_itself(widths, concats):
+def depthwise_inputs(graph):
+    """The set of (height, width, channels) that depthwise convolutions take."""
+    with tf.Graph().as_default() as tf_graph:
+        tf.import_graph_def(graph, name='')
+        return {tuple(op.inputs[0].shape.as_list()[1:]) for op in tf_graph.get_operations()
+                if op.type == 'DepthwiseConv2dNative'}
+
+
+@pytest.mark.parametrize('widths, parts', [((1, 5, 3), [5, 3, 1]), ((1, 9, 2), [9, 3]), ((7, 4), [7, 4]), ((3, 3), [3])])
+def test_separable_layers_take_large_parts_of_a_concatenation_by_themselves(widths, parts):
     def build(image):
         x = tf.concat([tf.nn.relu(conv(image, width)) for width in widths], axis=-1)
-        return fused_norm(conv(depthwise(x), 4, 1)) + tf.nn.relu(conv(depthwise(x, stride=1), 4, 3))
+        return fused_norm(conv(depthwise(x), 4, 1)) + tf.nn.relu(conv(depthwise(x, 5), 4, 1))
     optimized = check(build, None)
-    found = ops(optimized)
-    assert found.get('ConcatV2', 0) == concats
-    assert (found['DepthwiseConv2dNative'], found['Conv2D']) == (4, len(widths) + 4)
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(optimized, name='')
-        channels = {int(op.inputs[0].shape[3]) for op in graph.get_operations() if op.type == 'DepthwiseConv2dNative'}
-    assert channels == {max(widths), sum(widths) - max(widths)}
+    assert depthwise_inputs(optimized) == {(16, 16, channels) for channels in parts}
+    assert ops(optimized).get('ConcatV2', 0) == (3 in parts and 9 in parts)
+
+
+def test_parts_of_parts_are_not_copied_for_separable_layers():
+    def build(image):
+        features = tf.concat([tf.nn.relu(conv(image, 8)), tf.nn.relu(conv(image, 6))], axis=3)
+        maps = conv(depthwise(features), 1, 1)
+        return conv(depthwise(tf.concat([maps, features], axis=3)), 4, 1)
+    optimized = check(build, None)
+    assert 'ConcatV2' not in ops(optimized)
+    assert depthwise_inputs(optimized) == {(16, 16, 8), (16, 16, 6), (16, 16, 1)}
 
 
 @pytest.mark.parametrize('build', [
-    lambda x: tf.concat([conv(depthwise(x), 4), x], axis=3),
-    lambda x: conv(depthwise(x, multiplier=2), 4),
+    lambda x: tf.concat([conv(depthwise(x), 4, 1), x], axis=3),
+    lambda x: conv(depthwise(x, multiplier=2), 4, 1),
+    lambda x: conv(depthwise(x, stride=2), 4, 1),
+    lambda x: conv(depthwise(x), 4, 1, strides=[1, 2, 2, 1]),
+    lambda x: conv(depthwise(x), 4, 3),
     lambda x: tf.nn.relu(depthwise(x)),
-    lambda x: conv(tf.nn.relu(depthwise(x)), 4),
-    lambda x: conv(depthwise(x), 4) + conv(x, 4)],
-    ids=['part of the output', 'multiplier', 'no convolution', 'relu between', 'convolution beside'])
+    lambda x: conv(tf.nn.relu(depthwise(x)), 4, 1),
+    lambda x: conv(depthwise(x), 4, 1) + conv(x, 4)],
+    ids=['part of the output', 'multiplier', 'depthwise stride', 'stride', '3x3', 'no convolution', 'relu between',
+         'convolution beside'])
 def test_concatenations_that_others_need_whole_stay(build):
     def concat_first(image):
         return build(tf.concat([tf.nn.relu(conv(image, 6)), tf.nn.relu(conv(image, 3))], axis=3))
@@ -207,8 +225,43 @@ def test_concatenations_that_others_need_whole_stay(build):
 
 
 def test_concatenated_rows_are_not_taken_for_channels():
-    optimized = check(lambda image: conv(depthwise(tf.concat([conv(image, 6), conv(image, 6)], axis=1)), 4), None)
+    optimized = check(lambda image: conv(depthwise(tf.concat([conv(image, 6), conv(image, 6)], axis=1)), 4, 1), None)
     assert ops(optimized)['ConcatV2'] == 1
+
+
+def bilinear(x, times=2, **kwargs):
+    return tf.image.resize_bilinear(x, [times * int(size) for size in x.shape[1:3]], **kwargs)
+
+
+def beside_doubled(image, kernel, double=bilinear):
+    """Two separable layers over features, of which six channels have half the resolution and are doubled."""
+    low = double(tf.nn.relu(conv(image, 6, strides=[1, 2, 2, 1])))
+    x = tf.concat([tf.nn.relu(conv(image, 2))[:, :low.shape[1], :low.shape[2]], low], axis=3)
+    return tf.nn.relu(conv(depthwise(x, kernel), 4, 1)) + conv(depthwise(x, kernel), 4, 1)
+
+
+@pytest.mark.parametrize('kernel, size', [(5, (28, 32)), (7, (28, 32)), (9, (56, 48)), (11, (48, 56))])
+@pytest.mark.parametrize('double', [bilinear, lambda x: bilinear(x)[:, :100, :100]], ids=['', 'nothing cut off'])
+def test_doubled_features_are_convolved_at_their_own_resolution(kernel, size, double):
+    optimized = check(lambda image: beside_doubled(image, kernel, double), None, size=size)
+    found = ops(optimized)
+    assert (found['DepthToSpace'], found['ResizeBilinear'], found['Pad']) == (2, 1, 1)
+    assert (*size, 6) not in depthwise_inputs(optimized)
+
+
+@pytest.mark.parametrize('kernel, double', [
+    (3, bilinear), (9, bilinear), (6, bilinear),
+    (7, lambda x: bilinear(x, align_corners=True)),
+    (7, lambda x: bilinear(x, half_pixel_centers=True)),
+    (7, lambda x: bilinear(x, 1)),
+    (7, lambda x: bilinear(x)[:, :27]),
+    (7, lambda x: bilinear(x)[:, ::-1]),
+    (7, lambda x: tf.image.resize_nearest_neighbor(x, [28, 32]))],
+    ids=['small kernel', 'large for these features', 'even kernel', 'align_corners', 'half_pixel_centers', 'same size',
+         'odd size', 'turned', 'nearest neighbour'])
+def test_other_features_are_convolved_as_they_are(kernel, double):
+    optimized = check(lambda image: beside_doubled(image, kernel, double), None, size=(28, 32))
+    assert 'DepthToSpace' not in ops(optimized)
 
 
 def test_shapes_become_constant_at_a_fixed_size_only():
@@ -332,19 +385,23 @@ def optimized_network(name, checkpoint, height, width):
 @pytest.mark.parametrize('name', [name for name in networks.NAMES if name != 'vgg'])  # vgg has the layers of cmu
 def test_every_network_folds(name, tmp_path):
     checkpoint = save_checkpoint(name, tmp_path / 'model', training_steps=0)
-    frozen, optimized = optimized_network(name, checkpoint, SIZE, SIZE)
+    height, width = 112, 128
+    frozen, optimized = optimized_network(name, checkpoint, height, width)
     assert pose_graph.find_leftovers(optimized) == []
     before, after = ops(frozen), ops(optimized)
     norms = before.get('FusedBatchNorm', 0)
-    assert (norms > 0) == name.startswith('mobilenet')
+    is_mobilenet = name.startswith('mobilenet')
+    assert (norms > 0) == is_mobilenet
     assert len(pose_graph.find_batch_norms(pose_graph.simplify(frozen))) == norms
-    assert after['BiasAdd'] == before['Conv2D'] == after['Conv2D'] - after.get('Add', 0)
-    # The two branches of each stage but the first read the features where they are.
+    assert after['BiasAdd'] == before['Conv2D']
+    # The two branches of each stage read the features where they are, and with large kernels before they are doubled.
     first_layers = sum(node.name.endswith('_1_depthwise/depthwise') and 'Stage' in node.name for node in frozen.node)
-    assert after.get('Add', 0) == (first_layers - 2 if name.startswith('mobilenet') else 0)
-    assert set(after) <= {'Add', 'Conv2D', 'BiasAdd', 'DepthwiseConv2dNative', 'Relu', 'MaxPool', 'ConcatV2', 'RealDiv', 'Sub',
-                          'ResizeBilinear'}
-    images = RNG.uniform(0, 255, (1, SIZE, SIZE, 3)).astype(np.float32)
+    assert after.get('AddN', 0) == first_layers
+    assert after.get('DepthToSpace', 0) == (first_layers - 2 if is_mobilenet and name != 'mobilenet_thin' else 0)
+    assert 'feat_concat' not in {node.name for node in optimized.node}
+    assert set(after) <= {'AddN', 'Conv2D', 'BiasAdd', 'DepthwiseConv2dNative', 'Relu', 'MaxPool', 'ConcatV2', 'RealDiv',
+                          'Sub', 'ResizeBilinear', 'Pad', 'StridedSlice', 'DepthToSpace'}
+    images = RNG.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
     expected = outputs(frozen, images)
     np.testing.assert_allclose(outputs(optimized, images), expected, atol=1e-4 * np.abs(expected).max())
 
