@@ -238,7 +238,10 @@ def _rename_to_output(graph, name):
 
 
 def fold_constants(graph):
-    """Compute what depends on constants alone, and on shapes that are known. Raises UserError for a graph TF refuses."""
+    """Compute what depends on constants alone, and on shapes that are known, and skip cuts that are known to cut nothing.
+
+    Raises UserError for a graph that TF refuses.
+    """
     with tf.Graph().as_default() as tf_graph:
         _import(graph)
         known, fed = set(), {}
@@ -254,16 +257,29 @@ def fold_constants(graph):
         with tf.Session() as session:
             values = session.run(wanted, fed)
     names = {node.name for node in graph.node}
-    constants = {}
+    folded, replaced = _like(graph), {}
     for tensor, value in zip(wanted, values):
-        constants[_ref(tensor.op.name, tensor.value_index)] = _constant(_new_name(tensor.op.name + '/folded', names), value)
-    folded = _like(graph)
-    folded.node.extend(constants.values())
+        constant = _constant(_new_name(tensor.op.name + '/folded', names), value)
+        folded.node.add().CopyFrom(constant)
+        replaced[_ref(tensor.op.name, tensor.value_index)] = constant.name
+    for op in tf_graph.get_operations():
+        if op.name not in known and op.name != OUTPUT and _cuts_nothing(op):
+            source = _ref(op.inputs[0].op.name, op.inputs[0].value_index)
+            replaced[op.name] = replaced.get(source, source)
     for node in graph.node:
         copy = folded.node.add()
         copy.CopyFrom(node)
-        copy.input[:] = [constants[ref].name if ref in constants else ref for ref in map(_canonical, node.input)]
+        copy.input[:] = [replaced.get(ref, ref) for ref in map(_canonical, node.input)]
     return folded
+
+
+def _cuts_nothing(op):
+    """Whether op takes all of its input, as in a graph for any size that was given a fixed one."""
+    if op.type != 'StridedSlice':
+        return False
+    whole, taken, strides = op.inputs[0].shape, op.outputs[0].shape, tf.get_static_value(op.inputs[3])
+    return (whole.is_fully_defined() and taken.is_fully_defined() and whole.as_list() == taken.as_list()
+            and strides is not None and bool((strides == 1).all()))
 
 
 def fold_depthwise_1x1(graph):

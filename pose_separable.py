@@ -6,6 +6,7 @@ parts of a concatenation can each be convolved in the way that is fastest for th
 """
 import collections
 import functools
+import itertools
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -43,20 +44,27 @@ def split_layers(graph, output):
             if len(groups) < 2:
                 continue
             split.add(concat.name)
-            for name, filters, weights in layers:
-                terms = []
-                for tensor, own in groups:
-                    key = tensor.name, filters.shape[:2]
-                    if key not in convolvers:
-                        convolvers[key] = convolver(tensor, *filters.shape[:2])
-                    with tf.name_scope(name):
-                        terms.append(convolvers[key](filters[:, :, own], weights[:, :, own]))
-                replaced[name] = tf.add_n(terms, name=name + '/sum').op.name
+            for layer in layers:
+                replaced[layer.name] = sum_of_parts(layer, groups, convolvers).op.name
         changed = tf_graph.as_graph_def()
     changed.versions.CopyFrom(graph.versions)
     for node in changed.node:
         node.input[:] = [replaced.get(ref, ref) for ref in node.input]
     return changed
+
+
+def sum_of_parts(layer, groups, convolvers):
+    """The output of a layer as a sum over groups of its input's channels, as from `group_channels`.
+
+    convolvers: a dict that keeps what layers over the same tensor share.
+    """
+    kernel = layer.filters.shape[:2]
+    for tensor, _ in groups:
+        if (tensor.name, kernel) not in convolvers:
+            convolvers[tensor.name, kernel] = convolver(tensor, *kernel)
+    with tf.name_scope(layer.name):
+        return tf.add_n([convolvers[tensor.name, kernel](layer.filters[:, :, own], layer.weights[:, :, own])
+                         for tensor, own in groups], name='sum')
 
 
 def group_channels(concat):
@@ -95,22 +103,11 @@ def separable_layer(depthwise, source):
 
 def channel_parts(tensor):
     """The tensors whose channels stand side by side in tensor: what it concatenates, and those in turn, or itself."""
-    tensor = before_empty_cut(tensor)
     op = tensor.op
     if op.type != 'ConcatV2' or tf.get_static_value(op.inputs[-1]) not in (3, -1):
         return [tensor]
     parts = [part for joined in list(op.inputs)[:-1] for part in channel_parts(joined)]
     return parts if all(part.shape.rank == 4 and channels(part) for part in parts) else [tensor]
-
-
-def before_empty_cut(tensor):
-    """What tensor is cut from if nothing is cut off, as in a graph for any size that was given a fixed one; else tensor."""
-    op = tensor.op
-    if op.type == 'StridedSlice' and op.inputs[0].shape.is_fully_defined():
-        strides = tf.get_static_value(op.inputs[3])
-        if tensor.shape.as_list() == op.inputs[0].shape.as_list() and strides is not None and (strides == 1).all():
-            return op.inputs[0]
-    return tensor
 
 
 def channels(tensor):
@@ -160,11 +157,11 @@ def before_doubling(doubled, kernel):
     (rows, columns), border, reach = x.shape[1:3].as_list(), border_cells(kernel), kernel // 2
 
     phases = []
-    for top, y_taps in (taps(kernel, 0), taps(kernel, 1)):
-        for left, x_taps in (taps(kernel, 0), taps(kernel, 1)):
-            cells = x[:, border + top:rows - border + top + len(y_taps) - 1,
-                      border + left:columns - border + left + len(x_taps) - 1]
-            phases.append((cells, y_taps, x_taps))
+    even_and_odd = [taps(kernel, phase) for phase in (0, 1)]
+    for (top, y_taps), (left, x_taps) in itertools.product(even_and_odd, even_and_odd):
+        cells = x[:, border + top:rows - border + top + len(y_taps) - 1,
+                  border + left:columns - border + left + len(x_taps) - 1]
+        phases.append((cells, y_taps, x_taps))
 
     padded = tf.pad(doubled, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
     height, width, edge = 2 * rows, 2 * columns, 2 * border

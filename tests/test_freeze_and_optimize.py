@@ -193,8 +193,11 @@ def test_separable_layers_take_large_parts_of_a_concatenation_by_themselves(widt
         x = tf.concat([tf.nn.relu(conv(image, width)) for width in widths], axis=-1)
         return fused_norm(conv(depthwise(x), 4, 1)) + tf.nn.relu(conv(depthwise(x, 5), 4, 1))
     optimized = check(build, None)
+    found = ops(optimized)
     assert depthwise_inputs(optimized) == {(16, 16, channels) for channels in parts}
-    assert ops(optimized).get('ConcatV2', 0) == (3 in parts and 9 in parts)
+    assert found.get('ConcatV2', 0) == (3 in parts and 9 in parts)
+    split_layers = 2 * (len(widths) - found.get('ConcatV2', 0))
+    assert (found['DepthwiseConv2dNative'], found['Conv2D']) == (split_layers, len(widths) + split_layers)
 
 
 def test_parts_of_parts_are_not_copied_for_separable_layers():
