@@ -4,10 +4,13 @@ Bad input ends a command with one line on stderr that names what is wrong and th
 Code anywhere raises UserError for that; `run` turns it into the line.
 """
 import argparse
+import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import time
 import warnings
 
 # Of TensorFlow's own messages keep the errors: some commands import it, and it prints pages. Set
@@ -26,6 +29,35 @@ class UserError(Exception):
     def __init__(self, message, exit_code=2):
         super().__init__(' '.join(str(message).split()))
         self.exit_code = exit_code
+
+
+class Stopped(Exception):
+    """Ends the run, or what goes on between two steps, because of a signal."""
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; one more, later, kills as usual."""
+
+    def __init__(self):
+        self._received = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def __call__(self):
+        """Whether to stop."""
+        return self._received is not None
+
+    def check(self):
+        """Raise Stopped if a signal came."""
+        if self():
+            raise Stopped('stopped by a signal before the first step')
+
+    def _receive(self, number, _):
+        if self._received is None:
+            self._received = time.monotonic()
+        elif time.monotonic() - self._received > 1:  # `timeout` and others signal both the process and its group
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -89,6 +121,18 @@ def write_file(path, data):
         if temporary and os.path.exists(temporary):
             os.remove(temporary)
         raise UserError('cannot write %s: %s; free some space or choose another place' % (path, error.strerror))
+
+
+def write_json(path, value, indent=None):
+    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
+    write_file(path, json.dumps(value, indent=indent, sort_keys=True).encode())
+
+
+def add_data_flags(parser):
+    """Add --datapath, which defaults to $COCO_DIR, and --imgpath."""
+    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'),
+                        help='COCO root or its annotations folder ($COCO_DIR)')
+    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
 
 
 def positive_int(text):

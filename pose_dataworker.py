@@ -13,8 +13,8 @@ import time
 
 import pose_annotations
 import pose_cli
-import pose_remote
-from pose_dataset import PoseDataset
+from remote import trainer
+from pose_samples import PoseDataset
 from pose_loader import BatchLoader
 
 SPLIT = 'train2017'
@@ -24,7 +24,7 @@ TURN_SECONDS = 0.2
 PAUSE_SECONDS = 1.0  # between connections
 
 
-def serve_trainers(master, open_loader, curve_keys=None, link_timeout=pose_remote.LINK_TIMEOUT):
+def serve_trainers(master, open_loader, curve_keys=None, link_timeout=trainer.LINK_TIMEOUT):
     """Send batches to whichever trainer listens at master, until one says that training is over.
 
     Args:
@@ -37,21 +37,21 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=pose_remot
     loader, welcome = None, None
     try:
         while True:
-            with pose_remote.TrainerConnection(master, curve_keys, link_timeout) as connection:
+            with trainer.TrainerConnection(master, curve_keys, link_timeout) as connection:
                 try:
                     answer = greet(connection, master, name, welcome)
                     if answer is not None and answer != welcome:
                         if loader:
                             loader.close()
                         loader, welcome = None, None
-                        pose_remote.check_settings(answer['settings'])
+                        trainer.check_settings(answer['settings'])
                         loader, welcome = open_loader(answer['settings']), answer
                     if answer is None or send_batches(connection, loader):
                         connection.send('bye')
                         connection.close(linger=1)
                         logging.info('training has ended')
                         return
-                except pose_remote.ConnectionLost:
+                except trainer.ConnectionLost:
                     logging.warning('lost the trainer at %s; waiting for it to come back', master)
                     time.sleep(PAUSE_SECONDS)
     finally:
@@ -100,7 +100,7 @@ def send_batches(connection, loader):
                 credit += message['count']
         elif credit and arrays is None:
             batch = loader.get(TURN_SECONDS)
-            arrays = batch and pose_remote.encode_batch(batch)
+            arrays = batch and trainer.encode_batch(batch)
         elif credit and connection.sent(TURN_SECONDS):
             connection.send_batch(arrays)
             samples += len(batch[0])
@@ -124,7 +124,7 @@ def main():
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
     args = parser.parse_args()
     pose_cli.log_to_stderr()
-    pose_remote.check_address(args.master, '--master')
+    trainer.check_address(args.master, '--master')
     if not args.datapath:
         raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
     pose_annotations.find_split(args.datapath, SPLIT, args.imgpath)
@@ -134,7 +134,7 @@ def main():
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
                      args.workers)
         dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath, pose_remote.augmentation_ranges(settings))
+                              settings['stride'], args.imgpath, trainer.augmentation_ranges(settings))
         return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'])
 
     serve_trainers(args.master, open_loader, args.curve_keys)

@@ -28,25 +28,11 @@ import pose_augment
 import pose_cli
 import pose_draw
 import pose_labels
-from pose_annotations import COCO_PARTS, NECK
+from pose_annotations import COCO_PARTS
 from pose_cli import UserError
 from pose_labels import LIMBS, PART_NAMES
-from pose_loader import BadSample
-
-PARTS = len(PART_NAMES)
-HEAT_CHANNELS = PARTS + 1
-MAP_CHANNELS = HEAT_CHANNELS + 2 * len(LIMBS)
-
-PEAK_THRESHOLD = 0.1
-LABEL_SIGMA = 7.0  # of pose_labels.render_heatmaps, in input pixels
-LOG_FLOOR = 1e-3  # below the labels' cutoff
-MAX_PEAKS_PER_PART = 100  # bounds the time on the noise of an untrained network
-LIMB_SAMPLES = 10  # points of a line integral
-LIMB_THRESHOLD = 0.05  # on the PAF along the limb ...
-LIMB_SUPPORT = 0.8  # ... for at least this share of the points
-MIN_PARTS = 3
-R_HIP, R_KNEE, L_HIP, L_KNEE = (PART_NAMES.index(name) for name in ('RHip', 'RKnee', 'LHip', 'LKnee'))
-MAX_HIP_DISTANCE = 1.0  # of two legs of one person, in lengths of the longer thigh
+from pose_decode import MIN_PARTS, PARTS, decode_people
+from pose_samples import BadSample, read_image
 
 # A size that every network here takes: some halve the image three times although their output stride is 4.
 SIZE_MULTIPLE = 8
@@ -56,219 +42,6 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 PART_OF_COCO = [COCO_PARTS.index(coco_part) for coco_part in range(17)]  # the neck is no COCO keypoint
 METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
-
-
-# Maps -> people.
-
-def decode_people(maps, stride, min_parts=MIN_PARTS):
-    """Find the people in the maps of one image.
-
-    Args:
-        maps: float (h, w, 57), 19 heatmaps, then 38 PAF channels, as the network gives them.
-        stride: input pixels per cell.
-        min_parts: people with fewer parts are left out.
-    Returns:
-        keypoints: float32 (people, 18, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
-        scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
-            that a few certain parts count less than a whole person.
-    Raises:
-        UserError: maps of another shape, or with NaN or infinity in them.
-    """
-    maps = _checked_maps(maps)
-    part, position, peak_score = find_peaks(maps[:, :, :PARTS], stride)
-    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEAT_CHANNELS:], stride)
-    chosen = match_limbs(limb, start, end, limb_score)
-    people = join_legs(assemble_people(part, start[chosen], end[chosen]), part, position)
-    people = [person for person in people if len(person) >= min_parts]
-
-    keypoints = np.full((len(people), PARTS, 3), np.nan, np.float32)
-    owner = np.full(len(part), -1)
-    for number, person in enumerate(people):
-        owner[person] = number
-        keypoints[number, part[person], :2] = position[person]
-        keypoints[number, part[person], 2] = peak_score[person]
-    inside = chosen[(owner[start[chosen]] >= 0) & (owner[start[chosen]] == owner[end[chosen]])]
-    total = np.bincount(owner[owner >= 0], peak_score[owner >= 0], minlength=len(people))
-    total += np.bincount(owner[start[inside]], limb_score[inside], minlength=len(people))
-    scores = (total / (PARTS + len(LIMBS))).astype(np.float32)
-    best_first = np.argsort(-scores, kind='stable')
-    return keypoints[best_first], scores[best_first]
-
-
-def _checked_maps(maps):
-    maps = np.asarray(maps, np.float32)
-    if maps.ndim != 3 or maps.shape[2] != MAP_CHANNELS or not maps.size:
-        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
-                        'this project' % (maps.shape, MAP_CHANNELS, HEAT_CHANNELS, MAP_CHANNELS - HEAT_CHANNELS))
-    if not np.isfinite(maps).all():
-        raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
-    return maps
-
-
-def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
-    """Local maxima of the heatmaps in their 3x3 neighbourhood, refined to a fraction of a cell.
-
-    The logarithm of a Gaussian is a parabola: the one through a peak and its two neighbours, in each axis, has its
-    vertex at the exact centre. Where two cells of a peak are equal, only the first one is taken.
-
-    Args:
-        heatmaps: float32 (h, w, 18).
-    Returns:
-        part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32 (peaks,).
-    """
-    heatmaps = np.ascontiguousarray(heatmaps)
-    earlier = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)
-    is_peak = ((heatmaps > threshold) & (heatmaps > cv2.dilate(heatmaps, earlier))
-               & (heatmaps >= cv2.dilate(heatmaps, earlier[::-1, ::-1].copy())))
-    part, row, column = np.nonzero(is_peak.transpose(2, 0, 1))
-    score = heatmaps[row, column, part]
-    if len(part) > MAX_PEAKS_PER_PART:
-        keep = _best_of_each_part(part, score)
-        part, row, column, score = part[keep], row[keep], column[keep], score[keep]
-
-    height, width = heatmaps.shape[:2]
-    x = _refine(column, width, score, lambda cell: heatmaps[row, cell, part], stride)
-    y = _refine(row, height, score, lambda cell: heatmaps[cell, column, part], stride)
-    return part, np.stack([x, y], axis=1), score
-
-
-def _refine(cell, size, score, value_at, stride):
-    """The vertex, along one axis, of the parabola through the logarithms of a peak and its neighbours, in pixels."""
-    peak = np.log(score)
-    before, after = (np.log(np.maximum(value_at(np.clip(neighbour, 0, size - 1)), LOG_FLOOR))
-                     for neighbour in (cell - 1, cell + 1))
-    # At the border one neighbour is missing: there the parabola's curvature is taken from the labels' Gaussian.
-    curvature = -(stride / LABEL_SIGMA) ** 2
-    before = np.where(cell > 0, before, 2 * peak - after + curvature)
-    after = np.where(cell < size - 1, after, 2 * peak - before + curvature)
-    curvature = before - 2 * peak + after
-    offset = (before - after) / (2 * np.minimum(curvature, -1e-6))
-    return stride * (cell + np.clip(offset, -0.5, 0.5)) + stride / 2 - 0.5
-
-
-def _best_of_each_part(part, score):
-    """Indices, ascending, of the MAX_PEAKS_PER_PART best peaks of each part."""
-    order = np.lexsort((-score, part))
-    rank = np.arange(len(part)) - np.searchsorted(part, part)  # part is ascending
-    return np.sort(order[rank < MAX_PEAKS_PER_PART])
-
-
-def score_limbs(part, position, pafs, stride):
-    """Line integrals (Cao et al., equation 10) between all pairs of peaks that could be a limb.
-
-    The PAF is sampled at LIMB_SAMPLES points, bilinearly. Its cell g stands for the input pixel stride * g (the
-    heatmap's for stride * g + stride / 2 - 0.5): that is how the labels are made. A limb longer than half the height of
-    the picture loses score, as in OpenPose.
-
-    Args:
-        part (peaks,), position (peaks, 2): as from find_peaks.
-        pafs: float32 (h, w, 38).
-    Returns:
-        limb, start, end: int64 (candidates,), the limb and its two peaks; score: float64 (candidates,), above 0, at
-        most about 1. Candidates without the PAF's support are left out.
-    """
-    height, width = pafs.shape[:2]
-    first = np.searchsorted(part, np.arange(PARTS + 1))
-    peaks = np.arange(len(part))
-    pairs = [np.meshgrid(k, peaks[first[a]:first[a + 1]], peaks[first[b]:first[b + 1]], indexing='ij')
-             for k, (a, b) in enumerate(LIMBS)]
-    limb, start, end = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in range(3))
-
-    vector = position[end] - position[start]
-    length = np.hypot(vector[:, 0], vector[:, 1])
-    unit = (vector / np.maximum(length, 1e-6)[:, None]).astype(np.float32)
-    steps = np.linspace(0, 1, LIMB_SAMPLES)[:, None]
-    grid = (position[start][:, None] + steps * vector[:, None]) / stride
-    x, y = np.clip(grid[:, :, 0], 0, width - 1), np.clip(grid[:, :, 1], 0, height - 1)
-    left, top = x.astype(np.int64), y.astype(np.int64)
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    x, y = (x - left).astype(np.float32), (y - top).astype(np.float32)
-
-    cells = pafs.reshape(height * width * len(LIMBS), 2)
-
-    def along(row, column):
-        vectors = cells.take((row * width + column) * len(LIMBS) + limb[:, None], axis=0)
-        return vectors[:, :, 0] * unit[:, None, 0] + vectors[:, :, 1] * unit[:, None, 1]
-
-    integrand = ((1 - y) * ((1 - x) * along(top, left) + x * along(top, right))
-                 + y * ((1 - x) * along(bottom, left) + x * along(bottom, right)))
-    score = integrand.mean(axis=1) + np.minimum(0.5 * height * stride / np.maximum(length, 1e-6) - 1, 0)
-    good = (score > 0) & ((integrand > LIMB_THRESHOLD).mean(axis=1) >= LIMB_SUPPORT)
-    return limb[good], start[good], end[good], score[good]
-
-
-def match_limbs(limb, start, end, score):
-    """Greedy matching: the best candidates first, and each peak in at most one limb of a kind.
-
-    Returns:
-        indices of the chosen candidates, best first.
-    """
-    taken = set()
-    chosen = []
-    order = np.argsort(-score, kind='stable')
-    for index, k, a, b in zip(order.tolist(), limb[order].tolist(), start[order].tolist(), end[order].tolist()):
-        if (k, a) not in taken and (k, b) not in taken:  # no limb joins a part to itself: a and b cannot be mixed up
-            taken.update(((k, a), (k, b)))
-            chosen.append(index)
-    return np.array(chosen, np.int64)
-
-
-def assemble_people(part, start, end):
-    """Join peaks into people along limbs, the first limb first, unless both sides already have a part in common.
-
-    Taking limbs by score instead of in a fixed order lets the certain limbs decide who is who: the limbs to the ears
-    and shoulders are redundant, and where they disagree with others the better one wins.
-
-    Args:
-        part: (peaks,); start, end: (limbs,) indices of peaks.
-    Returns:
-        list of people, each a list of indices of peaks with no part twice; a peak without limbs is a person too.
-    """
-    people = [[peak] for peak in range(len(part))]
-    owner = list(range(len(part)))
-    parts = [1 << p for p in part.tolist()]  # as bits
-    for a, b in zip(start.tolist(), end.tolist()):
-        a, b = owner[a], owner[b]
-        if a != b and not parts[a] & parts[b]:
-            for peak in people[b]:
-                owner[peak] = a
-            people[a] += people[b]
-            parts[a] |= parts[b]
-            people[b] = []
-    return [person for person in people if person]
-
-
-def join_legs(people, part, position):
-    """Join right and left legs that belong together though no neck, the only link between them, is in the picture.
-
-    The upper edge of a picture often cuts people off. Of two legs side by side, the pair whose hips are the nearest in
-    terms of its longer thigh is joined first.
-
-    Args:
-        people: as from assemble_people; part (peaks,), position (peaks, 2): as from find_peaks.
-    Returns:
-        people in the same form.
-    """
-    legs = {R_HIP: [], L_HIP: []}  # hip -> [(person, hip position, thigh length)]
-    for number, person in enumerate(people):
-        peak_of = dict(zip(part[person].tolist(), person))
-        for hip, knee, other_hip in ((R_HIP, R_KNEE, L_HIP), (L_HIP, L_KNEE, R_HIP)):
-            if hip in peak_of and knee in peak_of and other_hip not in peak_of and NECK not in peak_of:
-                thigh = np.linalg.norm(position[peak_of[hip]] - position[peak_of[knee]])
-                legs[hip].append((number, position[peak_of[hip]], thigh))
-    pairs = [(np.linalg.norm(right_hip - left_hip) / max(right_thigh, left_thigh), right, left)
-             for right, right_hip, right_thigh in legs[R_HIP] for left, left_hip, left_thigh in legs[L_HIP]]
-    people = [list(person) for person in people]
-    joined = set()
-    for distance, right, left in sorted(pairs):
-        if distance > MAX_HIP_DISTANCE:
-            break
-        disjoint = not set(part[people[right]].tolist()) & set(part[people[left]].tolist())
-        if disjoint and right not in joined and left not in joined:
-            joined.update((right, left))
-            people[right] += people[left]
-            people[left] = []
-    return [person for person in people if person]
 
 
 # Images -> maps -> people.
@@ -394,7 +167,6 @@ def person_category(coco):
 
 def _labelled_input(coco, image_id, image_folder, input_size, short_edge):
     """The network's input for an image of the data set, its labelled joints there, and the matrix to it."""
-    from pose_dataset import read_image  # not above: with tensorpack it brings in TensorFlow
     entry = coco.loadImgs(image_id)[0]
     size = entry['width'], entry['height']
     input_width, input_height = fitted_size(*size, input_size, short_edge)
@@ -460,21 +232,21 @@ def load_network(graph_file=None, checkpoint=None, model=None):
     """
     import tensorflow.compat.v1 as tf
     import networks
-    import pose_graph
+    from graphs import optimize
 
     def build():
-        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=pose_graph.INPUT),
+        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT),
                              is_training=False)
 
     if graph_file:
-        graph_def = pose_graph.load_frozen(graph_file)
+        graph_def = optimize.load_frozen(graph_file)
     else:
-        prefix = pose_graph.find_checkpoint(checkpoint)
-        graph_def = pose_graph.freeze(pose_graph.inference_graph(build), prefix)
+        prefix = optimize.find_checkpoint(checkpoint)
+        graph_def = optimize.freeze(optimize.inference_graph(build), prefix)
     with tf.Graph().as_default() as graph:
         try:
             tf.import_graph_def(graph_def, name='')
-            image, output = (graph.get_tensor_by_name(name + ':0') for name in (pose_graph.INPUT, pose_graph.OUTPUT))
+            image, output = (graph.get_tensor_by_name(name + ':0') for name in (optimize.INPUT, optimize.OUTPUT))
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
     shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 from pose_cli import UserError
+from pose_samples import BadSample, BadSampleCounter, batch_layout
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
 HELD_SLOTS = 2  # that the caller of get() may still read
@@ -33,60 +34,6 @@ MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 MAX_DEATHS_IN_A_ROW = 5
 LOADERS_GONE = 'the loader processes were killed; start the command again'
-BAD_SAMPLE_LIMIT = 0.2
-MIN_ATTEMPTS = 100
-
-
-class BadSample(Exception):
-    """An image that cannot be used; the run goes on without it."""
-
-    def __init__(self, path, reason):
-        super().__init__('%s %s' % (path, reason))
-        self.path, self.reason = path, reason
-
-
-class BadSampleCounter:
-    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
-
-    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
-
-    Args:
-        samples: the number of samples in the data set.
-    """
-
-    def __init__(self, samples):
-        self.min_attempts = min(MIN_ATTEMPTS, samples)
-        self.attempts = self.bad = 0
-        self.names = set()
-        self.last = None
-
-    def add_good(self, samples):
-        """Raises UserError when there were too many bad ones."""
-        self.attempts += samples
-        self._judge()
-
-    def add_bad(self, path, reason):
-        """Raises UserError when there were too many bad ones."""
-        self.attempts += 1
-        self.bad += 1
-        self.last = '%s %s' % (path, reason)
-        if path not in self.names:
-            self.names.add(path)
-            logging.warning('skipped bad sample %d: %s', len(self.names), self.last)
-        self._judge()
-
-    def _judge(self):
-        too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
-        if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
-            raise UserError('%d of %d samples were bad (last: %s); repair or remove these files'
-                            % (self.bad, self.attempts, self.last))
-
-
-def batch_layout(batchsize, input_width, input_height, stride):
-    """[(name, dtype, shape)] of the four arrays of a batch."""
-    cells = (batchsize, input_height // stride, input_width // stride)
-    return [('image', np.uint8, (batchsize, input_height, input_width, 3)), ('heatmap', np.float32, cells + (19,)),
-            ('paf', np.float32, cells + (38,)), ('mask', np.float32, cells + (1,))]
 
 
 class BatchLoader:

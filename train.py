@@ -27,12 +27,14 @@ import pose_annotations
 import pose_draw
 import pose_eval
 import pose_loader
-import pose_remote
-from pose_checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
+import pose_samples
+from remote import trainer
+from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
 from pose_cli import UserError, non_negative_int, positive_int
-from pose_dataset import PoseDataFlow, PoseDataset, check_input_size
-from pose_feed import FeedHook
-from pose_runlog import Interval, RunLog, comparison_row, versions, write_json
+from pose_dataset import PoseDataFlow
+from pose_samples import PoseDataset, check_input_size
+from training.feed import FeedHook
+from training.runlog import Interval, RunLog, comparison_row, versions, write_json
 
 EPOCHS_PER_LR = 5  # of --lr=a,b,c
 PICTURED_IMAGES = 4
@@ -241,7 +243,7 @@ class Validator:
 
     def __init__(self, model, device, dataset, batchsize):
         self._dataset, self._batchsize = dataset, batchsize
-        shapes = [shape for _, _, shape in pose_loader.batch_layout(
+        shapes = [shape for _, _, shape in pose_samples.batch_layout(
             batchsize, dataset.input_width, dataset.input_height, dataset.stride)]
         with tf.device(device), tf.name_scope('validation'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
             self._fields = [tf.placeholder(dtype, (None,) + shape[1:])
@@ -339,7 +341,7 @@ def train(flags, source, samples, validation, is_stopping):
     """Build the graph and run the training loop.
 
     Args:
-        source: a batch source (see pose_feed.py).  samples: number of training samples, for the epochs.
+        source: a batch source (see training/feed.py).  samples: number of training samples, for the epochs.
         validation: a PoseDataset, or None.  is_stopping: a StopSignal; training saves and ends when it says so.
     Raises:
         Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
@@ -407,7 +409,7 @@ def without_hooks(session, function, *args):
 
 def open_feed(flags, source):
     """The queue that training takes its batches from."""
-    layout = pose_loader.batch_layout(flags.batchsize, flags.input_width, flags.input_height,
+    layout = pose_samples.batch_layout(flags.batchsize, flags.input_width, flags.input_height,
                                       networks.stride(flags.model))
     hint = 'the disk of --datapath or the loader processes are slow'
     if flags.remote_data:
@@ -463,7 +465,7 @@ def open_source(flags, stride):
     if flags.remote_data:
         settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width,
                     'input_height': flags.input_height, 'stride': stride, 'seed': flags.seed}
-        return pose_remote.BatchReceiver(flags.remote_data, settings, flags.curve_keys)
+        return trainer.BatchReceiver(flags.remote_data, settings, flags.curve_keys)
     dataset = PoseDataset(flags.datapath, 'train2017', flags.input_width, flags.input_height, stride, flags.imgpath)
     return pose_loader.BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed)
 

@@ -24,7 +24,7 @@ import tensorflow.compat.v1 as tf  # noqa: E402
 import networks  # noqa: E402
 import pose_augment  # noqa: E402
 import pose_cli  # noqa: E402
-import pose_graph  # noqa: E402
+from graphs import optimize  # noqa: E402
 from pose_cli import UserError  # noqa: E402
 
 DEFAULT_SIZE = (368, 368)
@@ -42,33 +42,33 @@ QUANTIZE = {'weights': QUANTIZE_WEIGHTS, 'nodes': QUANTIZE_NODES}
 
 def main():
     args = parse_args()
-    if args.quantize and not pose_graph.can_transform():
+    if args.quantize and not optimize.can_transform():
         raise UserError('--quantize needs the transforms of TensorFlow 1.x, and this is %s; use TF 1.15 (TF=1 bash '
                         'scripts/setup_env.sh), or set $TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
     if args.model and args.input_size not in (None, 'dynamic'):
         check_multiple(args.input_size, networks.stride(args.model))
     graphs = collections.OrderedDict()
     if args.graph:
-        graphs['graph_frozen'] = pose_graph.load_frozen(args.graph)
+        graphs['graph_frozen'] = optimize.load_frozen(args.graph)
     else:
-        checkpoint = pose_graph.find_checkpoint(args.checkpoint)
+        checkpoint = optimize.find_checkpoint(args.checkpoint)
         inference_graph = build_graph(args.model, args.input_size)
-        graphs['graph_frozen'] = pose_graph.freeze(inference_graph, checkpoint)
+        graphs['graph_frozen'] = optimize.freeze(inference_graph, checkpoint)
     width, height = measured_size(graphs['graph_frozen'], args.input_size)
     images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
 
     pose_cli.make_folder(args.output_dir)
 
     input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
-    graphs['graph_opt'] = pose_graph.optimize(graphs['graph_frozen'], input_shape)
+    graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
     if args.quantize:
-        graphs['graph_q'] = pose_graph.run_transforms(graphs['graph_opt'], [pose_graph.INPUT], [pose_graph.OUTPUT],
+        graphs['graph_q'] = optimize.run_transforms(graphs['graph_opt'], [optimize.INPUT], [optimize.OUTPUT],
                                                       QUANTIZE[args.quantize])
     files = {name: os.path.join(args.output_dir, name + '.pb') for name in graphs}
     for name, graph in graphs.items():
-        pose_graph.save_graph(graph, files[name])
+        optimize.save_graph(graph, files[name])
     if args.checkpoint:
-        pose_graph.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
+        optimize.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
 
     report = measure(graphs, images, samples, args.runs)
     for name, row in report.items():
@@ -77,9 +77,9 @@ def main():
     print_table(report, '%s at %dx%d, %d image(s), TensorFlow %s'
                 % (args.graph or checkpoint, width, height, len(images), tf.__version__))
 
-    leftovers = pose_graph.find_leftovers(graphs['graph_opt'])
+    leftovers = optimize.find_leftovers(graphs['graph_opt'])
     if leftovers:
-        raise UserError('graph_opt.pb is not fully optimized: %s' % pose_graph.list_leftovers(leftovers), exit_code=4)
+        raise UserError('graph_opt.pb is not fully optimized: %s' % optimize.list_leftovers(leftovers), exit_code=4)
     difference = report['graph_opt']['max_rel_diff']
     if not difference <= OPTIMIZED_TOLERANCE:
         raise UserError('the output of graph_opt.pb differs from that of graph_frozen.pb by %.2g of its largest value, more '
@@ -128,24 +128,24 @@ def build_graph(model, input_size):
     width, height = (None, None) if input_size == 'dynamic' else input_size or DEFAULT_SIZE
 
     def build():
-        image = tf.placeholder(tf.float32, [None, height, width, 3], name=pose_graph.INPUT)
+        image = tf.placeholder(tf.float32, [None, height, width, 3], name=optimize.INPUT)
         networks.get_network(model, image, is_training=False)
 
-    return pose_graph.inference_graph(build)
+    return optimize.inference_graph(build)
 
 
 def measured_size(graph, asked):
     """The (width, height) to measure at: the size asked for, or the graph's own, or the default."""
     if asked not in (None, 'dynamic'):
         return asked
-    shape = pose_graph.input_shape(graph)
+    shape = optimize.input_shape(graph)
     height, width = shape.as_list()[1:3] if shape.rank else (None, None)
     return width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
 
 
 def stride_at(graph, width, height):
     """Input pixels per output cell. Raises UserError when the size is not a multiple of it."""
-    _, columns = pose_graph.output_shape(graph, [1, height, width, 3])
+    _, columns = optimize.output_shape(graph, [1, height, width, 3])
     stride = int(round(width / columns))
     check_multiple((width, height), stride)
     return stride
@@ -240,7 +240,7 @@ def open_session(graph):
 
 def predict(session, image):
     """image (H, W, 3) uint8 -> maps (h, w, 57)."""
-    return session.run(pose_graph.OUTPUT + ':0', {pose_graph.INPUT + ':0': image[None]})[0]
+    return session.run(optimize.OUTPUT + ':0', {optimize.INPUT + ':0': image[None]})[0]
 
 
 def loss(maps, sample):
@@ -254,7 +254,7 @@ def describe(graph):
     """What a graph consists of."""
     return {'nodes': len(graph.node),
             'ops': dict(collections.Counter(node.op for node in graph.node).most_common()),
-            'batch_norms': len(pose_graph.find_batch_norms(pose_graph.simplify(graph)))}
+            'batch_norms': len(optimize.find_batch_norms(optimize.simplify(graph)))}
 
 
 def print_table(report, title):

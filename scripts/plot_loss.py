@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import ticker
 
 from pose_cli import UserError
-from pose_runlog import CURVES_FILE, read_curves
+from training.runlog import CURVES_FILE, read_curves
 
 CURVES = (('loss_ll_heat', 'Heatmap loss (last stage, per image)'), ('loss_ll_paf', 'PAF loss (last stage, per image)'))
 SMOOTHED_POINTS = 100  # training loss: at most so many points are drawn, each the mean of its neighbours

@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, starved of data, that diverge or fill the disk: what they leave goes on.
 
-The real train.py in real processes. scripts/check_kill_resume.py does the same with as many kills as one likes.
+The real train.py in real processes. benchmarks/check_kill_resume.py does the same with as many kills as one likes.
 """
 import contextlib
 import json
@@ -19,8 +19,8 @@ import psutil
 import pytest
 import tensorflow.compat.v1 as tf
 
-import pose_checkpoint
-import pose_feed
+from training import checkpoint
+from training import feed
 import pose_loader
 import train
 from conftest import ROOT
@@ -229,10 +229,10 @@ class TinyTraining:
         with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
             self.step = tf.assign_add(global_step, 1)
         self.finite = tf.placeholder_with_default(0.0, ())
-        self.saver = pose_checkpoint.create_saver(keep)
-        self.best = pose_checkpoint.BestCheckpoint(self.saver, folder)
+        self.saver = checkpoint.create_saver(keep)
+        self.best = checkpoint.BestCheckpoint(self.saver, folder)
         network = types.SimpleNamespace(variables=[self.weight])
-        hook = pose_checkpoint.CheckpointHook(self.saver, folder, every, train.Training(
+        hook = checkpoint.CheckpointHook(self.saver, folder, every, train.Training(
             network, tf.identity(self.step), tf.constant(0.25), {}, self.finite))
         self.session = self._stack.enter_context(
             train.open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
@@ -294,7 +294,7 @@ def test_leftovers(tmp_path):
     for name in ('model-4.data-00000-of-00001', 'model-2.index.tempstate77', 'checkpoint.tmp0123'):
         (tmp_path / name).write_text('half')
     (tmp_path / 'notes.txt').write_text('mine')
-    pose_checkpoint.remove_leftovers(str(tmp_path))
+    checkpoint.remove_leftovers(str(tmp_path))
     assert set(os.listdir(str(tmp_path))) == set(kept) | {'notes.txt'}
 
 
@@ -313,7 +313,7 @@ def test_stalled_data_is_reported(loader, caplog):
     caplog.set_level(logging.WARNING)
     with tf.Graph().as_default():
         tf.train.get_or_create_global_step()
-        feed = pose_feed.FeedHook(loader, layout(), hint='look at the disk', report_seconds=0.5)
+        feed = feed.FeedHook(loader, layout(), hint='look at the disk', report_seconds=0.5)
         with tf.train.MonitoredSession(hooks=[feed]) as session:
             assert feed.wait_for_batch(lambda: False)
             assert session.run(feed.batch)[0].shape == (2, 64, 64, 3)
@@ -349,7 +349,7 @@ class FailingSource:
 def test_batches_before_a_failure_are_used(tmp_path):
     with tf.Graph().as_default():
         tf.train.get_or_create_global_step()
-        feed = pose_feed.FeedHook(FailingSource(), layout(), hint='')
+        feed = feed.FeedHook(FailingSource(), layout(), hint='')
         with tf.train.MonitoredSession(hooks=[feed]) as session:
             used = 0
             while feed.wait_for_batch(lambda: False):

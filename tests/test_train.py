@@ -17,7 +17,7 @@ import train
 from conftest import assert_user_error, run_command
 from pose_cli import UserError
 from pose_dataset import PoseDataset
-from pose_runlog import LOSSES
+from training.runlog import LOSSES
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
 SMALL = ['--input-width=64', '--input-height=64', '--pretrained=none', '--workers=1']

@@ -1,6 +1,6 @@
 """Whether training's memory stays flat: train.py's resident memory over some thousand steps.
 
-    python3 scripts/bench_memory.py [--steps=2000] [--json]
+    python3 benchmarks/bench_memory.py [--steps=2000] [--json]
 
 A small network input, with validations, checkpoints and log lines all along. Memory that grows by a little each step
 would show here as well as in a run of a week.
@@ -17,7 +17,7 @@ import pose_cli
 import numpy as np
 import psutil
 
-from pose_runlog import read_curves
+from training.runlog import read_curves
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 POLL_SECONDS = 0.5

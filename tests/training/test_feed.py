@@ -2,7 +2,7 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from pose_feed import QUEUE_BATCHES, FeedHook
+from training.feed import QUEUE_BATCHES, FeedHook
 from pose_loader import batch_layout
 
 LAYOUT = batch_layout(2, 64, 64, 8)

@@ -1,7 +1,7 @@
 """Keeps TensorFlow's input queue filled from a batch source, and knows how long the trainer waited for data.
 
 A batch source is a context manager with get(timeout) -> (image, heatmap, paf, mask) or None, ready(), report() and
-close(): pose_loader.BatchLoader for local data, pose_remote.BatchReceiver for data workers.
+close(): pose_loader.BatchLoader for local data, trainer.BatchReceiver for data workers.
 """
 import logging
 import threading

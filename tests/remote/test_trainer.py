@@ -23,7 +23,7 @@ import zmq
 from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
 import pose_labels
-import pose_remote
+from remote import trainer
 from pose_cli import UserError
 from pose_loader import batch_layout
 
@@ -67,7 +67,7 @@ pose_cli.log_to_stderr()
 stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
 def train():
-    with pose_remote.BatchReceiver(address, settings, keys) as receiver:
+    with trainer.BatchReceiver(address, settings, keys) as receiver:
         batches, last = 0, 0
         while not stop.is_set():
             batches += receiver.get(0.2) is not None
@@ -96,7 +96,7 @@ def made_up_batch(seed, settings, people=2):
 
 
 def header_of(arrays):
-    return pose_remote.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+    return trainer.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
 
 
 def assert_same(batch, received):
@@ -135,19 +135,19 @@ def reports(process):
 def test_arrays_survive_the_wire(width, height, stride, people):
     settings = dict(SETTINGS, input_width=width, input_height=height, stride=stride)
     layout = batch_layout(2, width, height, stride)
-    decoder = pose_remote.BatchDecoder(layout)
+    decoder = trainer.BatchDecoder(layout)
     for seed in range(3):  # the arrays of the batch before are used again
         batch = made_up_batch(seed, settings, people)
-        arrays = pose_remote.encode_batch(batch)
+        arrays = trainer.encode_batch(batch)
         header = header_of(arrays)
         frames = [array.tobytes() for _, array in arrays]
-        assert max(len(frame) for frame in frames) <= pose_remote.max_frame_size(layout)
-        pose_remote.check_frames(header, frames, layout)
+        assert max(len(frame) for frame in frames) <= trainer.max_frame_size(layout)
+        trainer.check_frames(header, frames, layout)
         assert_same(batch, decoder.decode(frames))
         if seed == 1:  # a bad one between good ones leaves nothing behind
             backwards = np.frombuffer(frames[4], np.uint32)[::-1].tobytes()
             if people:
-                with pytest.raises(pose_remote.BadMessage):
+                with pytest.raises(trainer.BadMessage):
                     decoder.decode(frames[:4] + [backwards] + frames[5:])
 
 
@@ -156,8 +156,8 @@ def test_the_largest_frame_is_that_of_full_maps(stride):
     layout = batch_layout(1, 256, 256, stride)
     batch = [np.ones(shape, dtype) / 2 for _, dtype, shape in layout]
     batch[0] = batch[0].astype(np.uint8)
-    largest = max(array.nbytes for _, array in pose_remote.encode_batch(batch))
-    assert pose_remote.max_frame_size(layout) == largest + pose_remote.CURVE_OVERHEAD
+    largest = max(array.nbytes for _, array in trainer.encode_batch(batch))
+    assert trainer.max_frame_size(layout) == largest + trainer.CURVE_OVERHEAD
 
 
 def test_ones_and_zeros_are_exact():
@@ -165,14 +165,14 @@ def test_ones_and_zeros_are_exact():
     heatmap, paf = np.zeros((1, 8, 8, 19), np.float32), np.zeros((1, 8, 8, 38), np.float32)
     heatmap[0, 3, 4, 5], paf[0, 1, 2, 6], paf[0, 1, 2, 8] = 1, -1, 1
     batch = np.zeros((1, 64, 64, 3), np.uint8), heatmap, paf, np.eye(8, dtype=np.float32)[None, :, :, None]
-    frames = [array.tobytes() for _, array in pose_remote.encode_batch(batch)]
-    for sent, got in zip(batch, pose_remote.BatchDecoder(layout).decode(frames)):
+    frames = [array.tobytes() for _, array in trainer.encode_batch(batch)]
+    for sent, got in zip(batch, trainer.BatchDecoder(layout).decode(frames)):
         np.testing.assert_array_equal(got, sent)
 
 
 def test_a_sample_of_three_people_takes_at_most_450_000_bytes():
     batch = made_up_batch(1, dict(SETTINGS, batchsize=8, input_width=368, input_height=368), people=3)
-    arrays = pose_remote.encode_batch(batch)
+    arrays = trainer.encode_batch(batch)
     assert sum(array.nbytes for _, array in arrays) + len(header_of(arrays)) <= 8 * 450000
 
 
@@ -181,7 +181,7 @@ def test_maps_out_of_range_are_not_sent(value):
     batch = made_up_batch(0, SETTINGS)
     batch[2][0, 1, 1, 7] = value
     with pytest.raises(ValueError):
-        pose_remote.encode_batch(batch)
+        trainer.encode_batch(batch)
 
 
 # --- flow
@@ -189,7 +189,7 @@ def test_maps_out_of_range_are_not_sent(value):
 
 def test_batches_arrive_and_the_worker_is_told_the_end(address, start_script, tmp_path):
     batches = [made_up_batch(seed, SETTINGS) for seed in range(3)]
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         worker = start_script(SENDER, address, save_batches(tmp_path / 'b.npz', batches), '', 0, 20)
         for n in range(10):
             received = next_batch(receiver)
@@ -219,11 +219,11 @@ def introduce(receiver, connection, name='test:1'):
 
 def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
     batch = made_up_batch(0, SETTINGS)
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver, pose_remote.TrainerConnection(address) as connection:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver, trainer.TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert credit == pose_remote.MAX_CREDIT
+        assert credit == trainer.MAX_CREDIT
         for _ in range(credit):
-            connection.send_batch(pose_remote.encode_batch(batch))
+            connection.send_batch(trainer.encode_batch(batch))
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -232,7 +232,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == credit
-        connection.send_batch(pose_remote.encode_batch(batch))  # one that nobody asked for
+        connection.send_batch(trainer.encode_batch(batch))  # one that nobody asked for
         for _ in range(credit):
             assert_same(batch, next_batch(receiver))
         wait_for(lambda: any('not asked for' in line for line in (receiver.get(0.1), receiver.report())[1]),
@@ -242,7 +242,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
 
 def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_script, tmp_path):
     slow, fast = made_up_batch(1, SETTINGS), made_up_batch(2, SETTINGS)
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         start_script(SENDER, address, save_batches(tmp_path / 'slow.npz', [slow]), '', 1.0, 20)
         assert_same(slow, next_batch(receiver))
         start_script(SENDER, address, save_batches(tmp_path / 'fast.npz', [fast]), '', 0.0, 20)
@@ -253,18 +253,18 @@ def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_script, tmp_pa
 
 
 def test_settings_and_seeds_come_from_the_trainer(address):
-    with pose_remote.BatchReceiver(address, dict(SETTINGS, augmentation=RANGES)) as receiver:
+    with trainer.BatchReceiver(address, dict(SETTINGS, augmentation=RANGES)) as receiver:
         welcomes = []
         for name in ('a:1', 'b:2'):
-            with pose_remote.TrainerConnection(address) as connection:
+            with trainer.TrainerConnection(address) as connection:
                 welcomes.append(introduce(receiver, connection, name)[0])
         for welcome in welcomes:
-            pose_remote.check_settings(welcome['settings'])
+            trainer.check_settings(welcome['settings'])
             for name in ('batchsize', 'input_width', 'input_height', 'stride'):
                 assert welcome['settings'][name] == SETTINGS[name]
-            assert pose_remote.augmentation_ranges(welcome['settings'])._asdict() == RANGES
+            assert trainer.augmentation_ranges(welcome['settings'])._asdict() == RANGES
         assert len({welcome['settings']['seed'] for welcome in welcomes}) == 2
-        with pose_remote.TrainerConnection(address) as connection:  # one that comes back keeps its number and seed
+        with trainer.TrainerConnection(address) as connection:  # one that comes back keeps its number and seed
             deadline = time.monotonic() + PATIENCE
             message = None
             while (message or {}).get('type') != 'welcome' and time.monotonic() < deadline:
@@ -282,15 +282,15 @@ def test_settings_and_seeds_come_from_the_trainer(address):
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
     ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}}, 'pose_augment.PERSON_HEIGHT')])
 def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
-    good = dict(SETTINGS, augmentation=RANGES, definitions=pose_remote.definitions())
-    pose_remote.check_settings(good)
+    good = dict(SETTINGS, augmentation=RANGES, definitions=trainer.definitions())
+    trainer.check_settings(good)
     with pytest.raises(UserError) as error:
-        pose_remote.check_settings(dict(good, **change))
+        trainer.check_settings(dict(good, **change))
     assert mention in str(error.value)
 
 
 def test_a_starving_trainer_says_what_would_help(address, caplog):
-    with pose_remote.BatchReceiver(address, SETTINGS, starved_seconds=0.2) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS, starved_seconds=0.2) as receiver:
         assert receiver.get(0.5) is None
     assert 'no data worker is connected' in caplog.text
     assert 'python3 pose_dataworker.py --master=tcp://127.0.0.1' in caplog.text
@@ -300,17 +300,17 @@ def test_a_starving_trainer_says_what_would_help(address, caplog):
                                  'tcp://no-such.host:5000'])
 def test_addresses_that_cannot_be_listened_on(bad):
     with pytest.raises(UserError) as error:
-        pose_remote.BatchReceiver(bad, SETTINGS)
+        trainer.BatchReceiver(bad, SETTINGS)
     assert '--remote-data' in str(error.value)
 
 
 def test_a_port_in_use_and_an_open_door(address, caplog):
-    with pose_remote.BatchReceiver(address, SETTINGS):
+    with trainer.BatchReceiver(address, SETTINGS):
         assert 'open to everyone' not in caplog.text
         with pytest.raises(UserError) as error:
-            pose_remote.BatchReceiver(address, SETTINGS)
+            trainer.BatchReceiver(address, SETTINGS)
         assert address in str(error.value)
-    with pose_remote.BatchReceiver(address.replace('127.0.0.1', '0.0.0.0'), SETTINGS):
+    with trainer.BatchReceiver(address.replace('127.0.0.1', '0.0.0.0'), SETTINGS):
         assert caplog.text.count('open to everyone') == 1
 
 
@@ -321,9 +321,9 @@ def other_version(tmp_path):
     """A copy of the code that speaks version 2 of the wire."""
     for path in ROOT.glob('*.py'):
         text = path.read_text()
-        if path.name == 'pose_remote.py':
-            assert '\nVERSION = %d\n' % pose_remote.VERSION in text
-            text = text.replace('\nVERSION = %d\n' % pose_remote.VERSION, '\nVERSION = 2\n')
+        if path.name == 'remote/trainer.py':
+            assert '\nVERSION = %d\n' % trainer.VERSION in text
+            text = text.replace('\nVERSION = %d\n' % trainer.VERSION, '\nVERSION = 2\n')
         (tmp_path / path.name).write_text(text)
     return 'import sys; sys.path[:] = [%r] + sys.path[1:]\n' % str(tmp_path)
 
@@ -331,7 +331,7 @@ def other_version(tmp_path):
 def test_a_worker_of_another_version_is_refused(address, start_script, tmp_path, caplog):
     newer = other_version(tmp_path)
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         worker = start_script(newer + SENDER, address, batches, '', 0, 20)
         wait_for(lambda: receiver.get(0.2) or worker.poll() is not None, 'the worker does not end')
         assert worker.returncode == 2
@@ -352,9 +352,9 @@ class Bomb:
 
 
 def good_messages():
-    arrays = pose_remote.encode_batch(made_up_batch(3, SETTINGS))
-    return [[pose_remote.pack('hello', name='evil', session=b'', number=-1)], [pose_remote.pack('ready', samples=100)],
-            [pose_remote.pack('bye')], [header_of(arrays)] + [array.tobytes() for _, array in arrays]]
+    arrays = trainer.encode_batch(made_up_batch(3, SETTINGS))
+    return [[trainer.pack('hello', name='evil', session=b'', number=-1)], [trainer.pack('ready', samples=100)],
+            [trainer.pack('bye')], [header_of(arrays)] + [array.tobytes() for _, array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -376,10 +376,10 @@ def hostile_messages(rng, count, bomb):
             yield frames
         elif kind == 3:
             huge = [['image', 'uint8', [2 ** rng.randrange(20, 62), 48, 64, 3]]] * rng.randrange(1, 9)
-            yield [pose_remote.pack('batch', arrays=huge)] + frames[1:]
+            yield [trainer.pack('batch', arrays=huge)] + frames[1:]
         elif kind == 4:
             payload = pickle.dumps(Bomb(bomb))
-            yield rng.choice([[payload], [pose_remote.pack('batch', arrays=payload)] + [payload] * 8,
+            yield rng.choice([[payload], [trainer.pack('batch', arrays=payload)] + [payload] * 8,
                               [msgpack.packb({b'nd': True, b'type': b'O', b'kind': b'O', b'data': payload})]])
         elif kind == 5:
             value = rng.choice([None, -1, 2 ** 63, 1.5, [], {}, 'x' * 5000, b'\xff' * 50, [[[[]]]],
@@ -429,7 +429,7 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_scrip
 
 
 def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(address):
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         host, port = address[len('tcp://'):].split(':')
         before = psutil.Process().memory_info().vms
         with contextlib.closing(socket.create_connection((host, int(port)))) as raw:
@@ -450,7 +450,7 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
 
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
-    arrays = pose_remote.encode_batch(good)
+    arrays = trainer.encode_batch(good)
     frames = [array.tobytes() for _, array in arrays]
     header = header_of(arrays)
     positions = np.frombuffer(frames[4], np.uint32)
@@ -463,13 +463,13 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
     bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
-    assert len(bad) > pose_remote.MAX_CREDIT  # each bad one is replaced by a new one
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver, pose_remote.TrainerConnection(address) as connection:
+    assert len(bad) > trainer.MAX_CREDIT  # each bad one is replaced by a new one
+    with trainer.BatchReceiver(address, SETTINGS) as receiver, trainer.TrainerConnection(address) as connection:
         introduce(receiver, connection)
         for wrong in bad:
             connection._socket.send_multipart([header] + wrong)
             assert receiver.get(0.05) is None
-        connection.send_batch(pose_remote.encode_batch(good))
+        connection.send_batch(trainer.encode_batch(good))
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
@@ -504,7 +504,7 @@ def test_only_workers_with_an_accepted_key_get_in(address, start_script, tmp_pat
     shutil.copytree(str(others), str(strangers))  # it knows neither the trainer, nor the trainer it
     (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    with pose_remote.BatchReceiver(address, SETTINGS, str(keys)) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS, str(keys)) as receiver:
         refused = start_script(SENDER, address, batches, others, 0, 20)
         missing = start_script(SENDER, address, batches, '', 0, 20)
         stranger = start_script(SENDER, address, batches, strangers, 0, 20)
@@ -526,10 +526,10 @@ def test_only_workers_with_an_accepted_key_get_in(address, start_script, tmp_pat
 
 def test_keys_that_are_not_there(tmp_path, address):
     with pytest.raises(UserError) as error:
-        pose_remote.BatchReceiver(address, SETTINGS, str(tmp_path))
+        trainer.BatchReceiver(address, SETTINGS, str(tmp_path))
     assert 'trainer.key_secret' in str(error.value) and 'make_curve_keys.py' in str(error.value)
     with pytest.raises(UserError):
-        pose_remote.TrainerConnection(address, str(tmp_path))
+        trainer.TrainerConnection(address, str(tmp_path))
 
 
 # --- failures

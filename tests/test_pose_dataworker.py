@@ -12,7 +12,7 @@ import pytest
 
 from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
-import pose_remote
+from remote import trainer
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
 # tensorpack would spend seconds on loading TensorFlow, where it is installed.
@@ -34,7 +34,7 @@ def children(pid):
 
 
 def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sample_coco):
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
         batches = receive(receiver, 4)
         wait_for(lambda: receiver.get(0.1) and sum(peer.ready for peer in list(receiver._peers.values())) == 2,
@@ -56,10 +56,10 @@ def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sam
 
 def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start, sample_coco):
     worker = start(*worker_command(address, sample_coco))
-    receiver = pose_remote.BatchReceiver(address, SETTINGS)
+    receiver = trainer.BatchReceiver(address, SETTINGS)
     first = receive(receiver, 2)
     receiver.close(ended=False)  # as when it dies
-    with pose_remote.BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
+    with trainer.BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
         second = receive(receiver, 2)
     assert first[0][0].shape == (2, 64, 96, 3) and second[0][0].shape == (2, 64, 64, 3)
     assert second[0][1].shape == (2, 16, 16, 19)
@@ -67,7 +67,7 @@ def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start,
 
 
 def test_a_killed_worker_leaves_no_processes(address, start, sample_coco):
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         worker = start(*worker_command(address, sample_coco, workers=2))
         receive(receiver, 2)
         loaders = children(worker.pid)
@@ -84,7 +84,7 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     if not python.exists():
         pytest.skip('no environment made from requirements-worker.txt in .venv-worker')
     assert subprocess.run([str(python), '-c', 'import tensorflow'], stderr=subprocess.DEVNULL).returncode != 0
-    with pose_remote.BatchReceiver(address, SETTINGS) as receiver:
+    with trainer.BatchReceiver(address, SETTINGS) as receiver:
         worker = start(python, 'pose_dataworker.py', '--master=' + address, '--datapath=%s' % sample_coco)
         receive(receiver, 3)
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
@@ -133,7 +133,7 @@ def test_training_with_two_workers(address, start, sample_coco, tmp_path):
 
 
 def test_the_benchmark_prints_its_figures(sample_coco):
-    result = run_command('scripts/bench_remote.py', '--seconds=1', '--rounds=1', '--side=64', '--batchsize=2', '--json')
+    result = run_command('benchmarks/bench_remote.py', '--seconds=1', '--rounds=1', '--side=64', '--batchsize=2', '--json')
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures['samples_per_s'] > 0 and figures['tensorpack_samples_per_s'] > 0

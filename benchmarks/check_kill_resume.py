@@ -1,6 +1,6 @@
 """Kill a training run again and again, at random moments, and see that each time the next one goes on.
 
-    python3 scripts/check_kill_resume.py [--kills=20] [--save-every=2] [--seed=0]
+    python3 benchmarks/check_kill_resume.py [--kills=20] [--save-every=2] [--seed=0]
 
 Each run of train.py saves often and is killed (kill -9) a random time after its first step, every other time while a
 checkpoint is being written. The next run must resume, and not more than one save interval back.

@@ -1,6 +1,6 @@
 """What a training sample costs, step by step and in relation to decoding its JPEG.
 
-    python3 scripts/bench_data.py [--datapath=DIR] [--json]
+    python3 benchmarks/bench_data.py [--datapath=DIR] [--json]
 
 First in this process, on one core and without OpenCV's threads: each step over the same samples with the same
 augmentations. Of several rounds the fastest counts, in CPU time, so that other work on the machine disturbs little.

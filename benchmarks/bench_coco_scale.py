@@ -1,6 +1,6 @@
 """Start-up time and memory with an annotation file of COCO's true size.
 
-    python3 scripts/bench_coco_scale.py [--scale=1.0] [--json]
+    python3 benchmarks/bench_coco_scale.py [--scale=1.0] [--json]
 
 Writes, the first time, an annotation file as large as person_keypoints_train2017.json: 118,287 images, 262,465 people
 with polygons and some crowds with run lengths, about 240 MB. The same seed gives the same file. It then measures, each
@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 import pose_annotations
 import pose_cli
 import pose_loader
-from pose_dataset import PoseDataset
+from pose_samples import PoseDataset
 
 IMAGES, PEOPLE = 118287, 262465
 SIZE = (640, 480)

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT, assert_user_error, run_command
 from pose_cli import UserError
-from pose_runlog import CURVE_COLUMNS, read_curves
+from training.runlog import CURVE_COLUMNS, read_curves
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import plot_loss

@@ -1,6 +1,6 @@
 """How long pose_eval.decode_people takes for 1 to 50 people, beside enlarging the maps to the input's size first.
 
-    python3 scripts/bench_decode.py [--json]
+    python3 benchmarks/bench_decode.py [--json]
 
 Maps are ground truth, rendered from people in random places, at 368x368 unless said otherwise, stride 8. `enlarged`
 only does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for peaks.

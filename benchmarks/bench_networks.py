@@ -1,7 +1,7 @@
 """How fast the networks train and infer: images/s and ms a step of each model, with everything already in memory.
 
-    python3 scripts/bench_networks.py [--models=cmu,mobilenet_thin] [--batchsize=4] [--input-size=368x368] [--json]
-    python3 scripts/bench_networks.py --round-trip      # a full-size cmu .npy written and restored: time and memory
+    python3 benchmarks/bench_networks.py [--models=cmu,mobilenet_thin] [--batchsize=4] [--input-size=368x368] [--json]
+    python3 benchmarks/bench_networks.py --round-trip      # a full-size cmu .npy written and restored: time and memory
 
 Each training step (forward, backward, Adam, batch norm updates) and each inference is timed against a plain graph of
 the same layers: batch norm from tf.nn.moments and tf.nn.batch_normalization, biases added with +. The two take turns,

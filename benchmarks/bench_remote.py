@@ -1,9 +1,9 @@
 """How fast batches travel from a data worker to the trainer, on loopback.
 
-    python3 scripts/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
+    python3 benchmarks/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
 
 The same arrays, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
-pose_remote.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
+remote/trainer.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
 reach together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
 """
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, ROOT)
 import pose_cli
 import pose_dataworker
 import pose_labels
-import pose_remote
+from remote import trainer
 
 BATCHES = 4  # different ones that a sender repeats
 WARM_UP = 10
@@ -131,7 +131,7 @@ def send_with_pose_remote(batches, address, keys):
 
 def measure_pose_remote(args, batches, keys=None):
     address = 'tcp://127.0.0.1:%d' % free_port()
-    with pose_remote.BatchReceiver(address, settings(args, len(batches[0][0])), keys) as receiver:
+    with trainer.BatchReceiver(address, settings(args, len(batches[0][0])), keys) as receiver:
         with child(send_with_pose_remote, batches, address, keys):
             return samples_per_second(lambda: len(next_batch(receiver)[0]), args.seconds)
 
@@ -160,7 +160,7 @@ def measure_data_worker(args, workers):
     address = 'tcp://127.0.0.1:%d' % free_port()
     command = [sys.executable, os.path.join(ROOT, 'pose_dataworker.py'), '--master=' + address,
                '--datapath=' + args.datapath, '--workers=%d' % workers]
-    with pose_remote.BatchReceiver(address, settings(args, args.batchsize)) as receiver:
+    with trainer.BatchReceiver(address, settings(args, args.batchsize)) as receiver:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             try:
                 while receiver.get(1) is None:
@@ -173,8 +173,8 @@ def measure_data_worker(args, workers):
 
 def bytes_per_sample(batch):
     """Bytes of the frames that a batch becomes, headers included."""
-    arrays = pose_remote.encode_batch(batch)
-    header = pose_remote.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+    arrays = trainer.encode_batch(batch)
+    header = trainer.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
     return (len(header) + sum(array.nbytes for _, array in arrays)) / len(batch[0])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
-from pose_runlog import write_json
+from training.runlog import write_json
 
 BASENAME = 'model'
 DIVERGED_EXIT_CODE = 3

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import message, text_format
 
-import pose_separable
+from graphs import separable
 from pose_cli import UserError, write_file
 
 INPUT, OUTPUT = 'image', 'Openpose/concat_stage7'
@@ -165,7 +165,7 @@ def optimize(graph, input_shape=None):
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
     graph = simplify(_set_input_shape(graph, input_shape))
-    return strip_unused(pose_separable.split_layers(fold_affine(fold_depthwise_1x1(graph)), OUTPUT))
+    return strip_unused(separable.split_layers(fold_affine(fold_depthwise_1x1(graph)), OUTPUT))
 
 
 def simplify(graph):

@@ -40,7 +40,7 @@ from zmq.utils.monitor import parse_monitor_message
 import pose_augment
 import pose_labels
 from pose_cli import UserError
-from pose_loader import batch_layout
+from pose_samples import batch_layout
 
 VERSION = 1
 MAX_HEADER = 16384  # bytes
@@ -83,7 +83,7 @@ def encode_batch(batch):
     """Encode (image, heatmap, paf, mask) for the wire.
 
     Args:
-        batch: arrays as in pose_loader.batch_layout; heatmap and paf in -1..1, mask in 0..1.
+        batch: arrays as in pose_samples.batch_layout; heatmap and paf in -1..1, mask in 0..1.
     Returns:
         [(name, array)]; the image is the caller's own array.
     Raises:
@@ -99,7 +99,7 @@ class BatchDecoder:
     """Decodes the frames that encode_batch's arrays became, into arrays of its own that it uses again and again.
 
     Args:
-        layout: pose_loader.batch_layout of the trainer's settings.
+        layout: pose_samples.batch_layout of the trainer's settings.
     """
 
     def __init__(self, layout):
@@ -185,7 +185,7 @@ def check_frames(header, frames, layout):
     Args:
         header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
         frames: buffers.
-        layout: pose_loader.batch_layout of the trainer's settings.
+        layout: pose_samples.batch_layout of the trainer's settings.
     Raises:
         BadMessage: naming the first thing that does not fit.
     """

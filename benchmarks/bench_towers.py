@@ -1,6 +1,6 @@
 """What towers and the training loop cost, as ratios measured in one run.
 
-    python3 scripts/bench_towers.py [--datapath=DIR] [--json]
+    python3 benchmarks/bench_towers.py [--datapath=DIR] [--json]
 
 - two towers on two CPU devices against one, at the same total batch. The same work is split in two, so that what is
   lost is the split, the second copy of small operations, and the averaging of gradients.
@@ -28,8 +28,9 @@ import tensorflow.compat.v1 as tf
 
 import networks
 import pose_loader
+import pose_samples
 import train
-from pose_runlog import read_curves
+from training.runlog import read_curves
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MAX_TOWER_OVERHEAD, MAX_TRAINER_OVERHEAD = 0.10, 0.03
@@ -41,7 +42,7 @@ class BareTraining:
     def __init__(self, args, towers):
         rng = np.random.RandomState(0)
         with tf.Graph().as_default():
-            layout = pose_loader.batch_layout(args.batchsize, args.size, args.size, networks.stride(args.model))
+            layout = pose_samples.batch_layout(args.batchsize, args.size, args.size, networks.stride(args.model))
             with tf.device('/cpu:0'):
                 batch = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
                                          use_resource=False) for name, dtype, shape in layout]

@@ -1,0 +1,186 @@
+"""One sample: a main person of an image, augmented, with the label maps of all people of the image.
+
+Start to end: `PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and
+renders the maps (pose_labels.py). pose_loader.py makes batches of samples in processes of their own.
+"""
+import collections
+import logging
+import os
+
+import cv2
+import numpy as np
+
+import pose_annotations
+import pose_augment
+import pose_labels
+from pose_cli import UserError
+
+# joints (people, 18, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
+Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
+
+READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+              8: cv2.IMREAD_REDUCED_COLOR_8}
+# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
+# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster).
+MAX_WARP_SCALE = 2 ** 0.5
+JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
+BAD_SAMPLE_LIMIT = 0.2
+MIN_ATTEMPTS = 100
+
+
+class PoseDataset:
+    """The samples of one split of a COCO folder, at one input size and output stride.
+
+    Args:
+        datapath, split, imgpath: as in pose_annotations.find_split.
+        input_width, input_height: of the network's input, in pixels; multiples of stride.
+        stride: the network's output stride.
+        ranges: pose_augment.Ranges of the augmentation.
+    Raises:
+        UserError: from pose_annotations.
+    """
+
+    def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
+                 ranges=pose_augment.CMU_RANGES):
+        annotation_file, self.image_folder = pose_annotations.find_split(datapath, split, imgpath)
+        self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder)
+        self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
+        # Validation sees each image with a main person once.
+        self.validation_images = np.unique(self.annotations.sample_image)
+
+    def __len__(self):
+        return len(self.annotations.sample_image)
+
+    def training_sample(self, index, rng):
+        """Sample number index, 0 <= index < len(self), with an augmentation drawn from rng (a RandomState).
+
+        Raises:
+            BadSample: the image cannot be used.
+        """
+        image = self.annotations.sample_image[index]
+        person = self.annotations.bbox[self.annotations.sample_person[index]]
+        augmentation = pose_augment.draw_augmentation(rng, self.ranges)
+        matrix = pose_augment.augmentation_matrix(augmentation, person.astype(np.float64),
+                                                  self.input_width, self.input_height)
+        return self._sample(image, matrix, augmentation)
+
+    def validation_sample(self, index):
+        """Image number index, 0 <= index < len(self.validation_images), fitted into the input without randomness.
+
+        Raises:
+            BadSample: the image cannot be used.
+        """
+        image = self.validation_images[index]
+        width, height = self.annotations.image_size[image]
+        return self._sample(image, pose_augment.fit_matrix(width, height, self.input_width, self.input_height), None)
+
+    def _sample(self, image, matrix, augmentation):
+        name = self.annotations.file_name[image].decode()
+        pixels, reduction = read_image(os.path.join(self.image_folder, name), self.annotations.image_size[image],
+                                       pose_augment.matrix_scale(matrix))
+        people, _ = pose_annotations.people_of(self.annotations, image)
+        joints = pose_augment.transform_joints(people.astype(np.float64), matrix)
+        cells = (self.input_height // self.stride, self.input_width // self.stride, self.stride)
+        return Sample(
+            image=pose_augment.warp_image(pixels, pose_augment.reduced_matrix(matrix, reduction),
+                                          self.input_width, self.input_height),
+            heatmap=pose_labels.render_heatmaps(joints, *cells),
+            paf=pose_labels.render_pafs(joints, *cells),
+            mask=pose_labels.render_mask(*pose_annotations.ignored_regions(self.annotations, image), matrix, *cells),
+            joints=joints, augmentation=augmentation, name=name)
+
+
+def read_image(path, size, scale):
+    """Read an image, reduced while decoding as far as a later warp by `scale` allows.
+
+    The pixels are taken as stored, as COCO's annotations are: an EXIF rotation is not applied.
+
+    Args:
+        size: the (width, height) that the annotations give.
+        scale: how many pixels one image pixel becomes in the warp that follows.
+    Returns:
+        (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
+    Raises:
+        BadSample: missing, empty, truncated, not an image, or not of that size.
+    """
+    try:
+        with open(path, 'rb', buffering=0) as file:
+            data = file.read()
+    except OSError as error:
+        raise BadSample(path, error.strerror or 'cannot be read')
+    if not data:
+        raise BadSample(path, 'is empty')
+    if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:]:
+        raise BadSample(path, 'is a truncated JPEG')
+    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_WARP_SCALE)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise BadSample(path, 'is not an image that OpenCV can read')
+    height, width = pixels.shape[:2]
+    if abs(width * reduction - int(size[0])) >= reduction or abs(height * reduction - int(size[1])) >= reduction:
+        raise BadSample(path, 'is not of the size %dx%d that the annotations give' % tuple(size))
+    return pixels, reduction
+
+
+def check_input_size(input_width, input_height, stride):
+    """Raise UserError when a side of the input is not a multiple of the output stride."""
+    for name, side in (('--input-width', input_width), ('--input-height', input_height)):
+        if side % stride:
+            raise UserError('%s=%d is not a multiple of the output stride %d; take %d or %d'
+                                     % (name, side, stride, side // stride * stride or stride,
+                                        (side // stride + 1) * stride))
+
+
+def batch_layout(batchsize, input_width, input_height, stride):
+    """[(name, dtype, shape)] of the four arrays of a batch."""
+    cells = (batchsize, input_height // stride, input_width // stride)
+    return [('image', np.uint8, (batchsize, input_height, input_width, 3)), ('heatmap', np.float32, cells + (19,)),
+            ('paf', np.float32, cells + (38,)), ('mask', np.float32, cells + (1,))]
+
+
+class BadSample(Exception):
+    """An image that cannot be used; the run goes on without it."""
+
+    def __init__(self, path, reason):
+        super().__init__('%s %s' % (path, reason))
+        self.path, self.reason = path, reason
+
+
+class BadSampleCounter:
+    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
+
+    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
+
+    Args:
+        samples: the number of samples in the data set.
+    """
+
+    def __init__(self, samples):
+        self.min_attempts = min(MIN_ATTEMPTS, samples)
+        self.attempts = self.bad = 0
+        self.names = set()
+        self.last = None
+
+    def add_good(self, samples):
+        """Raises UserError when there were too many bad ones."""
+        self.attempts += samples
+        self._judge()
+
+    def add_bad(self, path, reason):
+        """Raises UserError when there were too many bad ones."""
+        self.attempts += 1
+        self.bad += 1
+        self.last = '%s %s' % (path, reason)
+        if path not in self.names:
+            self.names.add(path)
+            logging.warning('skipped bad sample %d: %s', len(self.names), self.last)
+        self._judge()
+
+    def _judge(self):
+        too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
+        if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
+            raise UserError('%d of %d samples were bad (last: %s); repair or remove these files'
+                            % (self.bad, self.attempts, self.last))

@@ -1,0 +1,1 @@
+"""Data preparation on other machines: the wire, its keys, the trainer's end and the worker's end."""
