@@ -1,17 +1,30 @@
-"""Fixtures of the whole suite. Tests run the real commands in real processes on real JPEG files."""
+"""What the files of the whole suite share. Tests run the real commands in real processes on real JPEG files.
+
+@pytest.mark.slow marks what takes more than about 3 seconds on a quiet machine: nearly all that starts a process which
+imports TensorFlow, and whatever hangs on a fixture that does. `-m "not slow"` leaves them out; nothing else depends on
+the mark.
+"""
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+PROGRAMS = ROOT / 'tests' / 'programs'
 PATIENCE = 240  # seconds, for machines that have much else to do
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit that: none
+# of the commands could be interrupted. A handler, unlike SIG_IGN, is back to the default in each new program; and as it
+# does nothing, the suite stays as deaf to the terminal's Ctrl-C as the shell wanted it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def run_command(*args, timeout=300, **kwargs):
@@ -21,15 +34,43 @@ def run_command(*args, timeout=300, **kwargs):
                           stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout, **kwargs)
 
 
-def wait_for(condition, what):
-    """The first true value of condition(); the test fails with `what` when there is none for long."""
-    deadline = time.monotonic() + PATIENCE
+def program_environment(**variables):
+    """The environment of a program in tests/programs: it imports the project's modules and those of the tests."""
+    path = os.pathsep.join(str(ROOT / folder) for folder in ('', 'tests', 'scripts', 'benchmarks'))
+    return dict(os.environ, PYTHONPATH=path, **variables)
+
+
+def run_program(name, *args, **kwargs):
+    """Run tests/programs/NAME like a command (run_command), with program_environment() unless `env` is given."""
+    kwargs.setdefault('env', program_environment())
+    return run_command(PROGRAMS / name, *args, **kwargs)
+
+
+def wait_for(condition, what, seconds=PATIENCE):
+    """The first true value of condition(); the test fails with `what` when there is none for so many seconds."""
+    deadline = time.monotonic() + seconds
     while True:
         result = condition()
         if result:
             return result
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def is_running(pid):
+    """Whether there is such a process that has not ended: one that nobody has waited for yet (a zombie) has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def descendants(pid):
+    """The ids of the processes that a process has started, and they in turn; none when it is gone."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def assert_user_error(result, *mentions):
@@ -71,6 +112,7 @@ def coco_photos():
 
 @pytest.fixture
 def address():
+    """tcp://127.0.0.1:PORT with a port that was free a moment ago."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(('127.0.0.1', 0))
         return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
@@ -81,11 +123,11 @@ def start(tmp_path):
     """start(*command) runs it in a process that ends with the test; its output goes to process.log."""
     processes = []
 
-    def start(*command):
+    def start(*command, **kwargs):
         log = tmp_path / ('log_%d' % len(processes))
         with open(str(log), 'w') as output:
             process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdin=subprocess.PIPE,
-                                       stdout=output, stderr=subprocess.STDOUT)
+                                       stdout=output, stderr=subprocess.STDOUT, **kwargs)
         process.log = log
         processes.append(process)
         return process
