@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Sets up the environment and runs the whole test suite, or what the arguments (pytest's own) select.
+# Sets up the environment, checks the style of the sources (flake8, setup.cfg) and runs the whole test suite, or what the
+# arguments (pytest's own) select.
 #
 #   [TF=1|2] bash scripts/run_tests.sh [pytest arguments]
+#   bash scripts/run_tests.sh -m "not slow"       what takes less than 3 minutes
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,5 +19,6 @@ else
 fi
 
 cd "$root"
+"$venv/bin/python" -m flake8
 export MPLBACKEND=Agg TF_CPP_MIN_LOG_LEVEL=2
 exec "$venv/bin/python" -m pytest "$@"
