@@ -8,6 +8,7 @@ A sample is one main person of one image; the labels show all people of the imag
 """
 import contextlib
 import io
+import itertools
 import os
 
 import cv2
@@ -15,10 +16,11 @@ import numpy as np
 
 import pose_cli
 import pose_draw
-from pose_samples import BadSample, BadSampleCounter, PoseDataset, check_input_size
+from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples, validation_samples
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, as is right on helper nodes
     from tensorpack.dataflow import RNGDataFlow
+
 
 class PoseDataFlow(RNGDataFlow):
     """A tensorpack DataFlow of [image, heatmap, paf, mask], one sample at a time in this process.
@@ -41,16 +43,9 @@ class PoseDataFlow(RNGDataFlow):
             self.rng = np.random.RandomState([self.seed % (1 << 32)] + copy)
 
     def __iter__(self):
-        counter = BadSampleCounter(len(self))
-        for index in self.rng.permutation(len(self)) if self.is_train else range(len(self)):
-            try:
-                sample = (self.dataset.training_sample(index, self.rng) if self.is_train
-                          else self.dataset.validation_sample(index))
-            except BadSample as error:
-                counter.add_bad(error.path, error.reason)
-            else:
-                counter.add_good(1)
-                yield list(sample[:4])
+        samples = training_samples(self.dataset, self.rng) if self.is_train else validation_samples(self.dataset)
+        for sample in samples:
+            yield list(sample[:4])
 
 
 def get_dataflow(datapath, split, input_width, input_height, stride, is_train, imgpath=None, seed=None):
@@ -97,12 +92,8 @@ def main():
     rng = np.random.RandomState(args.seed)
     rows = []
     while len(rows) < args.count:
-        for index in rng.permutation(len(dataset))[:args.count - len(rows)]:
-            try:
-                rows.append(draw_sample(dataset.training_sample(index, rng)))
-                counter.add_good(1)
-            except BadSample as error:
-                counter.add_bad(error.path, error.reason)
+        for sample in itertools.islice(training_samples(dataset, rng, counter), args.count - len(rows)):
+            rows.append(draw_sample(sample))
     for number, row in enumerate(rows):
         cv2.imwrite(os.path.join(args.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(args.output_dir, 'contact_sheet.png')

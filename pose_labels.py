@@ -9,10 +9,14 @@ import numpy as np
 
 PART_NAMES = ('Nose', 'Neck', 'RShoulder', 'RElbow', 'RWrist', 'LShoulder', 'LElbow', 'LWrist', 'RHip', 'RKnee',
               'RAnkle', 'LHip', 'LKnee', 'LAnkle', 'REye', 'LEye', 'REar', 'LEar')
-BACKGROUND = len(PART_NAMES)  # the heatmap's last channel
+PARTS = len(PART_NAMES)
 # Limb k is written to PAF channels 2k (x) and 2k + 1 (y); its vector points from the first part to the second.
 LIMBS = ((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 2), (2, 3), (3, 4), (2, 16), (1, 5), (5, 6), (6, 7),
          (5, 17), (1, 0), (0, 14), (0, 15), (14, 16), (15, 17))
+BACKGROUND = PARTS  # the heatmap's last channel
+HEATMAP_CHANNELS = PARTS + 1
+PAF_CHANNELS = 2 * len(LIMBS)
+MAP_CHANNELS = HEATMAP_CHANNELS + PAF_CHANNELS  # of a network's output: the heatmaps, then the PAFs
 LIMB_STARTS, LIMB_ENDS = (np.array(parts) for parts in zip(*LIMBS))
 # joints[:, FLIP_ORDER] swaps left and right parts, as a mirrored image needs it.
 FLIP_ORDER = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)

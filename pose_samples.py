@@ -90,6 +90,40 @@ class PoseDataset:
             joints=joints, augmentation=augmentation, name=name)
 
 
+def training_samples(dataset, rng, counter=None):
+    """All samples of a PoseDataset once, in random order, as a generator of Samples; bad ones are skipped.
+
+    Args:
+        rng: a RandomState, for the order and the augmentations.
+        counter: the BadSampleCounter of several passes; without it this pass has its own.
+    Raises:
+        UserError: too many bad samples.
+    """
+    return _good_samples(lambda index: dataset.training_sample(index, rng), rng.permutation(len(dataset)),
+                         counter or BadSampleCounter(len(dataset)))
+
+
+def validation_samples(dataset):
+    """All validation images of a PoseDataset in order, as a generator of Samples; bad ones are skipped.
+
+    Raises:
+        UserError: too many bad samples.
+    """
+    images = len(dataset.validation_images)
+    return _good_samples(dataset.validation_sample, range(images), BadSampleCounter(images))
+
+
+def _good_samples(make_sample, indices, counter):
+    for index in indices:
+        try:
+            sample = make_sample(index)
+        except BadSample as error:
+            counter.add_bad(error.path, error.reason)
+        else:
+            counter.add_good(1)
+            yield sample
+
+
 def read_image(path, size, scale):
     """Read an image, reduced while decoding as far as a later warp by `scale` allows.
 
@@ -130,15 +164,15 @@ def check_input_size(input_width, input_height, stride):
     for name, side in (('--input-width', input_width), ('--input-height', input_height)):
         if side % stride:
             raise UserError('%s=%d is not a multiple of the output stride %d; take %d or %d'
-                                     % (name, side, stride, side // stride * stride or stride,
-                                        (side // stride + 1) * stride))
+                            % (name, side, stride, side // stride * stride or stride, (side // stride + 1) * stride))
 
 
 def batch_layout(batchsize, input_width, input_height, stride):
     """[(name, dtype, shape)] of the four arrays of a batch."""
     cells = (batchsize, input_height // stride, input_width // stride)
-    return [('image', np.uint8, (batchsize, input_height, input_width, 3)), ('heatmap', np.float32, cells + (19,)),
-            ('paf', np.float32, cells + (38,)), ('mask', np.float32, cells + (1,))]
+    return [('image', np.uint8, (batchsize, input_height, input_width, 3)),
+            ('heatmap', np.float32, cells + (pose_labels.HEATMAP_CHANNELS,)),
+            ('paf', np.float32, cells + (pose_labels.PAF_CHANNELS,)), ('mask', np.float32, cells + (1,))]
 
 
 class BadSample(Exception):
