@@ -7,7 +7,7 @@ with polygons and some crowds with run lengths, about 240 MB. The same seed give
 in a fresh process: json.load; the start to the first batch without and with a cache; how much private memory a loader
 process gains over a full pass of the index; the peak memory of a start. The image files are links to one picture.
 """
-import argparse
+import glob
 import json
 import os
 import subprocess
@@ -20,8 +20,7 @@ import cv2
 import numpy as np
 import psutil
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from bench_inputs import flag_parser
 import pose_annotations
 import pose_cli
 import pose_loader
@@ -171,7 +170,8 @@ def loader_growth(folder):
     batchsize = 64
     with pose_loader.BatchLoader(IndexOnly(dataset), batchsize, workers=1, seed=0) as loader:
         loader.get()
-        worker = psutil.Process(loader._supervisor).children()[0]
+        supervisor, = psutil.Process().children()
+        worker, = supervisor.children()
         before = worker.memory_full_info().uss
         for _ in range(len(dataset) // batchsize + 2):
             loader.get()
@@ -184,45 +184,53 @@ def in_fresh_process(what, argument):
     return peak, json.loads(lines[-1])
 
 
-def main():
-    parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--folder', help='keeps the made-up data set for the next time; a temporary folder without it')
-    parser.add_argument('--scale', type=float, default=1.0, help='of the number of images and people')
-    parser.add_argument('--only', choices=('json', 'start', 'growth'), help='one measurement, in this process')
-    parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
-    args = parser.parse_args()
-    if args.only:
-        measure = {'json': json_load_seconds, 'start': first_batch_seconds, 'growth': loader_growth}[args.only]
-        print(json.dumps(measure(args.folder)))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or temporary
-        start = time.perf_counter()
-        file = write_coco(folder, int(IMAGES * args.scale), int(PEOPLE * args.scale))
-        print('%s: %.0f MB (%.0f s)' % (file, os.path.getsize(file) / 1e6, time.perf_counter() - start))
-        for path in pose_annotations._cache_paths(file):
-            if os.path.exists(path):
-                os.unlink(path)
-        json_peak, (json_cpu, json_seconds) = in_fresh_process('json', file)
-        first_peak, (first_cpu, first_seconds) = in_fresh_process('start', folder)
-        second_peak, (second_cpu, second_seconds) = in_fresh_process('start', folder)
-        _, growth = in_fresh_process('growth', folder)
-
-    figures = {
+def measure(folder, file):
+    """{name: value} of all figures; `folder` and its annotation `file` have no cache yet."""
+    json_peak, (json_cpu, json_seconds) = in_fresh_process('json', file)
+    first_peak, (first_cpu, first_seconds) = in_fresh_process('start', folder)
+    second_peak, (second_cpu, second_seconds) = in_fresh_process('start', folder)
+    _, growth = in_fresh_process('growth', folder)
+    return {
         'json_load_s': json_seconds, 'first_start_s': first_seconds, 'second_start_s': second_seconds,
         'first_start_to_json_load': first_seconds / json_seconds,
         'second_start_to_json_load': second_seconds / json_seconds,
         'json_load_cpu_s': json_cpu, 'first_start_cpu_s': first_cpu, 'second_start_cpu_s': second_cpu,
         'json_load_peak_mb': json_peak, 'first_start_peak_mb': first_peak, 'second_start_peak_mb': second_peak,
         'loader_growth_mb': growth}
+
+
+def parse_flags(args=None):
+    parser = flag_parser(__doc__.splitlines()[0])
+    parser.add_argument('--folder', help='keeps the made-up data set for the next time; a temporary folder without it')
+    parser.add_argument('--scale', type=float, default=1.0, help='of the number of images and people')
+    parser.add_argument('--only', choices=('json', 'start', 'growth'), help='one measurement, in this process')
+    return parser.parse_args(args)
+
+
+def main():
+    flags = parse_flags()
+    if flags.only:
+        one = {'json': json_load_seconds, 'start': first_batch_seconds, 'growth': loader_growth}[flags.only]
+        print(json.dumps(one(flags.folder)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = flags.folder or temporary
+        start = time.perf_counter()
+        file = write_coco(folder, int(IMAGES * flags.scale), int(PEOPLE * flags.scale))
+        print('%s: %.0f MB (%.0f s)' % (file, os.path.getsize(file) / 1e6, time.perf_counter() - start))
+        for cache in glob.glob(os.path.join(os.path.dirname(file), '.*.npz')):
+            os.unlink(cache)
+        figures = measure(folder, file)
+
     print('%-28s %10s %12s %16s %10s' % ('', 'seconds', 'of json.load', 'CPU s, imports', 'peak MB'))
     for name, key in (('json.load', 'json_load'), ('first start to a batch', 'first_start'),
                       ('second start to a batch', 'second_start')):
-        print('%-28s %10.2f %12.2f %16.2f %10.0f' % (name, figures[key + '_s'], figures[key + '_s'] / json_seconds,
-                                                     figures[key + '_cpu_s'], figures[key + '_peak_mb']))
-    print('private memory that a loader process gains over a full pass of the index: %.1f MB' % growth)
-    if args.json:
+        print('%-28s %10.2f %12.2f %16.2f %10.0f'
+              % (name, figures[key + '_s'], figures[key + '_s'] / figures['json_load_s'], figures[key + '_cpu_s'],
+                 figures[key + '_peak_mb']))
+    print('private memory that a loader process gains over a full pass of the index: %.1f MB'
+          % figures['loader_growth_mb'])
+    if flags.json:
         print(json.dumps(figures))
 
 

@@ -8,26 +8,22 @@ Then loader processes at full speed. Without --datapath a small data set is rend
 the figures of the table: decode_ms is the whole image, as anybody would decode it; read_ms is what the pipeline does
 instead (reading the file, decoding at 1/2, 1/4 or 1/8 where the scale allows it).
 """
-import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
 import cv2
 import numpy as np
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from bench_inputs import flag_parser, render_sample_data
 import pose_annotations
 import pose_augment
 import pose_cli
 import pose_labels
-from pose_dataset import PoseDataset, read_image
 from pose_loader import BatchLoader
+from pose_samples import PoseDataset, check_input_size, read_image
 
 STEPS = ('decode', 'read', 'warp', 'maps', 'mask', 'sample')
 CROWDS = (5, 20)
@@ -113,52 +109,28 @@ def samples_per_second(dataset, batchsize, workers, seconds):
         return batches * batchsize / (time.perf_counter() - start)
 
 
-def render_sample_data(folder):
-    subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--output-dir=' + folder,
-                    '--train=32', '--val=1'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+def measure_loaders(dataset, batchsize, most, rounds, seconds):
+    """Samples/s of 1 to `most` loader processes: one row for each of up to three rounds."""
+    return [[samples_per_second(dataset, batchsize, workers, seconds) for workers in range(1, most + 1)]
+            for _ in range(min(3, rounds))]
 
 
-def main():
-    parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--datapath', help='COCO folder; rendered data without it')
-    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
-    parser.add_argument('--split', default='train2017')
-    parser.add_argument('--side', type=pose_cli.positive_int, default=368, help='of the input, in pixels')
-    parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
-    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=16)
-    parser.add_argument('--samples', type=pose_cli.positive_int, default=28, help='that each step is measured on')
-    parser.add_argument('--rounds', type=pose_cli.positive_int, default=40, help='the fastest counts')
-    parser.add_argument('--seconds', type=pose_cli.positive_int, default=4, help='per measurement of loader processes')
-    parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
-                        help='largest number of loader processes')
-    parser.add_argument('--json', action='store_true', help='print one JSON object on the last line')
-    args = parser.parse_args()
-    pose_cli.log_to_stderr()
-    cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        if not args.datapath:
-            render_sample_data(folder)
-        dataset = PoseDataset(args.datapath or folder, args.split, args.side, args.side, args.stride, args.imgpath)
-        cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {max(cores)})
-        milliseconds = measure_steps(dataset, args.samples, args.rounds)
-        crowds = {people: measure_maps(dataset, people, args.rounds) for people in CROWDS}
-        os.sched_setaffinity(0, cores)
-        counts = range(1, max(2, args.processes) + 1)
-        rates = [[samples_per_second(dataset, args.batchsize, workers, args.seconds) for workers in counts]
-                 for _ in range(min(3, args.rounds))]
-        rate = {workers: statistics.median(row[i] for row in rates) for i, workers in enumerate(counts)}
-        people = np.diff(dataset.annotations.person_start)[dataset.annotations.sample_image].mean()
-
-    figures = {step + '_ms': ms for step, ms in milliseconds.items()}
-    figures.update(('maps_%d_people_ms' % count, ms) for count, ms in crowds.items())
+def measure(flags, dataset):
+    """{name: value} of all figures. The steps are measured on one core, the loader processes on all."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    figures = {step + '_ms': ms for step, ms in measure_steps(dataset, flags.samples, flags.rounds).items()}
+    figures.update(('maps_%d_people_ms' % people, measure_maps(dataset, people, flags.rounds)) for people in CROWDS)
+    os.sched_setaffinity(0, cores)
+    rates = measure_loaders(dataset, flags.batchsize, max(2, flags.processes), flags.rounds, flags.seconds)
     figures['sample_to_decode'] = figures['sample_ms'] / figures['decode_ms']
     figures['speedup_2_processes'] = statistics.median(row[1] / row[0] for row in rates)
-    figures.update(('samples_per_s_%d_processes' % workers, value) for workers, value in rate.items())
+    figures.update(('samples_per_s_%d_processes' % workers, statistics.median(column))
+                   for workers, column in enumerate(zip(*rates), 1))
+    return figures
 
-    print('%dx%d, stride %d, %d samples with %.1f people on average, one core'
-          % (args.side, args.side, args.stride, args.samples, people))
+
+def print_table(figures):
     print('%-44s %8s %16s' % ('', 'ms', 'of decoding'))
     for name, key in (('decode the whole image', 'decode_ms'),
                       ('read: the file, decoded as small as possible', 'read_ms'),
@@ -167,9 +139,42 @@ def main():
                       ('heatmaps and PAFs of 20 people', 'maps_20_people_ms')):
         print('%-44s %8.2f %16.2f' % (name, figures[key], figures[key] / figures['decode_ms']))
     print('%-44s %8s %16s' % ('', 'samples/s', 'of one'))
-    for workers, value in rate.items():
-        print('%-44s %8.0f %16.2f' % ('%d loader processes' % workers, value, value / rate[1]))
-    if args.json:
+    rates = [value for key, value in figures.items() if key.startswith('samples_per_s_')]
+    for workers, value in enumerate(rates, 1):
+        print('%-44s %8.0f %16.2f' % ('%d loader processes' % workers, value, value / rates[0]))
+
+
+def parse_flags(args=None):
+    parser = flag_parser(__doc__.splitlines()[0])
+    parser.add_argument('--datapath', help='COCO folder; rendered data without it')
+    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+    parser.add_argument('--split', default='train2017')
+    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
+    parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=16)
+    parser.add_argument('--samples', type=pose_cli.positive_int, default=28, help='that each step is measured on')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=40, help='the fastest counts')
+    parser.add_argument('--seconds', type=pose_cli.positive_int, default=4, help='per measurement of loader processes')
+    parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
+                        help='largest number of loader processes')
+    flags = parser.parse_args(args)
+    check_input_size(*flags.input_size, stride=flags.stride)
+    return flags
+
+
+def main():
+    flags = parse_flags()
+    pose_cli.log_to_stderr()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        datapath = flags.datapath or render_sample_data(folder, train=32, val=1)
+        dataset = PoseDataset(datapath, flags.split, *flags.input_size, stride=flags.stride, imgpath=flags.imgpath)
+        people = np.diff(dataset.annotations.person_start)[dataset.annotations.sample_image].mean()
+        figures = measure(flags, dataset)
+    print('%dx%d, stride %d, %d samples with %.1f people on average, one core'
+          % (flags.input_size + (flags.stride, flags.samples, people)))
+    print_table(figures)
+    if flags.json:
         print(json.dumps(figures))
 
 

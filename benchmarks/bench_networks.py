@@ -13,11 +13,10 @@ import multiprocessing
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+from bench_inputs import flag_parser
 import pose_cli
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -25,7 +24,7 @@ import tensorflow.compat.v1 as tf
 import networks
 import networks.pretrained
 from networks import network_base
-from pose_cli import UserError
+from pose_samples import batch_layout, check_input_size
 
 
 class Plain:
@@ -60,14 +59,14 @@ def plain_class(network_class):
 def build(network_class, is_training, batchsize, width, height):
     """(session, what to run): a training step or an inference on a random batch that lies in variables."""
     random = np.random.RandomState(0)
-    cells = height // network_class.stride, width // network_class.stride
+    values = {name: np.zeros(shape, dtype)
+              for name, dtype, shape in batch_layout(batchsize, width, height, network_class.stride)}
+    values['image'] = random.randint(0, 256, values['image'].shape).astype(np.uint8)
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
         image, heat, paf = (
-            tf.get_variable(name, initializer=value, trainable=False, use_resource=False) for name, value in (
-                ('batch_image', random.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)),
-                ('batch_heat', np.zeros((batchsize,) + cells + (19,), np.float32)),
-                ('batch_paf', np.zeros((batchsize,) + cells + (38,), np.float32))))
+            tf.get_variable('batch_' + name, initializer=values[name], trainable=False, use_resource=False)
+            for name in ('image', 'heatmap', 'paf'))
         network = network_class('bench', image, is_training)
         run = network.output.op
         if is_training:
@@ -149,15 +148,36 @@ def round_trip():
     return row
 
 
-def main():
-    parser = pose_cli.ArgumentParser(description='Time the networks.')
+def bench_all(flags):
+    """Print the table, line by line as the figures come; returns them."""
+    print('%d images of %dx%d a step, median of %d steps, TensorFlow %s, %d CPUs'
+          % ((flags.batchsize,) + flags.input_size + (flags.steps, tf.__version__, os.cpu_count())))
+    print('%-20s %10s %10s %11s %10s %10s %11s' % ('', 'train ms', 'images/s', 'plain/ours',
+                                                   'infer ms', 'images/s', 'plain/ours'))
+    rows = []
+    for name in flags.models:
+        rows.append(bench(name, flags))
+        print('%(model)-20s %(train_ms)10.1f %(train_images_per_s)10.2f %(train_plain_to_ours)11.2f '
+              '%(infer_ms)10.1f %(infer_images_per_s)10.2f %(infer_plain_to_ours)11.2f' % rows[-1], flush=True)
+    return {'batchsize': flags.batchsize, 'input_size': flags.input_size, 'tensorflow': tf.__version__, 'models': rows}
+
+
+def parse_flags(args=None):
+    parser = flag_parser('Time the networks.')
     parser.add_argument('--models', default=','.join(networks.NAMES), help='names, separated by commas')
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4)
-    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), help='WIDTHxHEIGHT')
+    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
     parser.add_argument('--steps', type=pose_cli.positive_int, default=10, help='steps to time of each')
     parser.add_argument('--round-trip', action='store_true', help='instead: write and restore a full-size cmu .npy')
-    parser.add_argument('--json', action='store_true', help='end with a line of JSON')
-    flags = parser.parse_args()
+    flags = parser.parse_args(args)
+    flags.models = flags.models.split(',')
+    for name in flags.models:
+        check_input_size(*flags.input_size, stride=networks.stride(name))
+    return flags
+
+
+def main():
+    flags = parse_flags()
     tf.logging.set_verbosity(tf.logging.ERROR)
     if flags.round_trip:
         result = round_trip()
@@ -165,22 +185,7 @@ def main():
               'in %(read_seconds).2f s, set in %(set_seconds).2f s; peak memory %(peak_mib_before).0f MiB with the '
               'graph, %(peak_mib_read).0f after reading, %(peak_mib_set).0f after setting' % result)
     else:
-        names = flags.models.split(',')
-        for name in names:
-            if any(size % networks.stride(name) for size in flags.input_size):
-                raise UserError('--input-size=%dx%d: both must be multiples of %d, the stride of %s'
-                                % (flags.input_size + (networks.stride(name), name)))
-        print('%d images of %dx%d a step, median of %d steps, TensorFlow %s, %d CPUs'
-              % ((flags.batchsize,) + flags.input_size + (flags.steps, tf.__version__, os.cpu_count())))
-        print('%-20s %10s %10s %11s %10s %10s %11s' % ('', 'train ms', 'images/s', 'plain/ours',
-                                                       'infer ms', 'images/s', 'plain/ours'))
-        result = {'batchsize': flags.batchsize, 'input_size': flags.input_size, 'tensorflow': tf.__version__,
-                  'models': []}
-        for name in names:
-            row = bench(name, flags)
-            result['models'].append(row)
-            print('%(model)-20s %(train_ms)10.1f %(train_images_per_s)10.2f %(train_plain_to_ours)11.2f '
-                  '%(infer_ms)10.1f %(infer_images_per_s)10.2f %(infer_plain_to_ours)11.2f' % row, flush=True)
+        result = bench_all(flags)
     if flags.json:
         print(json.dumps(result))
 

@@ -13,13 +13,12 @@ Both sides of a ratio take turns for a few seconds each (the other one is stoppe
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import types
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
 import bench_remote
 import pose_cli
 import numpy as np
@@ -27,28 +26,26 @@ import psutil
 import tensorflow.compat.v1 as tf
 
 import networks
-import pose_loader
 import pose_samples
 import train
 from training.runlog import read_curves
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MAX_TOWER_OVERHEAD, MAX_TRAINER_OVERHEAD = 0.10, 0.03
 
 
 class BareTraining:
     """The train op of train.py in a session of its own, on one random batch that lies in TensorFlow's memory."""
 
-    def __init__(self, args, towers):
+    def __init__(self, flags, towers):
         rng = np.random.RandomState(0)
         with tf.Graph().as_default():
-            layout = pose_samples.batch_layout(args.batchsize, args.size, args.size, networks.stride(args.model))
+            layout = pose_samples.batch_layout(flags.batchsize, *flags.input_size, stride=networks.stride(flags.model))
             with tf.device('/cpu:0'):
                 batch = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
                                          use_resource=False) for name, dtype, shape in layout]
             devices, config = train.tower_devices(towers, gpus=0)
-            flags = types.SimpleNamespace(model=args.model, lr=[1e-4])
-            training = train.build_training(flags, batch, devices, steps_per_epoch=1000, max_steps=10000)
+            training = train.build_training(types.SimpleNamespace(model=flags.model, lr=[1e-4]), batch, devices,
+                                            steps_per_epoch=1000, max_steps=10000)
             self._step = training.step
             self._session = tf.Session(config=config)
             self._session.run(tf.global_variables_initializer())
@@ -66,16 +63,16 @@ class BareTraining:
 class RealTraining:
     """A train.py process that runs only when asked; `source` is the flag that says where its data come from."""
 
-    def __init__(self, args, source, folder):
+    def __init__(self, flags, source, folder):
         self._curves, self._log = os.path.join(folder, 'logs', 'curves.csv'), folder + '.log'
-        self._batchsize = args.batchsize
+        self._batchsize = flags.batchsize
         with open(self._log, 'w') as log:
             self._process = psutil.Popen(
-                [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + args.model, '--pretrained=none',
-                 '--lr=0.0001', source, '--modelpath=' + folder, '--batchsize=%d' % args.batchsize,
-                 '--input-width=%d' % args.size, '--input-height=%d' % args.size, '--log-every=1', '--valid-every=0',
-                 '--max-steps=1000000', '--save-every=1000000'], stderr=log, stdout=log)
-        self._wait_for(args.warm_up)
+                [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + flags.model, '--pretrained=none',
+                 '--lr=0.0001', source, '--modelpath=' + folder, '--batchsize=%d' % flags.batchsize,
+                 '--input-width=%d' % flags.input_size[0], '--input-height=%d' % flags.input_size[1], '--log-every=1',
+                 '--valid-every=0', '--max-steps=1000000', '--save-every=1000000'], stderr=log, stdout=log)
+        self._wait_for(flags.warm_up)
         self._pause()
 
     def step_seconds(self, steps):
@@ -122,58 +119,64 @@ def compare(candidate, reference, rounds, steps):
     return tuple(float(x) for x in (*np.median(times, axis=0), np.median(overheads)))
 
 
-def compare_trainer(args, source, folder, bare):
+def compare_trainer(flags, source, folder, bare):
     """`compare` for a train.py with that source against the bare train op."""
-    real = RealTraining(args, source, folder)
+    real = RealTraining(flags, source, folder)
     try:
-        return compare(real, bare, args.rounds, args.steps)
+        return compare(real, bare, flags.rounds, flags.steps)
     finally:
         real.close()
 
 
-def main():
-    parser = pose_cli.ArgumentParser(description='Measure what towers and the training loop cost.')
-    parser.add_argument('--model', default='mobilenet_thin')
-    parser.add_argument('--size', type=pose_cli.positive_int, default=368, help='width and height of the input')
+def measure(flags):
+    """(median seconds a step, those of its reference, overhead) of two towers, train.py, train.py on remote data."""
+    one = BareTraining(flags, towers=1)
+    towers = compare(BareTraining(flags, towers=2), one, flags.rounds, flags.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        datapath = flags.datapath or render_sample_data(os.path.join(folder, 'data'), train=64, val=4)
+        local = compare_trainer(flags, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
+        address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
+        batches = made_up_batches(flags.batchsize, *flags.input_size, networks.stride(flags.model), 3)
+        with bench_remote.sending(batches, address):
+            remote = compare_trainer(flags, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
+    return towers, local, remote
+
+
+def parse_flags(args=None):
+    parser = flag_parser('Measure what towers and the training loop cost.')
+    parser.add_argument('--model', choices=networks.NAMES, default='mobilenet_thin')
+    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4)
     parser.add_argument('--rounds', type=pose_cli.positive_int, default=7)
     parser.add_argument('--steps', type=pose_cli.positive_int, default=3, help='steps of each side in a round')
     parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='first steps of train.py, not counted')
     parser.add_argument('--datapath', help='COCO root (default: rendered people)')
-    parser.add_argument('--json', action='store_true', help='print one JSON object of the figures on the last line')
-    args = parser.parse_args()
-    one = BareTraining(args, towers=1)
-    two = BareTraining(args, towers=2)
-    two_seconds, one_seconds, tower_overhead = compare(two, one, args.rounds, args.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        datapath = args.datapath or os.path.join(folder, 'data')
-        if not args.datapath:
-            subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--train=64',
-                            '--val=4', '--output-dir=' + datapath], check=True, stdout=subprocess.DEVNULL)
-        real_seconds, bare_seconds, trainer_overhead = compare_trainer(
-            args, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
-        address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
-        batches = bench_remote.made_up_batches(args.batchsize, args.size, networks.stride(args.model), 3)
-        with bench_remote.child(bench_remote.send_with_pose_remote, batches, address, None):
-            remote_seconds, remote_bare_seconds, remote_overhead = compare_trainer(
-                args, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
-    rows = [('2 CPU towers / 1 tower', two_seconds, one_seconds, tower_overhead, MAX_TOWER_OVERHEAD),
-            ('train.py / bare train op', real_seconds, bare_seconds, trainer_overhead, MAX_TRAINER_OVERHEAD),
-            ('the same on remote data', remote_seconds, remote_bare_seconds, remote_overhead, MAX_TRAINER_OVERHEAD)]
-    print('%s, %dx%d, batch %d' % (args.model, args.size, args.size, args.batchsize))
+    flags = parser.parse_args(args)
+    pose_samples.check_input_size(*flags.input_size, stride=networks.stride(flags.model))
+    return flags
+
+
+def main():
+    flags = parse_flags()
+    towers, local, remote = measure(flags)
+    print('%s, %dx%d, batch %d' % ((flags.model,) + flags.input_size + (flags.batchsize,)))
     print('%-26s %12s %12s %10s %8s' % ('', 'examples/s', 'reference', 'overhead', 'at most'))
-    for name, seconds, reference, overhead, limit in rows:
-        print('%-26s %12.3f %12.3f %9.1f%% %7.0f%%' % (name, args.batchsize / seconds, args.batchsize / reference,
-                                                     100 * overhead, 100 * limit))
-    if args.json:
-        print(json.dumps({'model': args.model, 'size': args.size, 'batchsize': args.batchsize,
-                          'towers_1_examples_per_s': args.batchsize / one_seconds,
-                          'towers_2_examples_per_s': args.batchsize / two_seconds, 'tower_overhead': tower_overhead,
-                          'bare_examples_per_s': args.batchsize / bare_seconds,
-                          'trainer_examples_per_s': args.batchsize / real_seconds,
+    for name, (seconds, reference, overhead), limit in (
+            ('2 CPU towers / 1 tower', towers, MAX_TOWER_OVERHEAD),
+            ('train.py / bare train op', local, MAX_TRAINER_OVERHEAD),
+            ('the same on remote data', remote, MAX_TRAINER_OVERHEAD)):
+        print('%-26s %12.3f %12.3f %9.1f%% %7.0f%%'
+              % (name, flags.batchsize / seconds, flags.batchsize / reference, 100 * overhead, 100 * limit))
+    if flags.json:
+        (two_seconds, one_seconds, tower_overhead), (real_seconds, bare_seconds, trainer_overhead) = towers, local
+        print(json.dumps({'model': flags.model, 'size': flags.input_size[0], 'batchsize': flags.batchsize,
+                          'towers_1_examples_per_s': flags.batchsize / one_seconds,
+                          'towers_2_examples_per_s': flags.batchsize / two_seconds, 'tower_overhead': tower_overhead,
+                          'bare_examples_per_s': flags.batchsize / bare_seconds,
+                          'trainer_examples_per_s': flags.batchsize / real_seconds,
                           'trainer_overhead': trainer_overhead,
-                          'remote_trainer_examples_per_s': args.batchsize / remote_seconds,
-                          'remote_trainer_overhead': remote_overhead}))
+                          'remote_trainer_examples_per_s': flags.batchsize / remote[0],
+                          'remote_trainer_overhead': remote[2]}))
 
 
 if __name__ == '__main__':

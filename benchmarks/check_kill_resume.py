@@ -13,11 +13,10 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bench_inputs import ROOT, render_sample_data
 import pose_cli
 from pose_cli import UserError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGGED_STEP = re.compile(r' step=(\d+),')
 RESUMED_STEP = re.compile(r'resuming from \S*model-(\d+)')
 START_SECONDS, MOST_SECONDS_TO_LIVE = 900, 4
@@ -60,28 +59,31 @@ def run_until_killed(datapath, model, log_path, save_every, lifetime, in_a_save)
     return int(resumed.group(1)) if resumed else 0, int(LOGGED_STEP.findall(text)[-1]), is_saving(model)
 
 
-def main():
+def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Kill a training run again and again; see that it always resumes.')
     parser.add_argument('--kills', type=pose_cli.positive_int, default=20)
     parser.add_argument('--save-every', type=pose_cli.positive_int, default=2)
     parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
+    return parser.parse_args(args)
+
+
+def main():
+    flags = parse_flags()
+    rng = random.Random(flags.seed)
     with tempfile.TemporaryDirectory() as folder:
-        data, model, log = (os.path.join(folder, name) for name in ('data', 'model', 'log'))
-        subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--output-dir=' + data,
-                        '--train=16', '--val=4'], check=True, stdout=subprocess.DEVNULL)
+        data = render_sample_data(os.path.join(folder, 'data'), train=16, val=4)
+        model, log = (os.path.join(folder, name) for name in ('model', 'log'))
         reached = cut_short = 0
-        for kill in range(args.kills + 1):
-            resumed, last, in_save = run_until_killed(data, model, log, args.save_every,
+        for kill in range(flags.kills + 1):
+            resumed, last, in_save = run_until_killed(data, model, log, flags.save_every,
                                                       rng.uniform(0, MOST_SECONDS_TO_LIVE), in_a_save=kill % 2 == 1)
-            if resumed > reached or reached - resumed > args.save_every:
+            if resumed > reached or reached - resumed > flags.save_every:
                 raise UserError('killed at step %d, resumed at step %d' % (reached, resumed), 1)
             reached, cut_short = last, cut_short + in_save
             print('run %d: resumed at step %d, killed at step %d%s'
                   % (kill, resumed, last, ', in a save' if in_save else ''), flush=True)
         print('%d kills, %d of them in a save: every run resumed, at most %d steps back'
-              % (args.kills, cut_short, args.save_every))
+              % (flags.kills, cut_short, flags.save_every))
 
 
 if __name__ == '__main__':

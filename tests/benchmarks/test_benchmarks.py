@@ -1,0 +1,73 @@
+"""The benchmarks at toy sizes: they run, and the last line of --json holds the figures that the README names.
+
+Of check_kill_resume.py only --help: tests/training kills and resumes train.py itself.
+"""
+import json
+
+import pytest
+
+from conftest import ROOT, assert_user_error, run_command
+
+NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*.py') if path.name != 'bench_inputs.py')
+
+
+def figures(name, *flags):
+    result = run_command('benchmarks/' + name, '--json', *flags)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_help(name):
+    result = run_command('benchmarks/' + name, '--help')
+    assert result.returncode == 0 and result.stdout.startswith('usage: benchmarks/%s' % name), result.stderr
+    assert ('--json' in result.stdout) == name.startswith('bench_')
+
+
+@pytest.mark.slow
+def test_data():
+    values = figures('bench_data.py', '--input-size=64x64', '--samples=2', '--rounds=1', '--seconds=1')
+    assert set(values) >= {'decode_ms', 'read_ms', 'warp_ms', 'maps_ms', 'mask_ms', 'sample_ms', 'maps_5_people_ms',
+                           'maps_20_people_ms', 'sample_to_decode', 'speedup_2_processes', 'samples_per_s_1_processes',
+                           'samples_per_s_2_processes'}
+    assert values['sample_to_decode'] == pytest.approx(values['sample_ms'] / values['decode_ms'])
+
+
+def test_decode():
+    values = figures('bench_decode.py', '--repeats=1')
+    assert values['people_1_size_368']['found'] == 1 and values['people_5_size_736']['found'] == 5
+    assert all(set(row) == {'found', 'decode_ms', 'enlarged_ms', 'enlarged_to_decode'} for row in values.values())
+
+
+def test_coco_scale(tmp_path):
+    for _ in range(2):  # with the files of the first time
+        values = figures('bench_coco_scale.py', '--scale=0.001', '--folder=%s' % tmp_path)
+        assert values['first_start_to_json_load'] > 0 and values['second_start_s'] > 0
+        assert set(values) >= {'json_load_peak_mb', 'first_start_peak_mb', 'second_start_peak_mb', 'loader_growth_mb'}
+
+
+@pytest.mark.slow
+def test_networks():
+    values = figures('bench_networks.py', '--models=mobilenet_thin', '--input-size=64x64', '--batchsize=1', '--steps=1')
+    row, = values['models']
+    assert row['model'] == 'mobilenet_thin' and values['input_size'] == [64, 64]
+    assert min(row[key] for key in row if key != 'model') > 0
+
+
+@pytest.mark.slow
+def test_towers(sample_coco):
+    values = figures('bench_towers.py', '--input-size=64x64', '--batchsize=2', '--rounds=1', '--steps=1', '--warm-up=1',
+                     '--datapath=%s' % sample_coco)
+    assert values['size'] == 64 and set(values) >= {'tower_overhead', 'trainer_overhead', 'remote_trainer_overhead'}
+    assert min(values[key] for key in values if key.endswith('examples_per_s')) > 0
+
+
+@pytest.mark.slow
+def test_memory():
+    values = figures('bench_memory.py', '--steps=40')
+    assert values['steps'] == 40 and values['last_mib'] > 0
+
+
+def test_input_that_does_not_fit_the_stride():
+    assert_user_error(run_command('benchmarks/bench_data.py', '--input-size=60x64'), '60', '8')
