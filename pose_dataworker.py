@@ -13,9 +13,10 @@ import time
 
 import pose_annotations
 import pose_cli
-from remote import trainer
-from pose_samples import PoseDataset
 from pose_loader import BatchLoader
+from pose_samples import PoseDataset
+from remote import wire
+from remote.worker import ConnectionLost, TrainerConnection
 
 SPLIT = 'train2017'
 WAIT_LINE_SECONDS = 30.0
@@ -24,7 +25,7 @@ TURN_SECONDS = 0.2
 PAUSE_SECONDS = 1.0  # between connections
 
 
-def serve_trainers(master, open_loader, curve_keys=None, link_timeout=trainer.LINK_TIMEOUT):
+def serve_trainers(master, open_loader, curve_keys=None, link_timeout=wire.LINK_TIMEOUT):
     """Send batches to whichever trainer listens at master, until one says that training is over.
 
     Args:
@@ -37,21 +38,21 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=trainer.LI
     loader, welcome = None, None
     try:
         while True:
-            with trainer.TrainerConnection(master, curve_keys, link_timeout) as connection:
+            with TrainerConnection(master, curve_keys, link_timeout) as connection:
                 try:
                     answer = greet(connection, master, name, welcome)
                     if answer is not None and answer != welcome:
                         if loader:
                             loader.close()
                         loader, welcome = None, None
-                        trainer.check_settings(answer['settings'])
+                        wire.check_settings(answer['settings'])
                         loader, welcome = open_loader(answer['settings']), answer
                     if answer is None or send_batches(connection, loader):
                         connection.send('bye')
                         connection.close(linger=1)
                         logging.info('training has ended')
                         return
-                except trainer.ConnectionLost:
+                except ConnectionLost:
                     logging.warning('lost the trainer at %s; waiting for it to come back', master)
                     time.sleep(PAUSE_SECONDS)
     finally:
@@ -100,7 +101,7 @@ def send_batches(connection, loader):
                 credit += message['count']
         elif credit and arrays is None:
             batch = loader.get(TURN_SECONDS)
-            arrays = batch and trainer.encode_batch(batch)
+            arrays = batch and wire.encode_batch(batch)
         elif credit and connection.sent(TURN_SECONDS):
             connection.send_batch(arrays)
             samples += len(batch[0])
@@ -112,32 +113,39 @@ def send_batches(connection, loader):
             samples, last_report = 0, time.monotonic()
 
 
-def main():
+def parse_flags():
     parser = pose_cli.ArgumentParser(description='Prepare training batches for a trainer on another machine.')
     parser.add_argument('--master', required=True, metavar='tcp://HOST:PORT',
                         help="the trainer's address: HOST and the port of its --remote-data")
-    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'),
-                        help='COCO root or its annotations folder; $COCO_DIR when not given')
-    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+    pose_cli.add_data_flags(parser)
     parser.add_argument('--workers', type=pose_cli.positive_int, default=len(os.sched_getaffinity(0)),
                         help='loader processes; the default is one per core')
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
-    args = parser.parse_args()
-    pose_cli.log_to_stderr()
-    trainer.check_address(args.master, '--master')
-    if not args.datapath:
+    return parser.parse_args()
+
+
+def check_flags(flags):
+    """Refuse what cannot work, before there is a trainer to work for. Raises UserError."""
+    wire.check_address(flags.master, '--master')
+    if not flags.datapath:
         raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
-    pose_annotations.find_split(args.datapath, SPLIT, args.imgpath)
+    pose_annotations.find_split(flags.datapath, SPLIT, flags.imgpath)
+
+
+def main():
+    flags = parse_flags()
+    pose_cli.log_to_stderr()
+    check_flags(flags)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
-                     args.workers)
-        dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath, trainer.augmentation_ranges(settings))
-        return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'])
+                     flags.workers)
+        dataset = PoseDataset(flags.datapath, SPLIT, settings['input_width'], settings['input_height'],
+                              settings['stride'], flags.imgpath, wire.augmentation_ranges(settings))
+        return BatchLoader(dataset, settings['batchsize'], flags.workers, settings['seed'])
 
-    serve_trainers(args.master, open_loader, args.curve_keys)
+    serve_trainers(flags.master, open_loader, flags.curve_keys)
 
 
 if __name__ == '__main__':

@@ -18,52 +18,51 @@ import re
 import shutil
 import sys
 
-import zmq.auth
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
+from remote import keys
 
 
-def make_pair(folder, name):
-    """Write NAME.key and NAME.key_secret into a folder that only the owner can enter."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.path.exists(os.path.join(folder, name + '.key_secret')):
-        raise pose_cli.UserError('%s/%s.key_secret is there already; remove it, or add a worker with --worker=NAME'
-                                 % (folder, name))
-    zmq.auth.create_certificates(folder, name)
+def make_first_keys(folder):
+    """Make the keys of a trainer and of a worker that it accepts."""
+    keys.make_pair(folder, keys.TRAINER)
+    keys.make_pair(folder, keys.WORKER)
+    keys.accept(folder, folder, keys.WORKER)
+    print('keys of the trainer and of a worker: %s' % folder)
 
 
-def accept(folder, worker_key, name):
-    accepted = os.path.join(folder, 'accepted_workers')
-    os.makedirs(accepted, mode=0o700, exist_ok=True)
-    shutil.copy(worker_key, os.path.join(accepted, name + '.key'))
+def add_worker(folder, name):
+    """Make keys for one more worker of the trainer, in a folder of its own with all that it needs."""
+    if not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*$', name) or name in (keys.WORKER, keys.ACCEPTED):
+        raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % name)
+    trainer_key = keys.public_path(folder, keys.TRAINER)
+    if not os.path.exists(trainer_key):
+        raise pose_cli.UserError('%s holds no %s; make the first keys without --worker'
+                                 % (folder, os.path.basename(trainer_key)))
+    own = os.path.join(folder, name)
+    keys.make_pair(own, keys.WORKER)
+    shutil.copy(trainer_key, own)
+    keys.accept(folder, own, name)
+    print('key of worker %s: copy %s to its machine' % (name, own))
 
 
-def main():
+def parse_flags():
     parser = pose_cli.ArgumentParser(description='Make keys for --curve-keys.')
     parser.add_argument('--output-dir', required=True, help='folder of the keys')
     parser.add_argument('--worker', metavar='NAME', help='add a worker with a key of its own, in OUTPUT_DIR/NAME')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    flags = parse_flags()
     os.umask(0o077)
-    folder = args.output_dir
     try:
-        if args.worker is None:
-            make_pair(folder, 'trainer')
-            make_pair(folder, 'worker')
-            accept(folder, os.path.join(folder, 'worker.key'), 'worker')
-            print('keys of the trainer and of a worker: %s' % folder)
-            return
-        if not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*$', args.worker) or args.worker in ('worker', 'accepted_workers'):
-            raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % args.worker)
-        if not os.path.exists(os.path.join(folder, 'trainer.key')):
-            raise pose_cli.UserError('%s holds no trainer.key; make the first keys without --worker' % folder)
-        own = os.path.join(folder, args.worker)
-        make_pair(own, 'worker')
-        shutil.copy(os.path.join(folder, 'trainer.key'), own)
-        accept(folder, os.path.join(own, 'worker.key'), args.worker)
-        print('key of worker %s: copy %s to its machine' % (args.worker, own))
+        if flags.worker is None:
+            make_first_keys(flags.output_dir)
+        else:
+            add_worker(flags.output_dir, flags.worker)
     except OSError as error:
-        raise pose_cli.UserError('cannot write keys to %s: %s' % (folder, error.strerror))
+        raise pose_cli.UserError('cannot write keys to %s: %s' % (flags.output_dir, error.strerror))
 
 
 if __name__ == '__main__':

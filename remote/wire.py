@@ -1,0 +1,307 @@
+"""The wire between data workers on other machines and the trainer.
+
+    data worker (DEALER)                                   trainer (ROUTER)
+      hello: name, and what the last welcome said    ->
+                                                     <-    welcome: session, worker number, settings
+      ready: the loader runs                         ->
+                                                     <-    credit: send so many batches
+      batch: header and array frames                 ->
+                                                     <-    credit ... ping ... end
+      bye                                            ->
+
+Each message is a msgpack map with `version` and `type`; a batch carries its arrays as raw frames behind it. A worker
+sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the way is
+bounded, and a slow worker keeps nobody waiting. ZeroMQ's own heartbeats find dead links; a worker then connects anew.
+
+Label maps are almost everywhere empty. Only the items that differ from an empty map travel: a 32-bit position and a
+16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite).
+The mask travels as 8 bits.
+
+Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
+counted and reported with its sender.
+"""
+import re
+
+import msgpack
+import msgpack.fallback
+import numpy as np
+
+import pose_augment
+import pose_labels
+from pose_cli import UserError
+
+VERSION = 1
+MAX_HEADER = 16384  # bytes
+CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
+MAX_NAME = 100  # characters
+MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
+MAX_SAMPLES = 1 << 30
+LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+
+FIXED_POINT = 32767
+MAX_ITEMS = 1 << 32  # of a batch's map: positions have 32 bits
+WIRE_FRAMES = 6  # of a batch, behind the header
+# How maps are cut into items, a position each: a heatmap's single values, and the vectors (x, y) of a PAF.
+HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
+
+
+class BadMessage(Exception):
+    """A message that breaks the rules of the wire; the text says which."""
+
+
+# --- arrays <-> frames
+
+
+def encode_batch(batch):
+    """Encode (image, heatmap, paf, mask) for the wire.
+
+    Args:
+        batch: arrays as in pose_samples.batch_layout; heatmap and paf in -1..1, mask in 0..1.
+    Returns:
+        [(name, array)]; the image is the caller's own array.
+    Raises:
+        ValueError: map values that are not in -1..1.
+    """
+    image, heatmap, paf, mask = batch
+    return [('image', image), ('mask', (mask * 255 + 0.5).astype(np.uint8))] + [
+        (name + part, array) for name, maps, item in (('heatmap', heatmap, HEATMAP_ITEM), ('paf', paf, PAF_ITEM))
+        for part, array in zip(('_positions', '_values'), encode_maps(maps, item))]
+
+
+class BatchDecoder:
+    """Decodes the frames that encode_batch's arrays became, into arrays of its own that it uses again and again.
+
+    Args:
+        layout: pose_samples.batch_layout of the trainer's settings.
+    """
+
+    def __init__(self, layout):
+        (_, _, self._image_shape), *labels = layout
+        self._heatmap, self._paf, self._mask = (np.empty(shape, dtype) for _, dtype, shape in labels)
+        self._empty = [np.resize(empty_map(maps, item), items_of(maps.shape, item))
+                       for maps, item in ((self._heatmap, HEATMAP_ITEM), (self._paf, PAF_ITEM))]
+        self._written = None  # positions of heatmap and PAF that differ from empty maps
+
+    def decode(self, frames):
+        """Decode buffers that check_frames has checked.
+
+        Returns:
+            (image, heatmap, paf, mask), valid until the next call; the image is a view of its frame.
+        Raises:
+            BadMessage: the maps do not fit.
+        """
+        image = np.frombuffer(frames[0], np.uint8).reshape(self._image_shape)
+        np.divide(np.frombuffer(frames[1], np.uint8).reshape(self._mask.shape), np.float32(255), out=self._mask)
+        before, self._written = self._written or (None, None), None
+        self._written = (decode_maps(frames[2:4], self._empty[0], self._heatmap, before[0]),
+                         decode_maps(frames[4:6], self._empty[1], self._paf, before[1]))
+        return image, self._heatmap, self._paf, self._mask
+
+
+def items_of(shape, item):
+    """How many items float32 maps of that shape are cut into."""
+    return _product(shape) * 4 // np.dtype(item).itemsize
+
+
+def empty_map(maps, item):
+    """The items of one sample's map without people: all 0, but the heatmap's background 1."""
+    empty = np.zeros(maps.shape[1:], np.float32)
+    if item is HEATMAP_ITEM:
+        empty[..., pose_labels.BACKGROUND] = 1
+    return empty.reshape(-1).view(item)
+
+
+def encode_maps(maps, item):
+    """Where maps float32 (B, h, w, channels) differ from empty ones, and their values there.
+
+    Args:
+        item: HEATMAP_ITEM or PAF_ITEM.
+    Returns:
+        (positions uint32 (n,), rising; values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
+    """
+    items = maps.reshape(len(maps), -1).view(item)
+    positions = np.flatnonzero(items != empty_map(maps, item))
+    values = items.reshape(-1).take(positions).view(np.float32)
+    if len(values) and not np.abs(values).max() <= 1.00001:
+        raise ValueError('label maps hold values outside -1..1')
+    # Adding half a step rounds to the nearest, as the cast cuts off.
+    return positions.astype('<u4'), (values * FIXED_POINT + (FIXED_POINT + 0.5)).astype('<u2')
+
+
+def decode_maps(frames, empty, out, before=None):
+    """The inverse of encode_maps.
+
+    Args:
+        empty: items of an empty batch.
+        out: float32 array for the maps.
+        before: what this returned when it filled `out` the last time: only those items are then made empty first.
+    Returns:
+        The positions that have been written.
+    Raises:
+        BadMessage: the positions do not fit.
+    """
+    positions, values = np.frombuffer(frames[0], '<u4').astype(np.intp), np.frombuffer(frames[1], '<u2')
+    if len(positions) and (positions[-1] >= len(empty) or (positions[1:] <= positions[:-1]).any()):
+        raise BadMessage('positions of map values out of order or range')
+    items = out.reshape(-1).view(empty.dtype)
+    if before is None:
+        np.copyto(items, empty)
+    else:
+        items[before] = empty[before]
+    items[positions] = ((values.astype(np.float32) - FIXED_POINT) / FIXED_POINT).view(empty.dtype)
+    return positions
+
+
+def check_frames(header, frames, layout):
+    """Check a batch's frames against its header and the trainer's settings, before anything is read from them.
+
+    Args:
+        header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
+        frames: buffers.
+        layout: pose_samples.batch_layout of the trainer's settings.
+    Raises:
+        BadMessage: naming the first thing that does not fit.
+    """
+    if len(frames) != WIRE_FRAMES:
+        raise BadMessage('%d array frames, not %d' % (len(frames), WIRE_FRAMES))
+    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
+    if header != batch_header(expected):
+        raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
+    for frame, (name, dtype, shape) in zip(frames, expected):
+        size = _product(shape) * np.dtype(dtype).itemsize
+        if len(frame) != size:
+            raise BadMessage('%s of %d bytes, not %d' % (name, len(frame), size))
+
+
+def wire_layout(layout, heatmap_items, paf_items):
+    """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
+    shapes = {name: shape for name, _, shape in layout}
+    expected = [('image', '|u1', shapes['image']), ('mask', '|u1', shapes['mask'])]
+    for name, items, item in (('heatmap', heatmap_items, HEATMAP_ITEM), ('paf', paf_items, PAF_ITEM)):
+        expected += [(name + '_positions', '<u4', (items,)),
+                     (name + '_values', '<u2', (items * np.dtype(item).itemsize // 4,))]
+    return expected
+
+
+def max_frame_size(layout):
+    """Bytes of the largest frame that a batch may have, encrypted or not."""
+    shapes = {name: shape for name, _, shape in layout}
+    full = wire_layout(layout, items_of(shapes['heatmap'], HEATMAP_ITEM), items_of(shapes['paf'], PAF_ITEM))
+    return CURVE_OVERHEAD + max([MAX_HEADER] + [_product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
+
+
+def _product(shape):
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+# --- headers
+
+
+def pack(kind, **fields):
+    """The packed header of a message: bytes."""
+    return msgpack.packb(dict(fields, version=VERSION, type=kind))
+
+
+def batch_header(layout):
+    """The packed header of a batch, for [(name, dtype, shape)] of its frames."""
+    return pack('batch', arrays=layout)
+
+
+def unpack(data):
+    """A message's header as a dict of str -> value, with `version` and `type`. Raises BadMessage."""
+    if len(data) > MAX_HEADER:
+        raise BadMessage('a header of %d bytes' % len(data))
+    try:
+        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
+        header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
+    except Exception as error:  # msgpack documents ValueError, but passes on more than that
+        raise BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
+    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
+        raise BadMessage('a header without version and type')
+    return header
+
+
+def check_fields(header, **types):
+    """Raise BadMessage unless header has exactly these fields beside version and type, each of the given type."""
+    if set(header) != {'version', 'type'} | set(types):
+        raise BadMessage('%.20r with wrong field names' % header['type'])
+    for name, kind in types.items():
+        if type(header[name]) is not kind:
+            raise BadMessage('%.20r with a %s that is not %s' % (header['type'], name, kind.__name__))
+
+
+def definitions():
+    """What must be the same in the code of trainer and worker: the constants of geometry and label maps."""
+    return {'%s.%s' % (module.__name__, name): repr(value)
+            for module in (pose_augment, pose_labels) for name, value in sorted(vars(module).items())
+            if name.isupper() and type(value) in (int, float, tuple)}
+
+
+def check_settings(settings):
+    """Check settings that came from a trainer, before memory is allocated by them.
+
+    Raises:
+        UserError: out of range, or made by code that draws other samples.
+    """
+    limits = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
+    for name, limit in limits.items():
+        value = settings.get(name)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise UserError('the trainer sent %s=%.20r; is it the trainer of this project?' % (name, value))
+    if settings['input_width'] % settings['stride'] or settings['input_height'] % settings['stride']:
+        raise UserError('the trainer sent an input size that is not a multiple of its stride')
+    cells = settings['input_width'] * settings['input_height'] // settings['stride'] ** 2
+    if settings['batchsize'] * cells * pose_labels.PAF_CHANNELS >= MAX_ITEMS:
+        raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
+    if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < 1 << 32:
+        raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
+    augmentation_ranges(settings)
+    theirs, ours = settings.get('definitions'), definitions()
+    if theirs != ours:
+        differing = [name for name, value in ours.items() if not isinstance(theirs, dict) or theirs.get(name) != value]
+        raise UserError('trainer and worker make different samples (%s); use the same version of the code on both'
+                        % ', '.join(differing or ['the trainer has more settings']))
+
+
+def augmentation_ranges(settings):
+    """The pose_augment.Ranges among the settings that came from a trainer. Raises UserError."""
+    try:
+        ranges = pose_augment.Ranges(**settings['augmentation'])
+        pairs = np.array([ranges.scale, ranges.angle, ranges.offset, (0, ranges.flip_probability)], np.float64)
+        if pairs.shape == (4, 2) and np.isfinite(pairs).all() and (pairs[:, 0] <= pairs[:, 1]).all() \
+                and pairs[0, 0] > 0 and pairs[3, 1] <= 1:
+            return ranges
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?'
+                    % settings.get('augmentation'))
+
+
+def worker_seed(seed, number):
+    """A seed of its own for each worker number, from the trainer's seed."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+# --- connections
+
+
+def check_address(address, flag):
+    """(host, port) of an address that reads tcp://HOST:PORT. Raises UserError, naming the flag that gave it."""
+    match = re.match(r'tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/]+):(\d+)$', address)
+    if not match or not 0 < int(match.group(2)) < 65536:
+        raise UserError('%s=%s is not an address like tcp://HOST:PORT with a port of 1 to 65535' % (flag, address))
+    return match.group(1), int(match.group(2))
+
+
+def set_link_options(zmq_socket, link_timeout):
+    """What both ends ask of ZeroMQ: to look for signs of life all link_timeout (seconds), and no wait at the end.
+
+    Args:
+        zmq_socket: a zmq.Socket that is not connected or bound yet.
+    """
+    zmq_socket.linger = 0
+    zmq_socket.heartbeat_ivl = int(link_timeout * 250)
+    zmq_socket.heartbeat_timeout = int(link_timeout * 1000)

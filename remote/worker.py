@@ -1,0 +1,135 @@
+"""The worker's end of the wire."""
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from pose_cli import UserError
+from remote import keys, wire
+
+CONNECT_TIMEOUT_MS = 5000
+RECONNECT_MS, MAX_RECONNECT_MS = 200, 5000  # between attempts: the first pause, and the longest that it grows to
+NO_ANSWER = 'no answer'
+
+
+class ConnectionLost(Exception):
+    """The trainer is gone, or the link to it."""
+
+
+class TrainerConnection:
+    """One connection of a data worker to a trainer; after ConnectionLost, make another.
+
+    Args:
+        address: tcp://HOST:PORT of the trainer.
+        curve_keys: folder with worker.key_secret and trainer.key.
+        link_timeout: seconds without a sign of life after which the connection counts as dead.
+    Attributes:
+        trouble: why there is no connection yet, for the log.
+    Raises:
+        UserError: bad address, bad keys.
+    """
+
+    def __init__(self, address, curve_keys=None, link_timeout=wire.LINK_TIMEOUT):
+        wire.check_address(address, '--master')
+        self.trouble = NO_ANSWER
+        self._connected = False
+        self._sending = None  # tracker of the batch on its way out
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        try:
+            self._open(address, curve_keys, link_timeout)
+        except Exception:
+            self._context.destroy(linger=0)
+            raise
+
+    def _open(self, address, curve_keys, link_timeout):
+        wire.set_link_options(self._socket, link_timeout)
+        self._socket.ipv6 = True
+        self._socket.maxmsgsize = wire.MAX_HEADER + wire.CURVE_OVERHEAD
+        self._socket.connect_timeout = CONNECT_TIMEOUT_MS
+        self._socket.reconnect_ivl = RECONNECT_MS
+        self._socket.reconnect_ivl_max = MAX_RECONNECT_MS
+        if curve_keys:
+            keys.secure_worker(self._socket, curve_keys)
+        self._monitor = self._socket.get_monitor_socket()
+        self._socket.connect(address)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    def receive(self, timeout):
+        """The trainer's next message, or None when none came within timeout seconds.
+
+        Returns:
+            The header, a dict. Type `connected` means that a hello may be sent.
+        Raises:
+            ConnectionLost.
+            UserError: the trainer refuses this worker, or speaks another version of the wire.
+        """
+        events = dict(self._poller.poll(timeout * 1000))
+        if self._socket in events:  # first: the last message may be followed by the end of the connection
+            return self._checked(self._socket.recv_multipart()[0])
+        if self._monitor in events:
+            return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
+        return None
+
+    @staticmethod
+    def _checked(data):
+        """The header of a message that this worker can go on with. Raises UserError."""
+        try:
+            header = wire.unpack(data)
+        except wire.BadMessage as error:
+            raise UserError('%s from the trainer; is it the trainer of this project?' % error)
+        if header['type'] == 'refused':
+            raise UserError('refused by the trainer: %.200s; use the same version of the code on both'
+                            % header.get('reason'))
+        if header['version'] != wire.VERSION:
+            raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
+                            'version of the code on both' % (header['version'], wire.VERSION))
+        return header
+
+    def _link_event(self, event):
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._connected = True
+            return {'type': 'connected'}
+        if event == zmq.EVENT_DISCONNECTED and self._connected:
+            raise ConnectionLost()
+        if event in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and self.trouble == NO_ANSWER:
+            self.trouble = 'no trainer listens there'
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self.trouble = 'the trainer does not accept this key'
+        elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+            self.trouble = 'the handshake fails; ' + keys.HANDSHAKE_REMEDY
+        return None
+
+    def send(self, kind, **fields):
+        """Send a message without arrays."""
+        self._socket.send(wire.pack(kind, **fields))
+
+    def send_batch(self, arrays):
+        """Send what wire.encode_batch returned. The image is not copied: it must not change until sent() is true."""
+        header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+        self._sending = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
+
+    def sent(self, timeout):
+        """Whether the last batch has left this process, waiting up to timeout seconds for it."""
+        try:
+            if self._sending:
+                self._sending.wait(timeout)
+            self._sending = None
+        except zmq.NotDone:
+            pass
+        return self._sending is None
+
+    def close(self, linger=0):
+        """Close, after at most `linger` seconds for messages that still have to go out."""
+        if self._socket.closed:
+            return
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(int(linger * 1000))
+        self._context.term()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
