@@ -133,7 +133,8 @@ def test_training_with_two_workers(address, start, sample_coco, tmp_path):
 
 
 def test_the_benchmark_prints_its_figures(sample_coco):
-    result = run_command('benchmarks/bench_remote.py', '--seconds=1', '--rounds=1', '--side=64', '--batchsize=2', '--json')
+    result = run_command('benchmarks/bench_remote.py', '--seconds=1', '--rounds=1', '--input-size=64x64',
+                         '--batchsize=2', '--json')
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures['samples_per_s'] > 0 and figures['tensorpack_samples_per_s'] > 0
