@@ -11,7 +11,7 @@ from pose_eval import decode_people
 from pose_labels import FLIP_ORDER, LIMBS, PART_NAMES, render_heatmaps
 
 sys.path.insert(0, str(ROOT / 'scripts'))
-from bench_decode import STANDING, random_people, render_maps  # noqa: E402
+from bench_inputs import STANDING, random_people, render_maps  # noqa: E402
 
 NECK = PART_NAMES.index('Neck')
 
