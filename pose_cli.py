@@ -128,10 +128,14 @@ def write_json(path, value, indent=None):
     write_file(path, json.dumps(value, indent=indent, sort_keys=True).encode())
 
 
-def add_data_flags(parser):
-    """Add --datapath, which defaults to $COCO_DIR, and --imgpath."""
-    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'),
-                        help='COCO root or its annotations folder ($COCO_DIR)')
+def add_data_flags(parser, group=None):
+    """Add --datapath, which defaults to $COCO_DIR, and --imgpath.
+
+    Args:
+        group: of the parser, which gets --datapath where that excludes other flags.
+    """
+    (group or parser).add_argument('--datapath', default=os.environ.get('COCO_DIR'),
+                                   help='COCO root or its annotations folder ($COCO_DIR)')
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
 
 

@@ -1,10 +1,8 @@
-"""COCO images and annotations -> augmented samples with their label maps -> batches.
-
-A sample is one main person of one image; the labels show all people of the image. One sample, start to end:
-`PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and renders the maps
-(pose_labels.py). Batches for training are made by the processes of pose_loader.py.
+"""Pictures of augmented samples with their labels, and samples as a tensorpack DataFlow.
 
     python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
+
+Samples are made in pose_samples.py, batches for training by the processes of pose_loader.py.
 """
 import contextlib
 import io
@@ -59,8 +57,8 @@ def draw_sample(sample):
     text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
     if sample.augmentation is not None:
         a = sample.augmentation
-        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (a.scale, a.angle, a.offset_x, a.offset_y,
-                                                              ', flipped' if a.flip else '')
+        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
+            a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
     pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints), text),
                 (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
                 (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
@@ -71,11 +69,9 @@ def draw_sample(sample):
             for picture in pictures]
 
 
-def main():
+def parse_flags():
     parser = pose_cli.ArgumentParser(description='Draw augmented samples with their label maps.')
-    parser.add_argument('--datapath', default=os.environ.get('COCO_DIR'), required='COCO_DIR' not in os.environ,
-                        help='COCO root or its annotations folder ($COCO_DIR)')
-    parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+    pose_cli.add_data_flags(parser)
     parser.add_argument('--output-dir', required=True, help='where the pictures go')
     parser.add_argument('--split', default='train2017', help='train2017 or val2017')
     parser.add_argument('--count', type=pose_cli.positive_int, default=8, help='number of samples')
@@ -83,20 +79,28 @@ def main():
     parser.add_argument('--input-height', type=pose_cli.positive_int, default=368)
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8, help='output stride of the network')
     parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0)
-    args = parser.parse_args()
+    flags = parser.parse_args()
+    if not flags.datapath:
+        parser.error('give --datapath=DIR or set $COCO_DIR')
+    check_input_size(flags.input_width, flags.input_height, flags.stride)
+    return flags
+
+
+def main():
+    flags = parse_flags()
     pose_cli.log_to_stderr()
-    check_input_size(args.input_width, args.input_height, args.stride)
-    dataset = PoseDataset(args.datapath, args.split, args.input_width, args.input_height, args.stride, args.imgpath)
-    pose_cli.make_folder(args.output_dir)
+    dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
+                          flags.imgpath)
+    pose_cli.make_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
-    rng = np.random.RandomState(args.seed)
+    rng = np.random.RandomState(flags.seed)
     rows = []
-    while len(rows) < args.count:
-        for sample in itertools.islice(training_samples(dataset, rng, counter), args.count - len(rows)):
+    while len(rows) < flags.count:
+        for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
             rows.append(draw_sample(sample))
     for number, row in enumerate(rows):
-        cv2.imwrite(os.path.join(args.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
-    sheet = os.path.join(args.output_dir, 'contact_sheet.png')
+        cv2.imwrite(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
+    sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
     cv2.imwrite(sheet, pose_draw.contact_sheet(rows))
     print('%d samples: %s' % (len(rows), sheet))
 

@@ -9,11 +9,7 @@ import numpy as np
 
 from pose_annotations import NECK
 from pose_cli import UserError
-from pose_labels import LIMBS, PART_NAMES
-
-PARTS = len(PART_NAMES)
-HEAT_CHANNELS = PARTS + 1
-MAP_CHANNELS = HEAT_CHANNELS + 2 * len(LIMBS)
+from pose_labels import HEATMAP_CHANNELS, LIMBS, MAP_CHANNELS, PAF_CHANNELS, PART_NAMES, PARTS
 
 PEAK_THRESHOLD = 0.1
 LABEL_SIGMA = 7.0  # of pose_labels.render_heatmaps, in input pixels
@@ -43,7 +39,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS):
     """
     maps = _checked_maps(maps)
     part, position, peak_score = find_peaks(maps[:, :, :PARTS], stride)
-    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEAT_CHANNELS:], stride)
+    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEATMAP_CHANNELS:], stride)
     chosen = match_limbs(limb, start, end, limb_score)
     people = join_legs(assemble_people(part, start[chosen], end[chosen]), part, position)
     people = [person for person in people if len(person) >= min_parts]
@@ -66,7 +62,7 @@ def _checked_maps(maps):
     maps = np.asarray(maps, np.float32)
     if maps.ndim != 3 or maps.shape[2] != MAP_CHANNELS or not maps.size:
         raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
-                        'this project' % (maps.shape, MAP_CHANNELS, HEAT_CHANNELS, MAP_CHANNELS - HEAT_CHANNELS))
+                        'this project' % (maps.shape, MAP_CHANNELS, HEATMAP_CHANNELS, PAF_CHANNELS))
     if not np.isfinite(maps).all():
         raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
     return maps

@@ -40,7 +40,7 @@ class BatchLoader:
     """An endless source of training batches, made by `workers` processes.
 
     Args:
-        dataset: a pose_dataset.PoseDataset.
+        dataset: a pose_samples.PoseDataset.
         batchsize: samples per batch.
         workers: number of processes, at least 1.
         seed: the same seed with one worker gives the same batches; None draws one.
@@ -106,6 +106,10 @@ class BatchLoader:
         if not self._counter.bad:
             return []
         return ['%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))]
+
+    def hint(self):
+        """What may help when no batch comes."""
+        return 'the disk of --datapath or the loader processes are slow'
 
     def close(self):
         """End all loader processes."""

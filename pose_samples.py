@@ -21,8 +21,9 @@ Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augment
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
 # Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
-# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster).
-MAX_WARP_SCALE = 2 ** 0.5
+# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster). These are
+# powers of two: the nearest one is at most this much too small.
+MAX_SCALE_AFTER_DECODING = 2 ** 0.5
 JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
@@ -146,7 +147,7 @@ def read_image(path, size, scale):
         raise BadSample(path, 'is empty')
     if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:]:
         raise BadSample(path, 'is a truncated JPEG')
-    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_WARP_SCALE)
+    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_DECODING)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -159,12 +160,18 @@ def read_image(path, size, scale):
     return pixels, reduction
 
 
-def check_input_size(input_width, input_height, stride):
-    """Raise UserError when a side of the input is not a multiple of the output stride."""
+def check_input_size(input_width, input_height, stride, flag=None):
+    """Raise UserError when a side of the input is not a multiple of the output stride.
+
+    Args:
+        flag: the one flag, if any, that gives both sides as WxH; without it these are --input-width and --input-height.
+    """
+    both = flag and '%s=%dx%d: ' % (flag, input_width, input_height)
     for name, side in (('--input-width', input_width), ('--input-height', input_height)):
         if side % stride:
-            raise UserError('%s=%d is not a multiple of the output stride %d; take %d or %d'
-                            % (name, side, stride, side // stride * stride or stride, (side // stride + 1) * stride))
+            raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
+                            % (both or name + '=', side, stride, side // stride * stride or stride,
+                               (side // stride + 1) * stride))
 
 
 def batch_layout(batchsize, input_width, input_height, stride):

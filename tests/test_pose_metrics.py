@@ -1,0 +1,134 @@
+"""COCO AP from perfect maps, from worse ones and on odd data; letterboxes and the way back to image pixels."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import pose_metrics
+from pose_annotations import find_split
+from pose_cli import UserError
+from pose_metrics import evaluate, load_coco, oracle_maps
+
+FIGURES = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections']  # of a summary; also times
+
+
+def oracle_summary(folder, split, stride=8, **kwargs):
+    return evaluate(oracle_maps(stride), *find_split(str(folder), split), **kwargs)[0]
+
+
+@pytest.mark.parametrize('stride', [8, 4])
+@pytest.mark.parametrize('split', ['train2017', 'val2017'])
+def test_perfect_maps_of_real_photographs_reach_the_bound(coco_photos, split, stride):
+    """Label geometry, decoding and the way back to image pixels, all at once."""
+    summary = oracle_summary(coco_photos, split, stride, short_edge=736)
+    assert summary['AP'] >= 0.95 and summary['AP50'] == 1
+    assert (summary['images'], summary['people']) == ((3, 7) if split == 'train2017' else (1, 5))
+
+
+def test_a_batch_gives_what_single_images_give(sample_coco):
+    single, results, _ = evaluate(oracle_maps(8), *find_split(str(sample_coco), 'val2017'),
+                                  input_size=(256, 192))
+    batch, batch_results, table = evaluate(
+        oracle_maps(8), *find_split(str(sample_coco), 'val2017'), input_size=(256, 192), batchsize=4)
+    assert results == batch_results and len(results) > 0
+    assert all(single[key] == batch[key] for key in FIGURES)
+    assert '%.3f' % batch['AP'] in table
+
+
+def test_worse_maps_give_a_lower_ap(sample_coco):
+    """The figure measures something: maps that are half a cell off, the classic mistake, cost AP."""
+    perfect = oracle_maps(8)
+
+    def shifted(images, joints):
+        return perfect(images, [people + 4 for people in joints])
+
+    arguments = find_split(str(sample_coco), 'val2017')
+    summaries = [evaluate(maps, *arguments, input_size=(192, 192))[0] for maps in (perfect, shifted)]
+    assert summaries[1]['AP'] < summaries[0]['AP'] - 0.1
+
+
+def test_nobody_found_is_an_ap_of_zero(sample_coco):
+    def empty(images, joints):
+        return np.zeros((len(images), 16, 16, 57), np.float32)
+
+    summary, results, table = evaluate(empty, *find_split(str(sample_coco), 'val2017'), input_size=(128, 128))
+    assert results == [] and summary['AP'] == 0 and summary['detections'] == 0 and summary['people'] > 0
+    assert 'Average Recall' in table
+
+
+def test_custom_annotations_may_leave_out_what_is_not_needed(sample_coco, tmp_path):
+    shutil.copytree(str(sample_coco), str(tmp_path / 'coco'))
+    path = tmp_path / 'coco' / 'annotations' / 'person_keypoints_val2017.json'
+    content = json.loads(path.read_text())
+    content.pop('info', None)
+    content.pop('categories')
+    for annotation in content['annotations']:
+        annotation.pop('num_keypoints')
+        if not annotation['iscrowd']:
+            annotation.pop('iscrowd')
+    path.write_text(json.dumps(content))
+    summary = oracle_summary(tmp_path / 'coco', 'val2017', short_edge=368)
+    expected = oracle_summary(sample_coco, 'val2017', short_edge=368)
+    assert all(summary[key] == expected[key] for key in FIGURES)
+
+
+def test_maps_of_a_diverged_network_are_refused(sample_coco):
+    def diverged(images, joints):
+        return np.full((len(images), 16, 16, 57), np.nan, np.float32)
+
+    with pytest.raises(UserError, match='NaN'):
+        evaluate(diverged, *find_split(str(sample_coco), 'val2017'), input_size=(128, 128))
+
+
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'text'])
+def test_a_bad_image_stops_the_evaluation(sample_coco, tmp_path, damage):
+    """An AP over fewer images would not compare with others."""
+    shutil.copytree(str(sample_coco), str(tmp_path / 'coco'))
+    victim = sorted((tmp_path / 'coco' / 'val2017').iterdir())[2]
+    data = victim.read_bytes()
+    victim.unlink()
+    if damage != 'missing':
+        victim.write_bytes(data[:len(data) // 2] if damage == 'truncated' else b'no image')
+    with pytest.raises(UserError, match=victim.name):
+        oracle_summary(tmp_path / 'coco', 'val2017', input_size=(128, 128))
+
+
+@pytest.mark.parametrize('shape', [(100, 300), (300, 100), (37, 41), (3000, 2000)])
+def test_photographs_are_letterboxed_and_not_distorted(shape):
+    pixels = np.full(shape + (3,), 255, np.uint8)
+    image, matrix = pose_metrics.letterbox(pixels, (256, 192))
+    assert image.shape == (192, 256, 3)
+    assert matrix[0, 0] == matrix[1, 1] and matrix[0, 1] == matrix[1, 0] == 0
+    corners = np.array([[0, 0], [shape[1] - 1, shape[0] - 1]]) @ matrix[:, :2].T + matrix[:, 2]
+    assert np.allclose(corners.sum(axis=0), [255, 191])  # centred
+    rows, columns = np.nonzero((image > 191).all(axis=2))  # half-way between the white image and the grey border
+    expected = min(256 / shape[1], 192 / shape[0]) * np.array(shape)
+    assert np.abs(np.array([np.ptp(rows) + 1, np.ptp(columns) + 1]) - expected).max() <= 2
+    assert (image[0, 0] == 128).all() or (image[-1, -1] == 128).all() or shape == (37, 41)
+
+
+def test_large_photographs_are_averaged_down():
+    """Single-pixel stripes become grey instead of aliasing."""
+    stripes = np.zeros((2000, 2000, 3), np.uint8)
+    stripes[:, ::2] = 255
+    image, _ = pose_metrics.letterbox(stripes, (128, 128))
+    assert np.abs(image[1:-1, 1:-1].astype(int) - 128).max() < 8
+
+
+def test_short_edge_keeps_the_shape_of_the_image():
+    assert pose_metrics.fitted_size(640, 480, short_edge=368) == (496, 368)
+    assert pose_metrics.fitted_size(480, 640, short_edge=736) == (736, 984)
+    assert pose_metrics.fitted_size(333, 333, short_edge=100) == (104, 104)
+    assert pose_metrics.fitted_size(640, 480, input_size=(432, 368)) == (432, 368)
+
+
+def test_people_come_back_in_image_pixels(coco_photos):
+    """Through a letterbox of another shape and scale, at a mean error under 1 px."""
+    annotation_file, folder = find_split(str(coco_photos), 'train2017')
+    coco = load_coco(annotation_file)
+    person = coco.loadAnns(coco.getAnnIds(imgIds=[785]))[0]
+    _, results, _ = evaluate(oracle_maps(8), annotation_file, folder, input_size=(432, 368), limit=1)
+    found, labelled = (np.array(p['keypoints']).reshape(17, 3) for p in (results[0], person))
+    assert (found[:, 2] == 1).all()
+    assert np.linalg.norm(found[:, :2] - labelled[:, :2], axis=1).mean() < 1
