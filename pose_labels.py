@@ -44,7 +44,7 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     with np.errstate(invalid='ignore'):
         inside = np.abs(centre - (grid - 1) / 2) < grid / 2 + radius  # False for NaN and infinity
         near = np.flatnonzero(inside.all(axis=1))
-    centre, part = centre[near], near % BACKGROUND
+    centre, part = centre[near], near % PARTS
 
     # A Gaussian is the product of one in x and one in y: both are taken over a window of cells around the joint.
     cell = np.ceil(centre - radius)[:, :, None] + np.arange(int(2 * radius) + 1)
@@ -53,13 +53,13 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     gaussian = np.exp(-exponent)
     keep = exponent[:, 1, :, None] + exponent[:, 0, None, :] <= GAUSSIAN_CUTOFF
     value = (gaussian[:, 1, :, None] * gaussian[:, 0, None, :])[keep].astype(np.float32)
-    cell *= BACKGROUND + 1
+    cell *= HEATMAP_CHANNELS
     position = (cell[:, 1, :, None] * width + cell[:, 0, None, :] + part[:, None, None])[keep].astype(np.int64)
 
-    heatmaps = np.zeros((height, width, BACKGROUND + 1), np.float32)
+    heatmaps = np.zeros((height, width, HEATMAP_CHANNELS), np.float32)
     _put_largest(heatmaps.reshape(-1), position, value)
     largest = np.zeros(height * width, np.float32)
-    _put_largest(largest, position // (BACKGROUND + 1), value)
+    _put_largest(largest, position // HEATMAP_CHANNELS, value)
     heatmaps[..., BACKGROUND] = 1 - largest.reshape(height, width)
     return heatmaps
 
@@ -87,7 +87,25 @@ def render_pafs(joints, height, width, stride, limb_width=1.0):
     Returns:
         float32 (height, width, 38), limb k in channels 2k (x) and 2k + 1 (y).
     """
-    joints = np.asarray(joints, np.float64).reshape(-1, BACKGROUND, 2) / stride
+    joints = np.asarray(joints, np.float64).reshape(-1, PARTS, 2) / stride
+    limb, segments = _limb_segments(joints, height, width, limb_width)
+    owner, x, y = _cells_of_segments(segments, limb_width)
+    unit = segments[:, 1].astype(np.float32).view(np.complex64)[:, 0]  # x and y in one number
+    pafs = np.zeros(height * width * len(LIMBS), np.complex64)
+    _put_mean(pafs, (y * width + x) * len(LIMBS) + limb[owner], unit[owner])
+    return pafs.view(np.float32).reshape(height, width, PAF_CHANNELS)
+
+
+def _limb_segments(joints, height, width, limb_width):
+    """The limbs of all people that may cover a cell of the grid.
+
+    Args:
+        joints: (people, 18, 2) in cells.
+    Returns:
+        limb: int64 (segments,), the index in LIMBS.
+        segments: float64 (segments, 4, 2), x and y of the start, of the unit vector, and of the first and the last
+            (exclusive) corner of the box of cells, which lies within the grid and is not empty.
+    """
     start, end = joints[:, LIMB_STARTS].reshape(-1, 2), joints[:, LIMB_ENDS].reshape(-1, 2)
     with np.errstate(invalid='ignore', over='ignore'):
         vector = end - start
@@ -95,35 +113,41 @@ def render_pafs(joints, height, width, stride, limb_width=1.0):
         low = np.maximum(np.round(np.minimum(start, end) - limb_width), 0)
         high = np.minimum(np.round(np.maximum(start, end) + limb_width), [width, height])
         covers = np.flatnonzero((length > 0) & (length < np.inf) & (low < high).all(axis=1))
-    geometry = np.stack([start, vector, low, high], axis=1)[covers]
-    geometry[:, 1] /= length[covers, None]
-    unit = geometry[:, 1].astype(np.float32).view(np.complex64)[:, 0]  # x and y in one number
+    segments = np.stack([start, vector, low, high], axis=1)[covers]
+    segments[:, 1] /= length[covers, None]
+    return covers % len(LIMBS), segments
 
-    # Walk along the axis in which the limb is longer: at each step only a few cells across it can belong to it. From
+
+def _cells_of_segments(segments, limb_width):
+    """The cells within limb_width of each segment and in its box.
+
+    Args:
+        segments: as from _limb_segments.
+    Returns:
+        owner, x, y: int64 (cells,), the index of the segment and its cell; a cell may belong to several segments.
+    """
+    # Walk along the axis in which the segment is longer: at each step only a few cells across it can belong to it. From
     # here on the last axis is not x and y, but along and across.
-    steep = np.abs(geometry[:, 1, 1]) > np.abs(geometry[:, 1, 0])
-    geometry[steep] = geometry[steep, :, ::-1]
-    steps = (geometry[:, 3, 0] - geometry[:, 2, 0]).astype(np.int64)
-    owner = np.repeat(np.arange(len(covers)), steps)
+    steep = np.abs(segments[:, 1, 1]) > np.abs(segments[:, 1, 0])
+    turned = np.where(steep[:, None, None], segments[:, :, ::-1], segments)
+    steps = (turned[:, 3, 0] - turned[:, 2, 0]).astype(np.int64)
+    owner = np.repeat(np.arange(len(segments)), steps)
     start_along, start_across, unit_along, unit_across, low_along, low_across, _, high_across = (
-        geometry.reshape(-1, 8).T[:, owner])
-    step = np.arange(len(owner)) - (np.cumsum(steps) - steps)[owner] + low_along
-    done = step - start_along
+        turned.reshape(-1, 8).T[:, owner])
+    along = np.arange(len(owner)) - (np.cumsum(steps) - steps)[owner] + low_along
+
+    done = along - start_along
     reach = limb_width / np.abs(unit_along) + 1e-6  # more than rounding can lose; the exact test follows
     first = np.ceil(start_across + done * unit_across / unit_along - reach)
     first = np.minimum(np.maximum(first, low_across), high_across)
     candidates = int(2 * 2 ** 0.5 * limb_width + 1e-5) + 1
-    cell = first[:, None] + np.arange(candidates)
-    cross = (done * unit_across)[:, None] - (cell - start_across[:, None]) * unit_along[:, None]
-    keep = (np.abs(cross) <= limb_width) & (cell < high_across[:, None])
+    across = first[:, None] + np.arange(candidates)
+    cross = (done * unit_across)[:, None] - (across - start_across[:, None]) * unit_along[:, None]
+    keep = (np.abs(cross) <= limb_width) & (across < high_across[:, None])
 
-    # The position in a flat array of vectors, and the limb that goes there.
-    jump_along, jump_across = len(LIMBS) * np.where(steep, [[width], [1]], [[1], [width]])[:, owner]
-    position = (step * jump_along + covers[owner] % len(LIMBS))[:, None] + cell * jump_across[:, None]
-    position, owner = position[keep].astype(np.int64), np.repeat(owner, candidates)[keep.ravel()]
-    pafs = np.zeros(height * width * len(LIMBS), np.complex64)
-    _put_mean(pafs, position, unit[owner])
-    return pafs.view(np.float32).reshape(height, width, 2 * len(LIMBS))
+    step = np.repeat(np.arange(len(owner)), candidates)[keep.ravel()]
+    owner, along, across = owner[step], along[step].astype(np.int64), across[keep].astype(np.int64)
+    return owner, np.where(steep[owner], across, along), np.where(steep[owner], along, across)
 
 
 def _put_mean(flat, position, value):
