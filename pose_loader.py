@@ -1,6 +1,6 @@
 """Loader processes that make training batches and hand them over in shared memory.
 
-    trainer  --- one socket pair per worker: "slot k is free" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
+    trainer  --- one socket pair per worker: "batch b into slot k" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
        |                                                                                          |
        +---- control socket: its end means the other side is gone ----  supervisor (forks and re-forks the workers)
 
@@ -10,6 +10,8 @@ JSON packets; batches stay where the worker wrote them.
 """
 import collections
 import contextlib
+import heapq
+import itertools
 import json
 import logging
 import mmap
@@ -25,6 +27,7 @@ import cv2
 import numpy as np
 
 from pose_cli import UserError
+from pose_order import SampleOrder, batch_positions
 from pose_samples import BadSample, BadSampleCounter, batch_layout
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
@@ -37,37 +40,44 @@ LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
 class BatchLoader:
-    """An endless source of training batches, made by `workers` processes.
+    """Training batches, made by `workers` processes. Their content depends on seed and number alone (pose_order.py).
 
     Args:
         dataset: a pose_samples.PoseDataset.
         batchsize: samples per batch.
         workers: number of processes, at least 1.
-        seed: the same seed with one worker gives the same batches; None draws one.
+        seed: None draws one.
+        first: the number of the first batch of an endless row, delivered in order; or None: only the batches that
+            `request` names are made, and delivered as they are ready.
+        share, shares: which part of each batch this loader makes, see pose_order.batch_positions.
     Attributes:
         samples: of the data set.
+        number: of the batch that get() returned last.
     Raises:
         UserError, from get(): too many bad samples, or loader processes that keep dying.
     """
 
-    def __init__(self, dataset, batchsize, workers, seed=None):
-        self.samples = len(dataset)
+    def __init__(self, dataset, batchsize, workers, seed=None, first=0, share=0, shares=1):
+        self.samples, self.number = len(dataset), None
         self._counter = BadSampleCounter(self.samples)
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
         self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
-        self._slots_of = [set() for _ in range(workers)]  # the slots that each worker is to fill
+        self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
         self._free = set(range(len(self._slots)))
-        self._ready = collections.deque()  # slots that hold a batch
+        self._ready = {}  # number of a batch -> slot that holds it
         self._held = collections.deque()  # the slots whose arrays the caller has
         self._deaths = [0] * workers
+        self._next = first  # the batch to deliver
+        self._row = itertools.count(first) if first is not None else iter(())
+        self._requests = []  # a heap: what is asked for, or was to be made by a process that died, before the row goes on
         self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
         self._control, supervisor_end = _packet_pair()
-        seed = (np.random.SeedSequence().entropy if seed is None else seed) % (1 << 32)
+        seed = int(np.random.SeedSequence().entropy) % (1 << 64) if seed is None else seed
         self._supervisor = os.fork()
         if self._supervisor == 0:
             for own in self._sockets + (self._control,):
                 own.close()
-            _run_and_exit(_supervise, supervisor_end, worker_ends, self._slots, dataset, batchsize, seed)
+            _run_and_exit(_supervise, supervisor_end, worker_ends, self._slots, dataset, seed, share, shares)
         for other in worker_ends + (supervisor_end,):
             other.close()
         self._selector = selectors.DefaultSelector()
@@ -75,6 +85,12 @@ class BatchLoader:
             self._selector.register(own, selectors.EVENT_READ, worker)
         self._selector.register(self._control, selectors.EVENT_READ, None)
         self._generation = [0] * workers
+        self._offer_free_slots()
+
+    def request(self, numbers):
+        """Have these batches made too."""
+        for number in numbers:
+            heapq.heappush(self._requests, number)
         self._offer_free_slots()
 
     def get(self, timeout=None):
@@ -89,17 +105,22 @@ class BatchLoader:
             self._offer_free_slots()
         deadline = None if timeout is None else time.monotonic() + timeout
         self._receive(0)
-        while not self._ready:
+        while not self.ready():
             left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return None
             self._receive(left)
-        self._held.append(self._ready.popleft())
+        self.number = self._next if self._next is not None else min(self._ready)
+        if self._next is not None:
+            self._next += 1
+        self._held.append(self._ready.pop(self.number))
         return self._slots[self._held[-1]]
 
     def ready(self):
-        """How many batches wait to be fetched."""
-        return len(self._ready)
+        """How many batches wait to be fetched; of a row, those that nothing before them is missing for."""
+        if self._next is None:
+            return len(self._ready)
+        return next(count for count in itertools.count() if self._next + count not in self._ready)
 
     def report(self):
         """Lines for the trainer's log: bad samples so far."""
@@ -130,15 +151,18 @@ class BatchLoader:
         self.close()
 
     def _offer_free_slots(self):
-        """Hand the free slots to the workers that have the fewest to fill."""
+        """Hand the free slots, each with a batch to make, to the workers that have the fewest to fill."""
         while self._free:
             worker = min(range(len(self._slots_of)), key=lambda worker: len(self._slots_of[worker]))
             if len(self._slots_of[worker]) >= SLOTS_PER_WORKER:
                 return
+            number = heapq.heappop(self._requests) if self._requests else next(self._row, None)
+            if number is None:
+                return
             slot = self._free.pop()
-            self._slots_of[worker].add(slot)
+            self._slots_of[worker][slot] = number
             try:
-                self._sockets[worker].send(_packet(slot=slot, generation=self._generation[worker]))
+                self._sockets[worker].send(_packet(slot=slot, number=number, generation=self._generation[worker]))
             except ConnectionError:
                 raise UserError(LOADERS_GONE)
 
@@ -164,12 +188,12 @@ class BatchLoader:
             self._counter.add_bad(*message['bad'])
         if 'filled' in message:
             self._deaths[worker] = 0
-            self._slots_of[worker].remove(message['filled'])
-            self._ready.append(message['filled'])
+            slot = message['filled']
+            self._ready[self._slots_of[worker].pop(slot)] = slot
             self._offer_free_slots()
 
     def _replace(self, worker, generation, status):
-        """A worker died and the supervisor has forked another: take back the slots that its predecessor had."""
+        """A worker died and the supervisor has forked another: what its predecessor was to make is handed out again."""
         self._deaths[worker] += 1
         logging.warning('loader process %d died (%s); a new one took its place', worker, status)
         if self._deaths[worker] >= MAX_DEATHS_IN_A_ROW:
@@ -180,20 +204,9 @@ class BatchLoader:
             self._handle(worker, message)
             message = _read_packet(self._sockets[worker])
         self._generation[worker] = generation
-        self._free |= self._slots_of[worker]
-        self._slots_of[worker] = set()
-        self._offer_free_slots()
-
-
-def sample_order(samples, seed, worker, workers, generation):
-    """Endless sample numbers for one worker: the workers take turns in one endless row of shuffled epochs."""
-    epoch, order, position = None, None, worker
-    while True:
-        if position // samples != epoch:
-            epoch = position // samples
-            order = np.random.RandomState([seed, epoch, generation, 0]).permutation(samples)
-        yield order[position % samples]
-        position += workers
+        lost, self._slots_of[worker] = self._slots_of[worker], {}
+        self._free |= set(lost)
+        self.request(lost.values())
 
 
 def _packet_pair():
@@ -242,7 +255,7 @@ def _run_and_exit(function, *args):
         os._exit(code)
 
 
-def _supervise(control, worker_ends, slots, dataset, batchsize, seed):
+def _supervise(control, worker_ends, slots, dataset, seed, share, shares):
     """Keep one process per worker alive until the trainer closes the control socket or dies."""
     worker_of = {}
 
@@ -252,8 +265,7 @@ def _supervise(control, worker_ends, slots, dataset, batchsize, seed):
             control.close()
             for other in worker_ends[:worker] + worker_ends[worker + 1:]:
                 other.close()
-            _run_and_exit(_work, worker_ends[worker], slots, dataset, batchsize, seed, worker, len(worker_ends),
-                          generation)
+            _run_and_exit(_work, worker_ends[worker], slots, dataset, seed, share, shares, generation)
         worker_of[pid] = worker
 
     generation = 0
@@ -275,12 +287,11 @@ def _supervise(control, worker_ends, slots, dataset, batchsize, seed):
         os.waitpid(pid, 0)
 
 
-def _work(trainer, slots, dataset, batchsize, seed, worker, workers, generation):
+def _work(trainer, slots, dataset, seed, share, shares, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
     cv2.setNumThreads(0)
     supervisor = os.getppid()
-    rng = np.random.RandomState([seed, worker, generation, 1])
-    order = sample_order(len(dataset), seed, worker, workers, generation)
+    order = SampleOrder(len(dataset), seed)
     try:
         while os.getppid() == supervisor:
             if not select.select([trainer], [], [], POLL_SECONDS)[0]:
@@ -290,19 +301,23 @@ def _work(trainer, slots, dataset, batchsize, seed, worker, workers, generation)
                 return
             offer = json.loads(packet.decode())
             if offer['generation'] == generation:  # else: offered to a predecessor that died
-                _fill(offer['slot'], slots[offer['slot']], dataset, order, rng, trainer)
+                arrays = slots[offer['slot']]
+                positions = batch_positions(offer['number'], len(arrays[0]), share, shares)
+                good = _fill(arrays, positions, dataset, order, trainer)
+                trainer.send(_packet(filled=offer['slot'], good=good))
     except ConnectionError:
         return
     except Exception:
         trainer.send(_packet(failed=traceback.format_exc()[-MAX_PACKET // 4:]))
 
 
-def _fill(slot, arrays, dataset, order, rng, trainer):
-    good = 0  # since the last message: bad samples are judged by their share
-    for row in range(len(arrays[0])):
-        while True:
+def _fill(arrays, positions, dataset, order, trainer):
+    """Make the samples of these positions. Returns how many were good since the last message about a bad one."""
+    good = 0
+    for row, position in enumerate(positions):
+        for index, rng in order.draws(position):
             try:
-                sample = dataset.training_sample(next(order), rng)
+                sample = dataset.training_sample(index, rng)
                 break
             except BadSample as error:
                 trainer.send(_packet(bad=[error.path, error.reason], good=good))
@@ -310,4 +325,4 @@ def _fill(slot, arrays, dataset, order, rng, trainer):
         for array, value in zip(arrays, sample):
             array[row] = value
         good += 1
-    trainer.send(_packet(filled=slot, good=good))
+    return good

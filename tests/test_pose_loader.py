@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT
 from pose_augment import draw_augmentation
 from pose_cli import UserError
-from pose_loader import BadSample, BadSampleCounter, BatchLoader, batch_layout, sample_order
+from pose_loader import BatchLoader
+from pose_order import SampleOrder, batch_positions
+from pose_samples import BadSample, BadSampleCounter, batch_layout
 
 
 class NumberedDataset:
@@ -53,40 +55,84 @@ def test_layout():
         ('mask', np.float32, (4, 12, 8, 1))]
 
 
-@pytest.mark.parametrize('samples, workers', [(100, 1), (100, 3), (7, 3), (3, 8), (1, 2)])
-def test_workers_share_each_epoch(samples, workers):
-    orders = [sample_order(samples, 5, worker, workers, 0) for worker in range(workers)]
-    row = [next(orders[k % workers]) for k in range(4 * samples)]  # as if all were equally fast
-    epochs = [row[first:first + samples] for first in range(0, len(row), samples)]
-    assert all(sorted(epoch) == list(range(samples)) for epoch in epochs)
-    if samples > 5:
-        assert epochs[0] != epochs[1] != list(range(samples))
-
-
 def test_an_epoch_shows_each_sample_once():
     with BatchLoader(NumberedDataset(60), 5, workers=1, seed=1) as loader:
         numbers = [row[0] for row in take(loader, 24)]
     assert sorted(numbers[:60]) == sorted(numbers[60:]) == list(range(60)) and numbers[:60] != numbers[60:]
 
 
-def test_no_two_workers_emit_the_same_sequence():
+def test_all_workers_work_and_no_augmentation_comes_twice():
     with BatchLoader(NumberedDataset(50, seconds=0.001), 4, workers=3, seed=1) as loader:
         rows = take(loader, 60)
-    by_process = {}
-    for _, process, scale, angle in rows:
-        by_process.setdefault(process, []).append((scale, angle))
-    assert len(by_process) == 3
-    draws = [draw for process in by_process.values() for draw in process]
-    assert len(set(draws)) == len(draws) == 240
+    draws = [tuple(row[2:]) for row in rows]
+    assert len({row[1] for row in rows}) == 3 and len(set(draws)) == len(draws) == 240
+
+
+def content(rows):
+    """Of rows as from take(): sample number and augmentation, but not the process."""
+    return [(row[0],) + tuple(row[2:]) for row in rows]
 
 
 @pytest.mark.parametrize('seed', [0, 7, 10 ** 15])
-def test_the_same_seed_gives_the_same_batches(seed):
+def test_the_same_seed_gives_the_same_batches_for_any_number_of_workers(seed):
     runs = []
-    for run_seed in (seed, seed, seed + 1):
-        with BatchLoader(NumberedDataset(50), 4, workers=1, seed=run_seed) as loader:
-            runs.append([(row[0],) + tuple(row[2:]) for row in take(loader, 20)])
-    assert runs[0] == runs[1] and runs[0] != runs[2]
+    for workers, run_seed in ((1, seed), (2, seed), (5, seed), (1, seed + 1)):
+        with BatchLoader(NumberedDataset(50), 4, workers=workers, seed=run_seed) as loader:
+            runs.append(content(take(loader, 20)))
+    assert runs[0] == runs[1] == runs[2] != runs[3]
+
+
+def test_a_resumed_row_goes_on_at_its_batch():
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
+        whole = content(take(loader, 20))
+    with BatchLoader(NumberedDataset(50), 4, workers=3, seed=1, first=7) as loader:
+        assert content(take(loader, 13)) == whole[7 * 4:]
+        assert loader.number == 19
+
+
+def test_shares_make_up_the_whole_batch():
+    with BatchLoader(NumberedDataset(50), 6, workers=1, seed=1) as loader:
+        whole = content(take(loader, 10))
+    shares = []
+    for share in range(3):
+        with BatchLoader(NumberedDataset(50), 2, workers=2, seed=1, share=share, shares=3) as loader:
+            shares.append(content(take(loader, 10)))
+    assert [row for batch in range(10) for share in shares for row in share[2 * batch:2 * batch + 2]] == whole
+
+
+def test_only_what_is_requested_is_made_when_there_is_no_row():
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
+        whole = content(take(loader, 12))
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
+        assert loader.get(timeout=0.5) is None
+        loader.request([9, 2, 11])
+        made = {}
+        for _ in range(3):
+            rows = content(take(loader, 1))
+            made[loader.number] = rows
+        assert loader.get(timeout=0.5) is None
+    assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
+
+
+def test_bad_samples_give_the_same_batches_for_any_number_of_workers():
+    runs = []
+    for workers in (1, 3):
+        with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=workers, seed=1) as loader:
+            runs.append(content(take(loader, 30)))
+    assert runs[0] == runs[1]
+
+
+def test_killed_workers_lose_and_double_no_sample():
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=1, seed=1) as loader:
+        undisturbed = content(take(loader, 60))
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=3, seed=1) as loader:
+        rows = take(loader, 5)
+        for _ in range(3):
+            for worker in children_of(loader._supervisor)[:2]:
+                os.kill(worker, signal.SIGKILL)
+            rows += take(loader, 15)
+        rows += take(loader, 10)
+    assert content(rows) == undisturbed
 
 
 def test_without_a_seed_runs_differ():
@@ -305,10 +351,11 @@ def test_without_a_stand_in(sample_coco):
     """The real data set, through real processes: what arrives is what training_sample makes."""
     from pose_dataset import PoseDataset
     dataset = PoseDataset(str(sample_coco), 'train2017', 64, 96, 8)
-    rng, order = np.random.RandomState([4, 0, 0, 1]), sample_order(len(dataset), 4, 0, 1, 0)
+    order = SampleOrder(len(dataset), 4)
     with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
-        for _ in range(4):
+        for number in range(4):
             batch = loader.get(timeout=30)
-            samples = [dataset.training_sample(next(order), rng)[:4] for _ in range(3)]
+            samples = [dataset.training_sample(*next(order.draws(position)))[:4]
+                       for position in batch_positions(number, 3)]
             for array, values in zip(batch, zip(*samples)):
                 np.testing.assert_array_equal(array, np.stack(values))
