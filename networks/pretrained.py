@@ -7,14 +7,12 @@
 A file is one of
 - a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
-  slim's MobileNet v1, which is taken as it is. Slim's MobileNet differs in more than names: it has gammas, a batch norm
-  and a ReLU after each depthwise layer, and RGB input. It is a start for training, not the same function;
+  slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it has
+  gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
 - slim's vgg_19.ckpt, whose first layer is converted (`convert_conv1_1`).
 """
 import os
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,33 +21,9 @@ import tensorflow.compat.v1 as tf
 from pose_cli import UserError
 
 from . import network_class
+from .npy import is_npy, read_npy
 
 VGG_MEAN_RGB = (123.68, 116.78, 103.94)
-
-# What a pickle of arrays, numbers and containers refers to. Where numpy's helpers live depends on its version: its own
-# pickles tell.
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_SCALAR = np.float32(0).__reduce__()[0]
-
-
-def _latin1(text, encoding):
-    """What `_codecs.encode` is for in a pickle: bytes, written as text by an old protocol."""
-    if encoding != 'latin1':
-        raise UserError('it has bytes in the encoding %r' % (encoding,))
-    return text.encode('latin1')
-
-
-ALLOWED_IN_PICKLES = {
-    ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
-    ('numpy.core.multiarray', '_reconstruct'): _RECONSTRUCT,
-    ('numpy._core.multiarray', '_reconstruct'): _RECONSTRUCT,
-    ('numpy.core.multiarray', 'scalar'): _SCALAR,
-    ('numpy._core.multiarray', 'scalar'): _SCALAR,
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('_codecs', 'encode'): _latin1,
-}
-
 
 def models_folder():
     return os.environ.get('OPENPOSE_MODEL', 'models')
@@ -127,8 +101,11 @@ def fit(network, path, flag='--pretrained'):
     """
     weights = read_weights(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
-    if 'vgg_19/conv1/conv1_1/weights' in set(weights):
+    names = set(weights)
+    if 'vgg_19/conv1/conv1_1/weights' in names:
         weights = _SlimVgg(weights)
+    elif _SlimMobilenet.MARK in names:
+        weights = _SlimMobilenet(weights)
     names = set(weights)
     values, wrong = {}, []
     for variable in network.variables:
@@ -139,7 +116,7 @@ def fit(network, path, flag='--pretrained'):
         if value.shape != shape:
             wrong.append('%s is %s in the file and %s in %s' % (name, value.shape, shape, network.name))
         else:
-            values[name] = value.astype(np.float32, copy=False)
+            values[name] = checked_values(value, name, path)
     if wrong:
         more = ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''
         raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, other_file))
@@ -148,6 +125,16 @@ def fit(network, path, flag='--pretrained'):
                         % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
     return Match(network, path, values, [name for name in sorted(names - set(values))
                                          if not _is_training_state(name, values)])
+
+
+def checked_values(value, name, path):
+    """An array of weights as float32. Raises UserError, which names it, when it holds anything but finite numbers."""
+    if value.dtype.kind not in 'fiu':
+        raise UserError('%s: %s holds %s, not numbers; get the file again' % (path, name, value.dtype))
+    value = value.astype(np.float32, copy=False)
+    if not np.isfinite(value).all():
+        raise UserError('%s: %s holds NaN or infinity; take other weights, such as an earlier checkpoint' % (path, name))
+    return value
 
 
 def _is_training_state(name, values):
@@ -168,9 +155,8 @@ def read_weights(path):
         return _Checkpoint(latest)
     if os.path.isfile(path):
         with open(path, 'rb') as file:
-            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-                file.seek(0)
-                return _read_npy(file, path)
+            if is_npy(file):
+                return read_npy(file, path)
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
     return _Checkpoint(_prefix(path))
@@ -200,42 +186,23 @@ class _Checkpoint(Mapping):
             raise UserError('%s cannot be read as a checkpoint or .npy file: %s' % (self.path, error))
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays, numbers, strings and plain containers; refuses to look up anything else."""
+class _SlimMobilenet(Mapping):
+    """Slim's MobileNet v1, made for RGB, for our BGR pixels; both scale them to -1..1."""
+    FIRST = 'MobilenetV1/Conv2d_0/weights'
+    MARK = 'MobilenetV1/Conv2d_0/BatchNorm/gamma'  # only slim's has gammas
 
-    def find_class(self, module, name):
-        if (module, name) not in ALLOWED_IN_PICKLES:
-            raise UserError('it refers to the code %s.%s, where only arrays are expected' % (module, name))
-        return ALLOWED_IN_PICKLES[module, name]
+    def __init__(self, weights):
+        self.weights = weights
 
+    def __getitem__(self, name):
+        value = self.weights[name]
+        return value[:, :, ::-1] if name == self.FIRST else value
 
-def _read_npy(file, path):
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0,
-                           (2, 0): np.lib.format.read_array_header_2_0}[version](file)
-        if dtype != object or shape != ():
-            raise UserError('it is an array of %s %s and not a dictionary' % (dtype, shape))
-        # encoding: keys and arrays that Python 2 wrote are bytes.
-        tree = _ArrayUnpickler(file, encoding='bytes').load().item()
-        return dict(_flatten(tree))
-    except UserError as error:
-        raise UserError('%s is refused: %s' % (path, error))
-    except Exception as error:  # A truncated or hostile pickle raises anything at all.
-        raise UserError('%s is broken (%s: %s); get it again' % (path, type(error).__name__, error))
+    def __iter__(self):
+        return iter(self.weights)
 
-
-def _flatten(tree, prefix=''):
-    """{layer: {'weights': array}} -> ('layer/weights', array), ..."""
-    if isinstance(tree, np.ndarray) and tree.dtype.kind in 'fiu' and prefix:
-        yield prefix, tree
-        return
-    if not isinstance(tree, dict):
-        raise UserError('%s is a %s: a dictionary {layer: {weights, biases}} of arrays is expected'
-                        % (prefix or 'it', type(tree).__name__))
-    for key, value in tree.items():
-        key = key.decode() if isinstance(key, bytes) else str(key)
-        yield from _flatten(value, prefix + '/' + key if prefix else key)
+    def __len__(self):
+        return len(self.weights)
 
 
 class _SlimVgg(Mapping):

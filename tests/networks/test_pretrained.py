@@ -155,6 +155,8 @@ def mobilenet_v1(width=0.5):
 @pytest.mark.parametrize('written', ('V1', 'V2'))
 def test_slim_mobilenet_checkpoint(tmp_path, written):
     values = mobilenet_v1()
+    expected = dict(values)  # slim's first layer takes RGB, ours BGR
+    expected['MobilenetV1/Conv2d_0/weights'] = values['MobilenetV1/Conv2d_0/weights'][:, :, ::-1]
     path = save_checkpoint(tmp_path / 'mobilenet_v1_0.50_224.ckpt', values,
                            write_version=getattr(tf.train.SaverDef, written))
     with tf.Graph().as_default(), tf.Session() as session:
@@ -163,7 +165,7 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
         tf.get_default_graph().finalize()
         match.init_fn(None, session)
         for name in match.values:
-            assert np.array_equal(session.run(name + ':0'), values[name])
+            assert np.array_equal(session.run(name + ':0'), expected[name])
     assert len(match.values) == 5
     assert match.unfit == ['MobilenetV1/Conv2d_0/BatchNorm/gamma', 'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta',
                            'MobilenetV1/Logits/Conv2d_1c_1x1/biases']
@@ -277,3 +279,12 @@ def test_resolve(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + ('' if path.suffix == '.npy' else '.index')).write_bytes(b'')
         assert pretrained.resolve(name) == str(path)
+
+
+@pytest.mark.parametrize('value, mention', [
+    (np.float32([1, np.nan]), 'NaN'), (np.float64([np.inf, 1]), 'infinity'), (np.array([1, 2j]), 'complex'),
+    (np.array([True, False]), 'bool'), (np.array(['a', 'b']), 'holds')])
+def test_values_that_are_no_weights_are_refused_by_name(value, mention):
+    with pytest.raises(UserError) as error:
+        pretrained.checked_values(value, 'conv1_1/biases', 'w.ckpt')
+    assert all(word in str(error.value) for word in (mention, 'conv1_1/biases', 'w.ckpt'))
