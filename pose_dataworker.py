@@ -13,10 +13,11 @@ import time
 
 import pose_annotations
 import pose_cli
-from pose_loader import BatchLoader
-from pose_samples import PoseDataset
 from remote import wire
+from remote.link import LINK_TIMEOUT, check_address
 from remote.worker import ConnectionLost, TrainerConnection
+from pose_samples import PoseDataset
+from pose_loader import BatchLoader
 
 SPLIT = 'train2017'
 WAIT_LINE_SECONDS = 30.0
@@ -25,7 +26,7 @@ TURN_SECONDS = 0.2
 PAUSE_SECONDS = 1.0  # between connections
 
 
-def serve_trainers(master, open_loader, curve_keys=None, link_timeout=wire.LINK_TIMEOUT):
+def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEOUT):
     """Send batches to whichever trainer listens at master, until one says that training is over.
 
     Args:
@@ -40,7 +41,7 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=wire.LINK_
         while True:
             with TrainerConnection(master, curve_keys, link_timeout) as connection:
                 try:
-                    answer = greet(connection, master, name, welcome)
+                    answer = greet(connection, master, name)
                     if answer is not None and answer != welcome:
                         if loader:
                             loader.close()
@@ -60,13 +61,11 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=wire.LINK_
             loader.close()
 
 
-def greet(connection, master, name, welcome):
+def greet(connection, master, name):
     """Wait for the trainer and introduce this worker.
 
-    Args:
-        welcome: what the last trainer said, or None: the same trainer then gives the same worker number and seed.
     Returns:
-        The trainer's welcome (session, number, settings), or None when training is over.
+        The trainer's welcome (settings), or None when training is over.
     """
     logging.info('connecting to the trainer at %s', master)
     next_line, trouble = time.monotonic() + WAIT_LINE_SECONDS, connection.trouble
@@ -77,8 +76,7 @@ def greet(connection, master, name, welcome):
                 next_line, trouble = time.monotonic() + WAIT_LINE_SECONDS, connection.trouble
                 logging.info('waiting for the trainer at %s (%s)', master, trouble)
         elif message['type'] == 'connected':
-            last = welcome or {'session': b'', 'number': -1}
-            connection.send('hello', name=name, session=last['session'], number=last['number'])
+            connection.send('hello', name=name)
         elif message['type'] == 'welcome':
             return message
         elif message['type'] == 'end':
@@ -86,26 +84,31 @@ def greet(connection, master, name, welcome):
 
 
 def send_batches(connection, loader):
-    """Send the loader's batches as the trainer asks for them. Returns True when training is over."""
+    """Send the batches that the trainer asks for. Returns True when training is over."""
+    loader.forget()  # what an earlier connection asked for
     connection.send('ready', samples=loader.samples)
     logging.info('connected; sending batches')
-    credit = samples = 0
+    wanted, samples = set(), 0
     arrays = None  # of the next batch; while they are prepared, the one before is on its way
     last_report = time.monotonic()
     while True:
-        message = connection.receive(0 if credit else 1)
+        message = connection.receive(0 if wanted else 1)
         if message is not None:
             if message['type'] == 'end':
                 return True
             if message['type'] == 'credit':
-                credit += message['count']
-        elif credit and arrays is None:
+                numbers = wire.requested_batches(message)
+                loader.request(numbers)
+                wanted.update(numbers)
+        elif wanted and arrays is None:
             batch = loader.get(TURN_SECONDS)
-            arrays = batch and wire.encode_batch(batch)
-        elif credit and connection.sent(TURN_SECONDS):
-            connection.send_batch(arrays)
+            if batch and loader.number in wanted:
+                arrays = wire.encode_batch(batch)
+        elif wanted and connection.sent(TURN_SECONDS):
+            connection.send_batch(loader.number, arrays)
+            wanted.remove(loader.number)
             samples += len(batch[0])
-            credit, arrays = credit - 1, None
+            arrays = None
         seconds = time.monotonic() - last_report
         if seconds > REPORT_SECONDS:
             for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():
@@ -124,28 +127,23 @@ def parse_flags():
     return parser.parse_args()
 
 
-def check_flags(flags):
-    """Refuse what cannot work, before there is a trainer to work for. Raises UserError."""
-    wire.check_address(flags.master, '--master')
-    if not flags.datapath:
-        raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
-    pose_annotations.find_split(flags.datapath, SPLIT, flags.imgpath)
-
-
 def main():
-    flags = parse_flags()
+    args = parse_flags()
     pose_cli.log_to_stderr()
-    check_flags(flags)
+    check_address(args.master, '--master')
+    if not args.datapath:
+        raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
+    pose_annotations.find_split(args.datapath, SPLIT, args.imgpath)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
-                     flags.workers)
-        dataset = PoseDataset(flags.datapath, SPLIT, settings['input_width'], settings['input_height'],
-                              settings['stride'], flags.imgpath, wire.augmentation_ranges(settings))
-        return BatchLoader(dataset, settings['batchsize'], flags.workers, settings['seed'])
+                     args.workers)
+        dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
+                              settings['stride'], args.imgpath, wire.augmentation_ranges(settings))
+        return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
 
-    serve_trainers(flags.master, open_loader, flags.curve_keys)
+    serve_trainers(args.master, open_loader, args.curve_keys)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Loader processes that make training batches and hand them over in shared memory.
 
-    trainer  --- one socket pair per worker: "batch b into slot k" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
-       |                                                                                          |
+    trainer  --- a socket pair per worker: "batch b into slot k" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
+       |                                                                                         |
        +---- control socket: its end means the other side is gone ----  supervisor (forks and re-forks the workers)
 
 The supervisor is forked once, before TensorFlow starts threads, so that a killed worker can be replaced by a plain fork
@@ -40,7 +40,7 @@ LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
 class BatchLoader:
-    """Training batches, made by `workers` processes. Their content depends on seed and number alone (pose_order.py).
+    """Training batches, made by `workers` processes. What is in them depends on seed and number alone (pose_order.py).
 
     Args:
         dataset: a pose_samples.PoseDataset.
@@ -69,7 +69,7 @@ class BatchLoader:
         self._deaths = [0] * workers
         self._next = first  # the batch to deliver
         self._row = itertools.count(first) if first is not None else iter(())
-        self._requests = []  # a heap: what is asked for, or was to be made by a process that died, before the row goes on
+        self._requests = []  # a heap: what was asked for, or left behind by a process that died
         self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
         self._control, supervisor_end = _packet_pair()
         seed = int(np.random.SeedSequence().entropy) % (1 << 64) if seed is None else seed
@@ -92,6 +92,12 @@ class BatchLoader:
         for number in numbers:
             heapq.heappush(self._requests, number)
         self._offer_free_slots()
+
+    def forget(self):
+        """Drop the requests that no process has begun, and what is ready."""
+        self._requests = []
+        self._free |= set(self._ready.values())
+        self._ready = {}
 
     def get(self, timeout=None):
         """The next batch, or None when none came within timeout seconds.

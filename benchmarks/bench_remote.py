@@ -6,6 +6,7 @@ The same arrays, in the same run and in turns, go through tensorpack's send_data
 remote/trainer.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
 reach together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
 """
+import collections
 import contextlib
 import json
 import multiprocessing
@@ -31,16 +32,24 @@ GIVE_UP_SECONDS = 60
 
 
 class RepeatedBatches:
-    """A batch source for pose_dataworker.serve_trainers that costs nothing: the same few batches in turn."""
+    """A loader that costs nothing: the same few batches in turn, whatever is asked for."""
 
     samples = 1
 
     def __init__(self, batches):
-        self.batches, self.next = batches, 0
+        self.batches, self.requests, self.number = batches, collections.deque(), None
+
+    def forget(self):
+        self.requests.clear()
+
+    def request(self, numbers):
+        self.requests.extend(numbers)
 
     def get(self, timeout=None):
-        self.next += 1
-        return self.batches[self.next % len(self.batches)]
+        if not self.requests:
+            return None
+        self.number = self.requests.popleft()
+        return self.batches[self.number % len(self.batches)]
 
     def report(self):
         return []

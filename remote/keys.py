@@ -1,123 +1,119 @@
-"""Key files of --curve-keys, and who gets in with them.
+"""CURVE keys of trainer and workers: their files, and who is let in.
 
-The two sides know each other by CurveZMQ keys. A trainer needs trainer.key_secret and accepted_workers/ in its folder,
-a worker needs worker.key_secret and trainer.key in its own; scripts/make_curve_keys.py makes them.
+    trainer.key_secret, trainer.key      the trainer's pair
+    worker.key_secret, worker.key        a worker's pair
+    accepted_workers/NAME.key            the trainer lets in whoever has the secret to one of these
 """
 import logging
 import os
 import shutil
 import stat
 
+import zmq
 import zmq.auth
 from zmq.utils import z85
 
 from pose_cli import UserError
 
-TRAINER, WORKER = 'trainer', 'worker'  # whose pair it is: NAME.key is public, NAME.key_secret holds both halves
-ACCEPTED = 'accepted_workers'  # folder of the public keys that the trainer lets in
-MAKE_KEYS = 'scripts/make_curve_keys.py'
-HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
-
-
-# --- files
-
-
-def public_path(folder, name):
-    return os.path.join(folder, name + '.key')
-
-
-def secret_path(folder, name):
-    return os.path.join(folder, name + '.key_secret')
+TRAINER, WORKER, ACCEPTED = 'trainer', 'worker', 'accepted_workers'
+PUBLIC, SECRET = '.key', '.key_secret'  # endings that ZeroMQ's own functions write
+KEY_CHARACTERS = 40
+REMEDY = 'make keys with scripts/make_curve_keys.py'
 
 
 def make_pair(folder, name):
-    """Write the key files of TRAINER or WORKER into a folder that only the owner can enter.
-
-    Raises:
-        UserError: there is such a pair.  OSError.
-    """
+    """Write NAME.key and NAME.key_secret into a folder for its owner alone. Raises UserError if they exist."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    path = secret_path(folder, name)
-    if os.path.exists(path):
-        raise UserError('%s is there already; remove it, or add a worker with --worker=NAME' % path)
+    if os.path.exists(os.path.join(folder, name + SECRET)):
+        raise UserError('%s is there already; remove it, or add a worker with --worker=NAME'
+                        % os.path.join(folder, name + SECRET))
     zmq.auth.create_certificates(folder, name)
 
 
 def accept(folder, worker_folder, name):
-    """Let in the worker whose pair is in worker_folder: the trainer of `folder` knows it as `name`. Raises OSError."""
+    """Let the worker whose pair lies in worker_folder in, under a name."""
     accepted = os.path.join(folder, ACCEPTED)
     os.makedirs(accepted, mode=0o700, exist_ok=True)
-    shutil.copy(public_path(worker_folder, WORKER), public_path(accepted, name))
+    shutil.copy(os.path.join(worker_folder, WORKER + PUBLIC), os.path.join(accepted, name + PUBLIC))
 
 
 def read_secret_key(folder, name):
-    """(public, secret) of TRAINER or WORKER, as z85 bytes. Raises UserError."""
-    path = secret_path(folder, name)
-    public, secret = _read(folder, path)
-    if not secret:
-        raise UserError('%s holds no secret key; make new keys with %s' % (path, MAKE_KEYS))
+    """(public, secret) from a key file of scripts/make_curve_keys.py. Raises UserError."""
+    path = os.path.join(folder, name + SECRET)
+    public, secret = _read_key_file(folder, path)
+    if not secret or len(secret) != KEY_CHARACTERS:
+        raise UserError('%s holds no whole secret key; %s' % (path, REMEDY))
     if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logging.warning('other users of this machine can read %s; chmod 600 it', path)
     return public, secret
 
 
 def read_public_key(folder, name):
-    """The public key of TRAINER or WORKER, as z85 bytes. Raises UserError."""
-    return _read(folder, public_path(folder, name))[0]
+    """A public key as bytes. Raises UserError."""
+    return _read_key_file(folder, os.path.join(folder, name + PUBLIC))[0]
 
 
-def _read(folder, path):
+def _read_key_file(folder, path):
     try:
-        return zmq.auth.load_certificate(path)
+        public, secret = zmq.auth.load_certificate(path)
+        if len(public) != KEY_CHARACTERS:
+            raise ValueError
+        return public, secret
     except (OSError, ValueError) as error:
-        raise UserError('--curve-keys=%s: %s cannot be read (%s); make keys with %s'
-                        % (folder, path, getattr(error, 'strerror', None) or 'it is not a key file', MAKE_KEYS))
+        raise UserError('--curve-keys=%s: %s cannot be read (%s); %s'
+                        % (folder, path, getattr(error, 'strerror', None) or 'it is not a key file', REMEDY))
 
 
 def accepted_keys(folder):
     """The public keys of the workers that the trainer lets in: {key: name}. Broken files are named in the log."""
     accepted, keys = os.path.join(folder, ACCEPTED), {}
-    for file in sorted(os.listdir(accepted)) if os.path.isdir(accepted) else []:
-        name, extension = os.path.splitext(file)
-        if extension == '.key':
+    for name in sorted(os.listdir(accepted)) if os.path.isdir(accepted) else []:
+        if name.endswith(PUBLIC):
             try:
-                keys[zmq.auth.load_certificate(os.path.join(accepted, file))[0]] = name
+                keys[zmq.auth.load_certificate(os.path.join(accepted, name))[0]] = name[:-len(PUBLIC)]
             except (OSError, ValueError):
-                logging.warning('%s is not a key file; it is ignored', os.path.join(accepted, file))
+                logging.warning('%s is not a key file; it is ignored', os.path.join(accepted, name))
     return keys
 
 
-# --- sockets
+def open_server(zmq_socket, context, folder):
+    """Make a socket, before it binds, accept only workers with accepted keys.
 
-
-def secure_trainer(zmq_socket, folder):
-    """Make the trainer's socket one that only workers with accepted keys can connect to. Raises UserError."""
-    zmq_socket.curve_publickey, zmq_socket.curve_secretkey = read_secret_key(folder, TRAINER)
-    if not accepted_keys(folder):
-        raise UserError('--curve-keys=%s accepts no worker: %s/ holds no key; make one with %s'
-                        % (folder, ACCEPTED, MAKE_KEYS))
-    zmq_socket.curve_server = True
-
-
-def secure_worker(zmq_socket, folder):
-    """Make the worker's socket one that connects to the trainer of its keys only. Raises UserError."""
-    zmq_socket.curve_publickey, zmq_socket.curve_secretkey = read_secret_key(folder, WORKER)
-    zmq_socket.curve_serverkey = read_public_key(folder, TRAINER)
-
-
-def answer_zap(request, folder):
-    """Answer one ZAP request (RFC 27), by which ZeroMQ asks whether a worker may connect.
-
-    The accepted keys are read anew each time: a file that is added or removed counts from the next connection on.
-
-    Args:
-        request: the frames, bytes: version, request id, domain, address, identity, mechanism, public key.
     Returns:
-        (frames of the answer, the address of the worker if it is refused, else None).
+        The socket that ZeroMQ asks whom to let in, see answer.
+    Raises:
+        UserError: no keys, or no accepted worker.
     """
-    version, request_id, _, address, _, mechanism = request[:6]
+    public, secret = read_secret_key(folder, TRAINER)
+    if not accepted_keys(folder):
+        raise UserError('--curve-keys=%s accepts no worker: %s/ holds no key; %s' % (folder, ACCEPTED, REMEDY))
+    questions = context.socket(zmq.REP)
+    questions.bind('inproc://zeromq.zap.01')
+    zmq_socket.setsockopt(zmq.CURVE_SERVER, 1)
+    zmq_socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+    zmq_socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+    return questions
+
+
+def open_client(zmq_socket, folder):
+    """Make a socket, before it connects, use the worker's keys. Raises UserError."""
+    public, secret = read_secret_key(folder, WORKER)
+    server = read_public_key(folder, TRAINER)
+    zmq_socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+    zmq_socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+    zmq_socket.setsockopt(zmq.CURVE_SERVERKEY, server)
+
+
+def answer(questions, folder):
+    """Answer one ZAP request (ZeroMQ RFC 27): accepted keys get in. They are read anew each time.
+
+    Returns:
+        None, or the address of the worker that was refused.
+    """
+    version, request_id, _, address, _, mechanism, *credentials = questions.recv_multipart()
     name = None
-    if mechanism == b'CURVE' and len(request) == 7:
-        name = accepted_keys(folder).get(z85.encode(request[6]))
+    if mechanism == b'CURVE' and len(credentials) == 1:
+        name = accepted_keys(folder).get(z85.encode(credentials[0]))
     status = [b'200', b'OK', name.encode()] if name else [b'400', b'key not accepted', b'']
-    return [version, request_id] + status + [b''], None if name else address.decode(errors='replace')
+    questions.send_multipart([version, request_id] + status + [b''])
+    return None if name else address.decode(errors='replace')

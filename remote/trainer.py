@@ -1,134 +1,69 @@
-"""The trainer's end of the wire: a source of training batches that data workers on other machines make."""
+"""The trainer's end of the wire: a batch source, filled by data workers on other machines."""
 import collections
+import heapq
 import logging
 import os
 import socket
 import threading
 import time
 
-import numpy as np
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 import pose_augment
 from pose_cli import UserError
 from pose_samples import batch_layout
-from remote import keys, wire
-from remote.wire import BadMessage
 
-SESSION_BYTES = 16
+from . import keys, wire
+from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, watch_link
+from .senders import SenderLog
+from .wire import BadMessage
+
+MAX_NAME = 100  # characters
 MAX_PEERS = 4096
-# Bounds of what is on the way from one worker: bytes, but at least 2 and at most 16 batches.
-CREDIT_BYTES, MIN_CREDIT, MAX_CREDIT = 1 << 24, 2, 16
+# Bounds of what is on the way from one worker: bytes, but at least MIN_CREDIT batches and at most wire.MAX_CREDIT.
+CREDIT_BYTES, MIN_CREDIT = 1 << 24, 2
 TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
 MESSAGES_PER_TURN = 100
 PING_SECONDS = 2.0
 FAREWELL_SECONDS = 5.0
-NAMED_SENDERS = 20  # bad senders that are told apart in one log interval
 
 
 class _Peer:
     """A worker as the trainer sees it."""
 
-    def __init__(self, route, name, host, number):
-        self.route, self.name, self.host, self.number = route, name, host, number
+    def __init__(self, route, name, host):
+        self.route, self.name, self.host = route, name, host
         self.ready = False  # it has a loader and may be given credit
-        self.credit = 0  # batches that it may send or has sent, and that nobody has taken yet
-        self.expected = 0  # batches that it may still send
+        self.wanted = set()  # numbers of the batches that it may still send
+        self.queued = 0  # batches of it that nobody has taken yet
 
     def __str__(self):
         return '%s (%s)' % (self.name, self.host)
 
 
-class Activity:
-    """Who is there, what they have sent and what was dropped: for the log.
-
-    The thread that receives writes it, and the one that logs reads it; each method takes the lock.
-    """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._peers = {}  # routing id -> _Peer
-        self._samples = {}  # routing id -> samples since the last report, of the workers that are ready
-        self._events = []  # lines for report()
-        self._bad = {}  # sender -> [number of bad messages since the last report, the last one's fault]
-        self._reported = time.monotonic()
-
-    def greeted(self, peer):
-        """A worker has introduced itself; it may be one that is there already."""
-        with self._lock:
-            self._peers[peer.route] = peer
-            self._samples.pop(peer.route, None)
-
-    def joined(self, peer):
-        """A worker is ready to send."""
-        with self._lock:
-            self._samples[peer.route] = 0
-            self._events.append('data worker joined: %s' % peer)
-
-    def left(self, peer):
-        with self._lock:
-            del self._peers[peer.route]
-            if self._samples.pop(peer.route, None) is not None:
-                self._events.append('data worker left: %s' % peer)
-
-    def sent(self, peer, samples):
-        with self._lock:
-            self._samples[peer.route] += samples
-
-    def misbehaved(self, sender, fault):
-        """Count a bad message; the first one of each sender since the last report is logged at once."""
-        with self._lock:
-            if sender not in self._bad and len(self._bad) >= NAMED_SENDERS:
-                sender = 'others'
-            count = self._bad.get(sender, (0,))[0] + 1
-            self._bad[sender] = [count, str(fault)]
-        if count == 1:
-            logging.warning('dropped a bad message from %s: %s', sender, fault)
-
-    def workers(self):
-        """The workers that are connected, as text."""
-        with self._lock:
-            return [str(peer) if route in self._samples else '%s, still preparing' % peer
-                    for route, peer in self._peers.items()]
-
-    def report(self):
-        """Lines on the time since the last report."""
-        now = time.monotonic()
-        with self._lock:
-            seconds, self._reported = max(now - self._reported, 1e-3), now
-            lines, self._events = self._events, []
-            bad, self._bad = self._bad, {}
-            rates = ['%s %.1f' % (peer.name, self._samples[route] / seconds)
-                     for route, peer in self._peers.items() if route in self._samples]
-            self._samples = dict.fromkeys(self._samples, 0)
-        if rates:
-            lines.append('data workers, samples/s: ' + ', '.join(rates))
-        return lines + ['dropped %d bad messages from %s (last: %s)' % (count, sender, fault)
-                        for sender, (count, fault) in sorted(bad.items())]
-
-
 class BatchReceiver:
     """A source of training batches that data workers on other machines make.
 
-    get() and wait_for_worker() do all receiving and answering; ZeroMQ's own thread takes in batches meanwhile. One
-    thread at a time may call them. Others may call ready(), report() and hint() meanwhile, which do not wait for it,
-    and close(), which does.
+    One thread calls get(), in which messages are received and answered; ZeroMQ's own thread takes in batches meanwhile.
+    ready(), report() and hint() may be called by any other thread.
 
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
             augmentation (a dict of pose_augment.Ranges; CMU's when left out).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
+        first: the number of the first batch; all from there on are made once each, and come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
     Attributes:
         samples: of the data set, as the first data worker counts them; None until it has joined.
+        number: of the batch that get() returned last.
     Raises:
         UserError: bad address, address in use, bad keys.
     """
 
-    def __init__(self, address, settings, curve_keys=None, link_timeout=wire.LINK_TIMEOUT):
-        host, port = wire.check_address(address, '--remote-data')
+    def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT):
+        host, port = check_address(address, '--remote-data')
         self._settings = dict({'augmentation': dict(pose_augment.CMU_RANGES._asdict())}, **settings,
                               definitions=wire.definitions())
         if self._settings.get('seed') is None:
@@ -136,20 +71,19 @@ class BatchReceiver:
         wire.check_settings(self._settings)
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'])
-        self._image_bytes = int(np.prod(self._layout[0][2]))
         self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
-        self._session = os.urandom(SESSION_BYTES)
-        self.samples = None
-        self._workers_seen = 0
+        self.samples = self.number = None
+        self._next = first  # the next batch to ask for ...
+        self._again = []  # ... but before it these, a heap: workers that had them to make are gone
         self._peers = {}  # routing id -> _Peer
-        self._queue = collections.deque()  # (_Peer, frames) of batches not yet taken
-        self._activity = Activity()
+        self._queue = collections.deque()  # (_Peer, number, frames) of batches not yet taken
+        self._log = SenderLog()
         self._pinged = time.monotonic()
         self._farewell = False
-        self._lock = threading.Lock()  # of the sockets and what is known of the workers; report() does without
+        self._lock = threading.Lock()
 
         self._curve_keys = curve_keys
         self._context = zmq.Context()
@@ -161,16 +95,14 @@ class BatchReceiver:
             raise
 
     def _open(self, address, host, link_timeout):
-        wire.set_link_options(self._socket, link_timeout)
-        self._socket.ipv6 = host.startswith('[')
-        self._socket.router_mandatory = True  # sending to a worker that is gone fails at once
-        self._socket.rcvhwm = 2 * MAX_CREDIT
-        self._socket.maxmsgsize = wire.max_frame_size(self._layout)
-        self._zap = None
+        watch_link(self._socket, link_timeout)
+        self._socket.setsockopt(zmq.IPV6, host.startswith('['))
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone fails at once
+        self._socket.setsockopt(zmq.RCVHWM, 2 * wire.MAX_CREDIT)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.max_frame_size(self._layout))
+        self._questions = None
         if self._curve_keys:
-            keys.secure_trainer(self._socket, self._curve_keys)
-            self._zap = self._context.socket(zmq.REP)
-            self._zap.bind('inproc://zeromq.zap.01')
+            self._questions = keys.open_server(self._socket, self._context, self._curve_keys)
         elif not (host in ('localhost', '[::1]') or host.startswith('127.')):
             logging.warning('%s is open to everyone who can reach it, without encryption: on a network that you do not '
                             'trust, use --curve-keys', address)
@@ -182,15 +114,14 @@ class BatchReceiver:
             raise UserError('cannot listen on %s (%s); choose another port or address with --remote-data'
                             % (address, error.strerror))
         self._poller = zmq.Poller()
-        for zmq_socket in filter(None, (self._socket, self._monitor, self._zap)):
+        for zmq_socket in filter(None, (self._socket, self._monitor, self._questions)):
             self._poller.register(zmq_socket, zmq.POLLIN)
 
     def get(self, timeout=None):
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image uint8 (B, H, W, 3), heatmap float32 (B, h, w, 19), paf float32 (B, h, w, 38), mask float32
-            (B, h, w, 1)). The arrays are valid until the next call.
+            (image, heatmap, paf, mask) as in pose_samples.batch_layout. The arrays are valid until the next call.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -205,12 +136,16 @@ class BatchReceiver:
                     return None
                 self._receive(min(left, PING_SECONDS))
 
+    def attend(self, timeout):
+        """Receive and answer messages, waiting up to timeout seconds for the first, without taking a batch."""
+        with self._lock:
+            self._receive(timeout)
+
     def wait_for_worker(self, timeout):
         """Wait up to timeout seconds for the first data worker. Returns whether `samples` is known."""
         deadline = time.monotonic() + timeout
-        with self._lock:
-            while self.samples is None and time.monotonic() < deadline:
-                self._receive(min(timeout, PING_SECONDS))
+        while self.samples is None and time.monotonic() < deadline:
+            self.attend(min(timeout, PING_SECONDS))
         return self.samples is not None
 
     def ready(self):
@@ -219,14 +154,12 @@ class BatchReceiver:
 
     def report(self):
         """Lines for the trainer's log, on the time since the last call: who came and went, samples/s, bad messages."""
-        return self._activity.report()
+        return self._log.lines()
 
     def hint(self):
         """What may help when no batch comes."""
-        workers = self._activity.workers()
-        state = 'no data worker is connected'
-        if workers:
-            state = 'waiting for %s; look at the log there' % ', '.join(workers)
+        names = [str(peer) if peer.ready else '%s, still preparing' % peer for peer in list(self._peers.values())]
+        state = 'waiting for %s; look at the log there' % ', '.join(names) if names else 'no data worker is connected'
         return '%s. To start a data worker: %s' % (state, self._command)
 
     def close(self, ended=True):
@@ -239,8 +172,8 @@ class BatchReceiver:
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close(500 if ended else 0)
-            if self._zap:
-                self._zap.close(0)
+            if self._questions:
+                self._questions.close(0)
             self._context.term()
 
     def __enter__(self):
@@ -261,25 +194,44 @@ class BatchReceiver:
 
     def _take(self):
         """The oldest batch of the queue, or None when it is bad."""
-        peer, frames = self._queue.popleft()
-        peer.credit -= 1
+        peer, number, frames = self._queue.popleft()
+        peer.queued -= 1
+        try:
+            batch = self._decoder.decode([frame.buffer for frame in frames])
+            self.number = number
+        except BadMessage as error:
+            self._log.dropped(str(peer), error)
+            heapq.heappush(self._again, number)
+            batch = None
         if self._peers.get(peer.route) is peer:
             self._grant(peer)
-        try:
-            return self._decoder.decode([frame.buffer for frame in frames])
-        except BadMessage as error:
-            self._activity.misbehaved(str(peer), error)
-            return None
+        return batch
 
     def _grant(self, peer):
         """Top up a worker's credit, in few messages: when half of it has been used."""
         workers = sum(other.ready for other in self._peers.values())
-        limit = min(CREDIT_BYTES, TOTAL_CREDIT_BYTES // workers) // self._image_bytes
-        limit = max(MIN_CREDIT, min(MAX_CREDIT, limit))
-        count = limit - peer.credit
-        if count >= limit // 2 and self._send(peer.route, 'credit', count=count):
-            peer.credit += count
-            peer.expected += count
+        (_, _, image_shape), *_ = self._layout
+        limit = min(CREDIT_BYTES, TOTAL_CREDIT_BYTES // workers) // wire.product(image_shape)
+        limit = max(MIN_CREDIT, min(wire.MAX_CREDIT, limit))
+        count = limit - len(peer.wanted) - peer.queued
+        if count < limit // 2:
+            return
+        numbers = [self._next_number() for _ in range(count)]
+        peer.wanted.update(numbers)
+        if not self._send(peer.route, 'credit', batches=numbers):
+            self._take_back(peer, numbers)
+
+    def _next_number(self):
+        if self._again:
+            return heapq.heappop(self._again)
+        self._next += 1
+        return self._next - 1
+
+    def _take_back(self, peer, numbers):
+        """What a worker will not send is to be made by others."""
+        for number in [number for number in numbers if number in peer.wanted]:
+            peer.wanted.remove(number)
+            heapq.heappush(self._again, number)
 
     def _send(self, route, kind, **fields):
         """Send to a worker if it is still there. Returns whether it went out."""
@@ -297,7 +249,11 @@ class BatchReceiver:
     def _remove(self, route):
         peer = self._peers.pop(route, None)
         if peer:
-            self._activity.left(peer)
+            self._take_back(peer, list(peer.wanted))
+            if peer.ready:
+                self._log.left(peer)
+                for other in [other for other in self._peers.values() if other.ready]:
+                    self._grant(other)  # they may have had nothing to do
 
     def _receive(self, timeout):
         """Take in what has arrived, waiting up to timeout seconds for the first; at most MESSAGES_PER_TURN messages."""
@@ -311,103 +267,101 @@ class BatchReceiver:
             timeout = 0
             if not events:
                 return
-            if self._zap in events:
-                self._authenticate()
+            if self._questions in events:
+                refused = keys.answer(self._questions, self._curve_keys)
+                if refused is not None:
+                    self._log.dropped(refused, 'a worker whose key is not accepted was refused')
             if self._monitor in events:
                 parse_monitor_message(self._monitor.recv_multipart())
-                self._activity.misbehaved('a connection', "it does not speak ZeroMQ, or not with this trainer's keys: "
-                                          + keys.HANDSHAKE_REMEDY)
+                self._log.dropped('a connection', "it does not speak ZeroMQ, or not with this trainer's keys: "
+                                  + HANDSHAKE_REMEDY)
             if self._socket in events:
                 route, *frames = self._socket.recv_multipart(copy=False)
                 route = route.bytes
                 try:
                     self._handle(route, frames)
                 except BadMessage as error:
-                    self._activity.misbehaved(str(self._peers.get(route, _host(frames))), error)
-
-    def _authenticate(self):
-        answer, refused = keys.answer_zap(self._zap.recv_multipart(), self._curve_keys)
-        if refused is not None:
-            self._activity.misbehaved(refused, 'a worker whose key is not accepted was refused')
-        self._zap.send_multipart(answer)
+                    self._log.dropped(str(self._peers.get(route, _host(frames))), error)
 
     def _handle(self, route, frames):
         if not frames:
             raise BadMessage('an empty message')
         peer = self._peers.get(route)
-        if peer and len(frames) == 1 + wire.WIRE_FRAMES:
-            self._enqueue(peer, frames[0].bytes, frames[1:])
+        if peer and len(frames) == wire.BATCH_FRAMES:
+            self._enqueue(peer, frames)
             return
         header = wire.unpack(frames[0].buffer)
         kind = header['type']
-        self._check_version(route, header)
+        if header['version'] != wire.VERSION:
+            self._refuse_version(route, header)
         if kind != 'batch' and len(frames) > 1:
             raise BadMessage('%.20r with array frames' % kind)
         if kind == 'hello':
             self._welcome(route, header, _host(frames))
         elif kind == 'batch' and peer:
-            self._enqueue(peer, frames[0].bytes, frames[1:])
+            self._enqueue(peer, frames)
         elif kind == 'ready' and peer:
-            self._join(peer, header)
+            self._start(peer, header)
         elif kind == 'bye' and peer:
             wire.check_fields(header)
             self._remove(route)
         else:
             raise BadMessage('%.20r out of turn' % kind)
 
-    def _check_version(self, route, header):
-        theirs = header['version']
-        if theirs == wire.VERSION:
-            return
-        if header['type'] == 'hello':
-            self._send(route, 'refused', reason='the trainer speaks version %d of the wire, the worker version %d'
-                       % (wire.VERSION, theirs))
-            raise BadMessage('a worker that speaks version %d of the wire, not %d, was refused; update the code there '
-                             'or here' % (theirs, wire.VERSION))
-        raise BadMessage('version %d of the wire, not %d' % (theirs, wire.VERSION))
+    def _refuse_version(self, route, header):
+        versions = wire.VERSION, header['version']
+        if header['type'] != 'hello':
+            raise BadMessage('version %d of the wire, not %d' % versions[::-1])
+        self._send(route, 'refused', reason='the trainer speaks version %d of the wire, the worker version %d; use the '
+                                            'same version of the code on both' % versions)
+        raise BadMessage('a worker that speaks version %d of the wire, not %d, was refused; update the code there or '
+                         'here' % versions[::-1])
 
     def _welcome(self, route, header, host):
-        wire.check_fields(header, name=str, session=bytes, number=int)
-        if not 0 < len(header['name']) <= wire.MAX_NAME or not header['name'].isprintable():
+        wire.check_fields(header, name=str)
+        if not 0 < len(header['name']) <= MAX_NAME or not header['name'].isprintable():
             raise BadMessage('a worker without a proper name')
         if route not in self._peers and len(self._peers) >= MAX_PEERS:
             raise BadMessage('more than %d workers' % MAX_PEERS)
-        number = header['number']
-        if header['session'] != self._session or not 0 <= number < self._workers_seen:
-            number = self._workers_seen
-            self._workers_seen += 1
-        for old in [old for old in self._peers.values() if old.number == number]:
-            self._remove(old.route)  # its connection broke, and it was faster to come back than we to notice
-        self._peers[route] = _Peer(route, header['name'], host, number)
-        self._activity.greeted(self._peers[route])
+        self._remove(route)
+        self._peers[route] = _Peer(route, header['name'], host)
         if self._farewell:
             self._send(route, 'end')
         else:
-            self._send(route, 'welcome', session=self._session, number=number,
-                       settings=dict(self._settings, seed=wire.worker_seed(self._settings['seed'], number)))
+            self._send(route, 'welcome', settings=self._settings)
 
-    def _join(self, peer, header):
+    def _start(self, peer, header):
+        """A worker's loader runs: it gets credit, unless its data are not those of the others."""
         wire.check_fields(header, samples=int)
-        if not 0 < header['samples'] <= wire.MAX_SAMPLES:
-            raise BadMessage("'ready' with %d samples" % header['samples'])
-        self.samples = self.samples or header['samples']
+        samples = header['samples']
+        if not 0 < samples <= wire.MAX_SAMPLES:
+            raise BadMessage("'ready' with %d samples" % samples)
+        if samples != (self.samples or samples):
+            self._send(peer.route, 'refused', reason='this worker has %d samples, the others have %d; give all the '
+                                                     'same data set' % (samples, self.samples))
+            self._remove(peer.route)
+            raise BadMessage('a worker with %d samples was refused, the others have %d; give all the same data set'
+                             % (samples, self.samples))
+        self.samples = samples
         if not peer.ready:
             peer.ready = True
-            self._activity.joined(peer)
+            self._log.joined(peer)
             self._grant(peer)
 
-    def _enqueue(self, peer, header, frames):
-        if not peer.expected:
+    def _enqueue(self, peer, frames):
+        number = wire.unpack_number(frames[1].bytes) if len(frames) > 1 else None
+        if number not in peer.wanted:
             raise BadMessage('a batch that was not asked for')
-        peer.expected -= 1
         try:
-            wire.check_frames(header, [frame.buffer for frame in frames], self._layout)
+            wire.check_frames(frames[0].bytes, [frame.buffer for frame in frames[2:]], self._layout)
         except BadMessage:
-            peer.credit -= 1
+            self._take_back(peer, [number])
             self._grant(peer)
             raise
-        self._activity.sent(peer, self._settings['batchsize'])
-        self._queue.append((peer, frames))
+        peer.wanted.remove(number)
+        peer.queued += 1
+        self._log.received(peer, self._settings['batchsize'])
+        self._queue.append((peer, number, frames[2:]))
 
 
 def _host(frames):

@@ -1,17 +1,18 @@
-"""The wire between data workers on other machines and the trainer.
+"""The wire between data workers on other machines and the trainer: what is said, and in which bytes.
 
     data worker (DEALER)                                   trainer (ROUTER)
-      hello: name, and what the last welcome said    ->
-                                                     <-    welcome: session, worker number, settings
-      ready: the loader runs                         ->
-                                                     <-    credit: send so many batches
-      batch: header and array frames                 ->
+      hello: name                                    ->
+                                                     <-    welcome: settings
+      ready: the loader runs, on so many samples     ->
+                                                     <-    credit: make and send the batches of these numbers
+      batch: header, number and array frames         ->
                                                      <-    credit ... ping ... end
       bye                                            ->
 
-Each message is a msgpack map with `version` and `type`; a batch carries its arrays as raw frames behind it. A worker
-sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the way is
-bounded, and a slow worker keeps nobody waiting. ZeroMQ's own heartbeats find dead links; a worker then connects anew.
+Each message is a msgpack map with `version` and `type`; a batch carries its number and its arrays as raw frames behind
+it. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the
+way is bounded, and a slow worker keeps nobody waiting. What a batch holds follows from its number (pose_order.py):
+whatever a worker had not delivered when its connection ended is asked for again, of any other.
 
 Label maps are almost everywhere empty. Only the items that differ from an empty map travel: a 32-bit position and a
 16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite).
@@ -20,27 +21,28 @@ The mask travels as 8 bits.
 Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
 counted and reported with its sender.
 """
-import re
-
 import msgpack
 import msgpack.fallback
 import numpy as np
 
 import pose_augment
 import pose_labels
+import pose_order
 from pose_cli import UserError
+from pose_samples import check_input_size
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER = 16384  # bytes
 CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
-MAX_NAME = 100  # characters
 MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
 MAX_SAMPLES = 1 << 30
-LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+MAX_SEED = MAX_NUMBER = 1 << 63
+MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
 
 FIXED_POINT = 32767
 MAX_ITEMS = 1 << 32  # of a batch's map: positions have 32 bits
-WIRE_FRAMES = 6  # of a batch, behind the header
+ARRAY_FRAMES = 6  # of a batch, behind its header and its number
+BATCH_FRAMES = 2 + ARRAY_FRAMES
 # How maps are cut into items, a position each: a heatmap's single values, and the vectors (x, y) of a PAF.
 HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
 
@@ -49,7 +51,7 @@ class BadMessage(Exception):
     """A message that breaks the rules of the wire; the text says which."""
 
 
-# --- arrays <-> frames
+# Arrays <-> frames.
 
 
 def encode_batch(batch):
@@ -100,7 +102,7 @@ class BatchDecoder:
 
 def items_of(shape, item):
     """How many items float32 maps of that shape are cut into."""
-    return _product(shape) * 4 // np.dtype(item).itemsize
+    return product(shape) * 4 // np.dtype(item).itemsize
 
 
 def empty_map(maps, item):
@@ -162,13 +164,13 @@ def check_frames(header, frames, layout):
     Raises:
         BadMessage: naming the first thing that does not fit.
     """
-    if len(frames) != WIRE_FRAMES:
-        raise BadMessage('%d array frames, not %d' % (len(frames), WIRE_FRAMES))
+    if len(frames) != ARRAY_FRAMES:
+        raise BadMessage('%d array frames, not %d' % (len(frames), ARRAY_FRAMES))
     expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
     if header != batch_header(expected):
         raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
     for frame, (name, dtype, shape) in zip(frames, expected):
-        size = _product(shape) * np.dtype(dtype).itemsize
+        size = product(shape) * np.dtype(dtype).itemsize
         if len(frame) != size:
             raise BadMessage('%s of %d bytes, not %d' % (name, len(frame), size))
 
@@ -187,21 +189,22 @@ def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
     shapes = {name: shape for name, _, shape in layout}
     full = wire_layout(layout, items_of(shapes['heatmap'], HEATMAP_ITEM), items_of(shapes['paf'], PAF_ITEM))
-    return CURVE_OVERHEAD + max([MAX_HEADER] + [_product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
+    return CURVE_OVERHEAD + max([MAX_HEADER] + [product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
 
 
-def _product(shape):
+def product(shape):
+    """How many items an array of this shape has, without overflow."""
     size = 1
     for side in shape:
         size *= side
     return size
 
 
-# --- headers
+# Headers.
 
 
 def pack(kind, **fields):
-    """The packed header of a message: bytes."""
+    """The bytes of a message of this kind."""
     return msgpack.packb(dict(fields, version=VERSION, type=kind))
 
 
@@ -233,10 +236,31 @@ def check_fields(header, **types):
             raise BadMessage('%.20r with a %s that is not %s' % (header['type'], name, kind.__name__))
 
 
+def pack_number(number):
+    """The number of a batch as a frame."""
+    return number.to_bytes(8, 'little')
+
+
+def unpack_number(frame):
+    """The inverse of pack_number. Raises BadMessage."""
+    if len(frame) != 8:
+        raise BadMessage('a batch number of %d bytes' % len(frame))
+    return int.from_bytes(frame, 'little')
+
+
+def requested_batches(credit):
+    """The batch numbers of a credit that came from a trainer. Raises UserError."""
+    numbers = credit.get('batches')
+    if (type(numbers) is not list or not 0 < len(numbers) <= MAX_CREDIT
+            or not all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers)):
+        raise UserError('the trainer asks for the batches %.50r; is it the trainer of this project?' % (numbers,))
+    return numbers
+
+
 def definitions():
-    """What must be the same in the code of trainer and worker: the constants of geometry and label maps."""
+    """What must be the same in the code of trainer and worker: the constants of geometry, label maps and order."""
     return {'%s.%s' % (module.__name__, name): repr(value)
-            for module in (pose_augment, pose_labels) for name, value in sorted(vars(module).items())
+            for module in (pose_augment, pose_labels, pose_order) for name, value in sorted(vars(module).items())
             if name.isupper() and type(value) in (int, float, tuple)}
 
 
@@ -251,12 +275,11 @@ def check_settings(settings):
         value = settings.get(name)
         if type(value) is not int or not 1 <= value <= limit:
             raise UserError('the trainer sent %s=%.20r; is it the trainer of this project?' % (name, value))
-    if settings['input_width'] % settings['stride'] or settings['input_height'] % settings['stride']:
-        raise UserError('the trainer sent an input size that is not a multiple of its stride')
+    check_input_size(settings['input_width'], settings['input_height'], settings['stride'])
     cells = settings['input_width'] * settings['input_height'] // settings['stride'] ** 2
-    if settings['batchsize'] * cells * pose_labels.PAF_CHANNELS >= MAX_ITEMS:
+    if settings['batchsize'] * cells * 2 * len(pose_labels.LIMBS) >= MAX_ITEMS:
         raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
-    if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < 1 << 32:
+    if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < MAX_SEED:
         raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
     augmentation_ranges(settings)
     theirs, ours = settings.get('definitions'), definitions()
@@ -278,30 +301,3 @@ def augmentation_ranges(settings):
         pass
     raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?'
                     % settings.get('augmentation'))
-
-
-def worker_seed(seed, number):
-    """A seed of its own for each worker number, from the trainer's seed."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-# --- connections
-
-
-def check_address(address, flag):
-    """(host, port) of an address that reads tcp://HOST:PORT. Raises UserError, naming the flag that gave it."""
-    match = re.match(r'tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/]+):(\d+)$', address)
-    if not match or not 0 < int(match.group(2)) < 65536:
-        raise UserError('%s=%s is not an address like tcp://HOST:PORT with a port of 1 to 65535' % (flag, address))
-    return match.group(1), int(match.group(2))
-
-
-def set_link_options(zmq_socket, link_timeout):
-    """What both ends ask of ZeroMQ: to look for signs of life all link_timeout (seconds), and no wait at the end.
-
-    Args:
-        zmq_socket: a zmq.Socket that is not connected or bound yet.
-    """
-    zmq_socket.linger = 0
-    zmq_socket.heartbeat_ivl = int(link_timeout * 250)
-    zmq_socket.heartbeat_timeout = int(link_timeout * 1000)

@@ -1,13 +1,12 @@
-"""The worker's end of the wire."""
+"""A data worker's end of the wire: one connection to a trainer."""
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from pose_cli import UserError
-from remote import keys, wire
 
-CONNECT_TIMEOUT_MS = 5000
-RECONNECT_MS, MAX_RECONNECT_MS = 200, 5000  # between attempts: the first pause, and the longest that it grows to
-NO_ANSWER = 'no answer'
+from . import keys, wire
+from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, watch_link
+from .wire import BadMessage
 
 
 class ConnectionLost(Exception):
@@ -21,34 +20,29 @@ class TrainerConnection:
         address: tcp://HOST:PORT of the trainer.
         curve_keys: folder with worker.key_secret and trainer.key.
         link_timeout: seconds without a sign of life after which the connection counts as dead.
-    Attributes:
-        trouble: why there is no connection yet, for the log.
     Raises:
         UserError: bad address, bad keys.
     """
 
-    def __init__(self, address, curve_keys=None, link_timeout=wire.LINK_TIMEOUT):
-        wire.check_address(address, '--master')
-        self.trouble = NO_ANSWER
+    def __init__(self, address, curve_keys=None, link_timeout=LINK_TIMEOUT):
+        check_address(address, '--master')
+        self.trouble = 'no answer'  # why there is no connection yet
         self._connected = False
         self._sending = None  # tracker of the batch on its way out
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        try:
-            self._open(address, curve_keys, link_timeout)
-        except Exception:
-            self._context.destroy(linger=0)
-            raise
-
-    def _open(self, address, curve_keys, link_timeout):
-        wire.set_link_options(self._socket, link_timeout)
-        self._socket.ipv6 = True
-        self._socket.maxmsgsize = wire.MAX_HEADER + wire.CURVE_OVERHEAD
-        self._socket.connect_timeout = CONNECT_TIMEOUT_MS
-        self._socket.reconnect_ivl = RECONNECT_MS
-        self._socket.reconnect_ivl_max = MAX_RECONNECT_MS
+        watch_link(self._socket, link_timeout)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER + wire.CURVE_OVERHEAD)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 200)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
         if curve_keys:
-            keys.secure_worker(self._socket, curve_keys)
+            try:
+                keys.open_client(self._socket, curve_keys)
+            except UserError:
+                self._context.destroy(linger=0)
+                raise
         self._monitor = self._socket.get_monitor_socket()
         self._socket.connect(address)
         self._poller = zmq.Poller()
@@ -66,25 +60,20 @@ class TrainerConnection:
         """
         events = dict(self._poller.poll(timeout * 1000))
         if self._socket in events:  # first: the last message may be followed by the end of the connection
-            return self._checked(self._socket.recv_multipart()[0])
+            frames = self._socket.recv_multipart()
+            try:
+                header = wire.unpack(frames[0])
+            except BadMessage as error:
+                raise UserError('%s from the trainer; is it the trainer of this project?' % error)
+            if header['type'] == 'refused':
+                raise UserError('refused by the trainer: %.300s' % header.get('reason'))
+            if header['version'] != wire.VERSION:
+                raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
+                                'version of the code on both' % (header['version'], wire.VERSION))
+            return header
         if self._monitor in events:
             return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
         return None
-
-    @staticmethod
-    def _checked(data):
-        """The header of a message that this worker can go on with. Raises UserError."""
-        try:
-            header = wire.unpack(data)
-        except wire.BadMessage as error:
-            raise UserError('%s from the trainer; is it the trainer of this project?' % error)
-        if header['type'] == 'refused':
-            raise UserError('refused by the trainer: %.200s; use the same version of the code on both'
-                            % header.get('reason'))
-        if header['version'] != wire.VERSION:
-            raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
-                            'version of the code on both' % (header['version'], wire.VERSION))
-        return header
 
     def _link_event(self, event):
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -92,22 +81,26 @@ class TrainerConnection:
             return {'type': 'connected'}
         if event == zmq.EVENT_DISCONNECTED and self._connected:
             raise ConnectionLost()
-        if event in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and self.trouble == NO_ANSWER:
+        if event in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and self.trouble == 'no answer':
             self.trouble = 'no trainer listens there'
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.trouble = 'the trainer does not accept this key'
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
-            self.trouble = 'the handshake fails; ' + keys.HANDSHAKE_REMEDY
+            self.trouble = 'the handshake fails; ' + HANDSHAKE_REMEDY
         return None
 
     def send(self, kind, **fields):
         """Send a message without arrays."""
         self._socket.send(wire.pack(kind, **fields))
 
-    def send_batch(self, arrays):
-        """Send what wire.encode_batch returned. The image is not copied: it must not change until sent() is true."""
+    def send_batch(self, number, arrays):
+        """Send batch `number`, as wire.encode_batch returned it.
+
+        The image is not copied: it must not change until sent() is true.
+        """
         header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
-        self._sending = self._socket.send_multipart([header] + [array for _, array in arrays], copy=False, track=True)
+        frames = [header, wire.pack_number(number)] + [array for _, array in arrays]
+        self._sending = self._socket.send_multipart(frames, copy=False, track=True)
 
     def sent(self, timeout):
         """Whether the last batch has left this process, waiting up to timeout seconds for it."""

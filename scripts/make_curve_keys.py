@@ -23,46 +23,41 @@ import pose_cli
 from remote import keys
 
 
-def make_first_keys(folder):
-    """Make the keys of a trainer and of a worker that it accepts."""
-    keys.make_pair(folder, keys.TRAINER)
-    keys.make_pair(folder, keys.WORKER)
-    keys.accept(folder, folder, keys.WORKER)
-    print('keys of the trainer and of a worker: %s' % folder)
-
-
-def add_worker(folder, name):
-    """Make keys for one more worker of the trainer, in a folder of its own with all that it needs."""
-    if not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*$', name) or name in (keys.WORKER, keys.ACCEPTED):
-        raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % name)
-    trainer_key = keys.public_path(folder, keys.TRAINER)
-    if not os.path.exists(trainer_key):
-        raise pose_cli.UserError('%s holds no %s; make the first keys without --worker'
-                                 % (folder, os.path.basename(trainer_key)))
-    own = os.path.join(folder, name)
-    keys.make_pair(own, keys.WORKER)
-    shutil.copy(trainer_key, own)
-    keys.accept(folder, own, name)
-    print('key of worker %s: copy %s to its machine' % (name, own))
-
-
 def parse_flags():
     parser = pose_cli.ArgumentParser(description='Make keys for --curve-keys.')
     parser.add_argument('--output-dir', required=True, help='folder of the keys')
     parser.add_argument('--worker', metavar='NAME', help='add a worker with a key of its own, in OUTPUT_DIR/NAME')
-    return parser.parse_args()
+    args = parser.parse_args()
+    reserved = (keys.TRAINER, keys.WORKER, keys.ACCEPTED)
+    if args.worker is not None and (not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*\Z', args.worker) or args.worker in reserved):
+        raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % args.worker)
+    return args
+
+
+def make_keys(folder, worker):
+    """The first keys, or with the name of a worker its own. Returns the line that tells what was made."""
+    if worker is None:
+        keys.make_pair(folder, keys.TRAINER)
+        keys.make_pair(folder, keys.WORKER)
+        keys.accept(folder, folder, keys.WORKER)
+        return 'keys of the trainer and of a worker: %s' % folder
+    trainers = os.path.join(folder, keys.TRAINER + keys.PUBLIC)
+    if not os.path.exists(trainers):
+        raise pose_cli.UserError('%s holds no trainer.key; make the first keys without --worker' % folder)
+    own = os.path.join(folder, worker)
+    keys.make_pair(own, keys.WORKER)
+    shutil.copy(trainers, own)
+    keys.accept(folder, own, worker)
+    return 'key of worker %s: copy %s to its machine' % (worker, own)
 
 
 def main():
-    flags = parse_flags()
+    args = parse_flags()
     os.umask(0o077)
     try:
-        if flags.worker is None:
-            make_first_keys(flags.output_dir)
-        else:
-            add_worker(flags.output_dir, flags.worker)
+        print(make_keys(args.output_dir, args.worker))
     except OSError as error:
-        raise pose_cli.UserError('cannot write keys to %s: %s' % (flags.output_dir, error.strerror))
+        raise pose_cli.UserError('cannot write keys to %s: %s' % (args.output_dir, error.strerror))
 
 
 if __name__ == '__main__':

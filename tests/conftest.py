@@ -136,3 +136,12 @@ def start(tmp_path):
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def start_program(start):
+    """start_program(name, *args, prefix=(), root=ROOT) starts a program of tests/programs on the code in `root`."""
+    def start_program(name, *args, prefix=(), root=ROOT):
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), str(root / 'tests')]))
+        return start(*prefix, sys.executable, root / name, *args, env=environment)
+    return start_program

@@ -12,16 +12,14 @@ import pytest
 
 from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
-from remote import trainer
+from remote.trainer import BatchReceiver
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
-# tensorpack would spend seconds on loading TensorFlow, where it is installed.
-WITHOUT_TENSORFLOW = ('import runpy, sys; sys.modules["tensorflow"] = None; sys.argv[0] = "pose_dataworker.py"; '
-                      'sys.path.insert(0, "."); runpy.run_path("pose_dataworker.py", run_name="__main__")')
+WITHOUT_TENSORFLOW = ROOT / 'tests' / 'programs' / 'dataworker_without_tensorflow.py'
 
 
 def worker_command(address, folder, python=sys.executable, workers=1):
-    return [python, '-c', WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
+    return [python, WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
 
 
 def receive(receiver, count):
@@ -34,7 +32,7 @@ def children(pid):
 
 
 def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sample_coco):
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
+    with BatchReceiver(address, SETTINGS) as receiver:
         workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
         batches = receive(receiver, 4)
         wait_for(lambda: receiver.get(0.1) and sum(peer.ready for peer in list(receiver._peers.values())) == 2,
@@ -56,10 +54,10 @@ def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sam
 
 def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start, sample_coco):
     worker = start(*worker_command(address, sample_coco))
-    receiver = trainer.BatchReceiver(address, SETTINGS)
+    receiver = BatchReceiver(address, SETTINGS)
     first = receive(receiver, 2)
     receiver.close(ended=False)  # as when it dies
-    with trainer.BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
+    with BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
         second = receive(receiver, 2)
     assert first[0][0].shape == (2, 64, 96, 3) and second[0][0].shape == (2, 64, 64, 3)
     assert second[0][1].shape == (2, 16, 16, 19)
@@ -67,7 +65,7 @@ def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start,
 
 
 def test_a_killed_worker_leaves_no_processes(address, start, sample_coco):
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
+    with BatchReceiver(address, SETTINGS) as receiver:
         worker = start(*worker_command(address, sample_coco, workers=2))
         receive(receiver, 2)
         loaders = children(worker.pid)
@@ -84,7 +82,7 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     if not python.exists():
         pytest.skip('no environment made from requirements-worker.txt in .venv-worker')
     assert subprocess.run([str(python), '-c', 'import tensorflow'], stderr=subprocess.DEVNULL).returncode != 0
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
+    with BatchReceiver(address, SETTINGS) as receiver:
         worker = start(python, 'pose_dataworker.py', '--master=' + address, '--datapath=%s' % sample_coco)
         receive(receiver, 3)
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
@@ -98,12 +96,12 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     (['--master=tcp://h:1'], ['--datapath', '$COCO_DIR'])])
 def test_wrong_flags(flags, mentions):
     environment = {name: value for name, value in os.environ.items() if name != 'COCO_DIR'}
-    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
+    assert_user_error(run_command(WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
 
 
 def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
     environment = dict(os.environ, COCO_DIR=str(sample_coco))
-    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
+    assert_user_error(run_command(WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
                                   env=environment), 'worker.key_secret', 'make_curve_keys.py')
 
 

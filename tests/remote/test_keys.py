@@ -1,40 +1,61 @@
-"""Key files, and who gets in with them."""
+"""Keys: their files, and who gets in."""
+import shutil
 import stat
 
 import pytest
-from conftest import assert_user_error
-from wire_ends import SETTINGS, make_keys
-from zmq.utils import z85
 
+from conftest import PATIENCE, assert_user_error, run_command, wait_for
 from pose_cli import UserError
-from remote import keys
 from remote.trainer import BatchReceiver
 from remote.worker import TrainerConnection
-
-ADDRESS = b'10.0.0.7'
+from wire_ends import SENDER, SETTINGS, made_up_batch, next_batch, save_batches
 
 
 @pytest.fixture
-def folder(tmp_path):
-    result = make_keys(tmp_path / 'keys')
+def keys(tmp_path):
+    folder = tmp_path / 'keys'
+    result = run_command('scripts/make_curve_keys.py', '--output-dir=%s' % folder)
     assert result.returncode == 0, result.stderr
-    return tmp_path / 'keys'
+    return folder
 
 
-def zap_request(public_key):
-    return [b'1.0', b'id', b'', ADDRESS, b'', b'CURVE', z85.decode(public_key)]
-
-
-def test_key_files_are_for_their_owner_only(folder):
-    result = make_keys(folder, '--worker=node2')
+def test_key_files_are_for_their_owner_only(keys):
+    result = run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=node2')
     assert result.returncode == 0, result.stderr
-    files = [path for path in folder.rglob('*') if path.is_file()]
+    files = [path for path in keys.rglob('*') if path.is_file()]
     assert len(files) == 9
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert (folder / 'accepted_workers' / 'node2.key').exists()
-    assert_user_error(make_keys(folder), 'trainer.key_secret')
-    assert_user_error(make_keys(folder, '--worker=../x'), '../x')
-    assert_user_error(make_keys(folder / 'empty', '--worker=node3'), 'trainer.key')
+    assert (keys / 'accepted_workers' / 'node2.key').exists()
+    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys), 'trainer.key_secret')
+    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=../x'), '../x')
+    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=x\n'), '--worker')
+
+
+def test_only_workers_with_an_accepted_key_get_in(address, start_program, tmp_path, keys, caplog):
+    others = tmp_path / 'others'
+    assert run_command('scripts/make_curve_keys.py', '--output-dir=%s' % others).returncode == 0
+    strangers = tmp_path / 'strangers'
+    shutil.copytree(str(others), str(strangers))  # it knows neither the trainer, nor the trainer it
+    (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    with BatchReceiver(address, SETTINGS, str(keys)) as receiver:
+        refused = start_program(SENDER, address, batches, others, 0, 20)
+        missing = start_program(SENDER, address, batches, '', 0, 20)
+        stranger = start_program(SENDER, address, batches, strangers, 0, 20)
+        refusals = 'key is not accepted', "not with this trainer's keys"
+        wait_for(lambda: receiver.get(0.2) or all(line in caplog.text for line in refusals),
+                 'the trainer does not tell whom it refuses')
+        assert receiver.get(0.5) is None and not receiver.ready()
+        accepted = start_program(SENDER, address, batches, keys, 0, 20)
+        for _ in range(5):
+            next_batch(receiver)
+        joined = [line for line in receiver.report() if 'joined' in line]
+        assert len(joined) == 1 and ':%d ' % accepted.pid in joined[0]
+    assert accepted.wait(PATIENCE) == 0
+    for worker, reason in ((refused, 'does not accept this key'), (missing, '--curve-keys on both sides'),
+                           (stranger, '--curve-keys on both sides')):
+        assert worker.poll() is None  # it goes on trying: the trainer may come to accept it
+        assert reason in worker.log.read_text() and 'connected; sending' not in worker.log.read_text()
 
 
 def test_keys_that_are_not_there(tmp_path, address):
@@ -45,35 +66,10 @@ def test_keys_that_are_not_there(tmp_path, address):
         TrainerConnection(address, str(tmp_path))
 
 
-def test_a_trainer_that_accepts_nobody(folder, address):
-    (folder / 'accepted_workers' / 'worker.key').unlink()
+@pytest.mark.parametrize('cut', [0, 40, 200, -3])
+def test_a_damaged_secret_key_is_one_line(keys, address, cut):
+    path = keys / 'trainer.key_secret'
+    path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UserError) as error:
-        BatchReceiver(address, SETTINGS, str(folder))
-    assert 'accepts no worker' in str(error.value)
-
-
-def test_files_count_from_the_next_connection_on(folder, caplog):
-    public, _ = keys.read_secret_key(str(folder), keys.WORKER)
-    (folder / 'accepted_workers' / 'broken.key').write_text('nothing')
-    frames, refused = keys.answer_zap(zap_request(public), str(folder))
-    assert frames == [b'1.0', b'id', b'200', b'OK', b'worker', b''] and refused is None
-    assert 'broken.key is not a key file' in caplog.text
-
-    (folder / 'accepted_workers' / 'worker.key').unlink()
-    frames, refused = keys.answer_zap(zap_request(public), str(folder))
-    assert frames[2] == b'400' and refused == ADDRESS.decode()
-
-
-@pytest.mark.parametrize('mechanism', [b'NULL', b'PLAIN'])
-def test_nobody_gets_in_without_a_key(folder, mechanism):
-    public, _ = keys.read_secret_key(str(folder), keys.WORKER)
-    request = zap_request(public)
-    request[5] = mechanism
-    assert keys.answer_zap(request, str(folder))[1] == ADDRESS.decode()
-    assert keys.answer_zap(zap_request(public)[:6], str(folder))[1] == ADDRESS.decode()
-
-
-def test_others_can_read_a_secret(folder, caplog):
-    (folder / 'worker.key_secret').chmod(0o644)
-    keys.read_secret_key(str(folder), keys.WORKER)
-    assert 'chmod 600' in caplog.text
+        BatchReceiver(address, SETTINGS, str(keys))
+    assert 'trainer.key_secret' in str(error.value) and 'make_curve_keys.py' in str(error.value)

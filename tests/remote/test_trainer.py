@@ -1,14 +1,11 @@
-"""The trainer's end of the wire: real sockets, real processes at its other end, and what nobody should send."""
+"""The trainer's end: real workers in real processes, hostile messages, kills and cut links."""
 import contextlib
-import logging
+import json
 import os
 import pickle
 import random
-import shutil
 import socket
 import struct
-import sys
-import threading
 import time
 
 import msgpack
@@ -16,20 +13,20 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from conftest import PATIENCE, wait_for
-from wire_ends import (RANGES, SETTINGS, assert_same, end_training, header_of, made_up_batch, make_keys, next_batch,
-                       reports, save_batches, start_trainer, start_worker)
 
+from conftest import PATIENCE, wait_for
 from pose_cli import UserError
 from remote import wire
-from remote.trainer import MAX_CREDIT, Activity, BatchReceiver
+from remote.trainer import BatchReceiver
 from remote.worker import TrainerConnection
+from wire_ends import (RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, next_batch,
+                       reports, save_batches)
 
 
-def test_batches_arrive_and_the_worker_is_told_the_end(address, start, tmp_path):
+def test_batches_arrive_and_the_worker_is_told_the_end(address, start_program, tmp_path):
     batches = [made_up_batch(seed, SETTINGS) for seed in range(3)]
     with BatchReceiver(address, SETTINGS) as receiver:
-        worker = start_worker(start, address, save_batches(tmp_path / 'b.npz', batches))
+        worker = start_program(SENDER, address, save_batches(tmp_path / 'b.npz', batches), '', 0, 20)
         for n in range(10):
             received = next_batch(receiver)
             assert_same(batches[n % 3], received)
@@ -39,56 +36,36 @@ def test_batches_arrive_and_the_worker_is_told_the_end(address, start, tmp_path)
     assert 'training has ended' in worker.log.read_text()
 
 
-def introduce(receiver, connection, name='test:1'):
-    """Become a worker that may send. Returns the welcome and how many batches the trainer asks for."""
-    welcome = credit = None
-    deadline = time.monotonic() + PATIENCE
-    while credit is None and time.monotonic() < deadline:
-        receiver.get(0)
-        message = connection.receive(0.05) or {'type': None}
-        if message['type'] == 'connected':
-            connection.send('hello', name=name, session=b'', number=-1)
-        elif message['type'] == 'welcome':
-            welcome = message
-            connection.send('ready', samples=100)
-        elif message['type'] == 'credit':
-            credit = message['count']
-    return welcome, credit
-
-
 def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
     batch = made_up_batch(0, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert credit == MAX_CREDIT
-        for _ in range(credit):
-            connection.send_batch(wire.encode_batch(batch))
-        assert connection.sent(PATIENCE)
-        assert_no_credit(connection, seconds=1)  # while the trainer takes none
-        assert_same(batch, next_batch(receiver))
-        assert receiver.ready() == credit - 1  # it has seen them all
-        assert_no_credit(connection, seconds=1)  # credit comes back in few messages
-        connection.send_batch(wire.encode_batch(batch))  # one that nobody asked for
-        for _ in range(credit - 1):
+        assert len(credit) == wire.MAX_CREDIT
+        for number in credit:
+            connection.send_batch(number, wire.encode_batch(batch))
+        # The trainer sees the batches, but takes none: no further one is asked for.
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            receiver.attend(0.01)
+            message = connection.receive(0.05)
+            assert message is None or message['type'] == 'ping'
+        assert receiver.ready() == len(credit)
+        connection.send_batch(1000, wire.encode_batch(batch))  # one that nobody asked for
+        connection.send_batch(credit[0], wire.encode_batch(batch))  # one that it has sent
+        for number in credit:
             assert_same(batch, next_batch(receiver))
+            assert receiver.number == number
         wait_for(lambda: any('not asked for' in line for line in (receiver.get(0.1), receiver.report())[1]),
                  'the uninvited batch was not reported')
         assert receiver.ready() == 0
 
 
-def assert_no_credit(connection, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        message = connection.receive(0.05)
-        assert message is None or message['type'] == 'ping'
-
-
-def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start, tmp_path):
+def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_program, tmp_path):
     slow, fast = made_up_batch(1, SETTINGS), made_up_batch(2, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver:
-        start_worker(start, address, save_batches(tmp_path / 'slow.npz', [slow]), delay=1)
+        start_program(SENDER, address, save_batches(tmp_path / 'slow.npz', [slow]), '', 1.0, 20)
         assert_same(slow, next_batch(receiver))
-        start_worker(start, address, save_batches(tmp_path / 'fast.npz', [fast]))
+        start_program(SENDER, address, save_batches(tmp_path / 'fast.npz', [fast]), '', 0.0, 20)
         counts = {True: 0, False: 0}
         while counts[True] < 100:
             counts[bool((next_batch(receiver)[0] == fast[0]).all())] += 1
@@ -106,71 +83,17 @@ def test_settings_and_seeds_come_from_the_trainer(address):
             for name in ('batchsize', 'input_width', 'input_height', 'stride'):
                 assert welcome['settings'][name] == SETTINGS[name]
             assert wire.augmentation_ranges(welcome['settings'])._asdict() == RANGES
-        assert len({welcome['settings']['seed'] for welcome in welcomes}) == 2
-        with TrainerConnection(address) as connection:  # one that comes back keeps its number and seed
-            deadline = time.monotonic() + PATIENCE
-            message = None
-            while (message or {}).get('type') != 'welcome' and time.monotonic() < deadline:
-                receiver.get(0)
-                message = connection.receive(0.05)
-                if message and message['type'] == 'connected':
-                    connection.send('hello', name='b:2', session=welcomes[1]['session'], number=welcomes[1]['number'])
-            assert message == welcomes[1]
+            assert welcome['settings']['seed'] == SETTINGS['seed']  # what a batch holds follows from its number
 
 
-# --- what it says
-
-
-def test_the_hint_says_what_would_help(address, caplog):
-    with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
-        assert receiver.get(0.5) is None
-        assert 'no data worker is connected' in receiver.hint()
-        command = 'python3 pose_dataworker.py --master=' + address
-        assert receiver.hint().endswith(command)
-        wait_for(lambda: connection.receive(0.05), 'no connection')
-        connection.send('hello', name='test:1', session=b'', number=-1)
-        wait_for(lambda: receiver.get(0.1) or 'test:1 (127.0.0.1), still preparing' in receiver.hint(), 'no greeting')
-        connection.send('ready', samples=100)
-        wait_for(lambda: receiver.get(0.1) or 'waiting for test:1 (127.0.0.1); look' in receiver.hint(), 'no worker')
-        assert receiver.hint().endswith(command)
-    assert 'no batch' not in caplog.text  # that is for the feed to say
-
-
-def test_the_hint_names_this_machine(address):
-    with BatchReceiver(address.replace('127.0.0.1', '0.0.0.0'), SETTINGS) as receiver:
-        assert receiver.hint().endswith('--master=tcp://%s:%s' % (socket.gethostname(), address.split(':')[-1]))
-
-
-def test_a_report_does_not_wait_for_a_batch(address):
+def test_a_trainer_knows_what_would_help(address):
     with BatchReceiver(address, SETTINGS) as receiver:
-        getter = threading.Thread(target=receiver.get, args=(2,))
-        getter.start()
-        time.sleep(0.2)
-        assert receiver.report() == [] and receiver.ready() == 0 and 'no data worker' in receiver.hint()
-        assert getter.is_alive()
-        getter.join()
-
-
-def test_reports_from_another_thread_lose_nothing(caplog):
-    caplog.set_level(logging.CRITICAL)
-    activity, done, lines = Activity(), threading.Event(), []
-
-    def report():
-        while not done.is_set():
-            lines.extend(activity.report())
-
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        reporter = threading.Thread(target=report)
-        reporter.start()
-        for n in range(200000):
-            activity.misbehaved('sender %d' % (n % 3), 'fault')
-        done.set()
-        reporter.join()
-    finally:
-        sys.setswitchinterval(switch)
-    assert sum(int(line.split()[1]) for line in lines + activity.report()) == 200000
+        assert receiver.get(0.1) is None
+        assert 'no data worker is connected' in receiver.hint()
+        assert 'python3 pose_dataworker.py --master=tcp://127.0.0.1' in receiver.hint()
+        with TrainerConnection(address) as connection:
+            introduce(receiver, connection, 'slow:1')
+            assert 'waiting for slow:1 (127.0.0.1); look at the log there' in receiver.hint()
 
 
 @pytest.mark.parametrize('bad', ['127.0.0.1:5000', 'tcp://127.0.0.1', 'tcp://:5000', 'tcp://127.0.0.1:70000',
@@ -204,8 +127,8 @@ class Bomb:
 
 def good_messages():
     arrays = wire.encode_batch(made_up_batch(3, SETTINGS))
-    return [[wire.pack('hello', name='evil', session=b'', number=-1)], [wire.pack('ready', samples=100)],
-            [wire.pack('bye')], [header_of(arrays)] + [array.tobytes() for _, array in arrays]]
+    return [[wire.pack('hello', name='evil')], [wire.pack('ready', samples=100)],
+            [wire.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for _, array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -236,9 +159,9 @@ def hostile_messages(rng, count, bomb):
             value = rng.choice([None, -1, 2 ** 63, 1.5, [], {}, 'x' * 5000, b'\xff' * 50, [[[[]]]],
                                 msgpack.ExtType(5, b'x')])
             yield [msgpack.packb(rng.choice([
-                value, {'version': 1, 'type': value}, {'version': value, 'type': 'hello'},
-                {'version': 1, 'type': 'hello', 'name': value, 'session': value, 'number': value},
-                {'version': 1, 'type': 'batch', 'arrays': value}]))]
+                value, {'version': wire.VERSION, 'type': value}, {'version': value, 'type': 'hello'},
+                {'version': wire.VERSION, 'type': 'hello', 'name': value},
+                {'version': wire.VERSION, 'type': 'batch', 'arrays': value}]))]
         elif kind == 6:
             yield [b'\x91' * rng.randrange(1, 5000)]  # deeply nested
         else:
@@ -246,10 +169,11 @@ def hostile_messages(rng, count, bomb):
 
 
 @pytest.mark.slow
-def test_ten_thousand_hostile_messages_do_not_stop_training(address, start, tmp_path):
+def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_program, tmp_path):
     bomb = tmp_path / 'exploded'
-    trainer = start_trainer(start, address)
-    worker = start_worker(start, address, save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)]), delay=0.01)
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20)
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    worker = start_program(SENDER, address, batches, '', 0.01, 20)
     wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'the trainer gets no batches')
     before = reports(trainer)[-1]
     rng, context = random.Random(1), zmq.Context()
@@ -275,7 +199,9 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start, tmp_
     assert '127.0.0.1' in dropped()[0]
     assert not bomb.exists()
     assert trainer.log.read_text().count('WARNING') < 500  # counted, not one line each
-    assert end_training(trainer) == 0 and worker.wait(PATIENCE) == 0
+    trainer.stdin.write(b'\n')
+    trainer.stdin.flush()
+    assert trainer.wait(PATIENCE) == 0 and worker.wait(PATIENCE) == 0
 
 
 def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(address):
@@ -298,21 +224,6 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
         assert psutil.Process().memory_info().vms < before + (1 << 30)
 
 
-@contextlib.contextmanager
-def raw_worker(receiver, address):
-    """A worker that may send and keeps to no rules: yields send(frames)."""
-    context = zmq.Context()
-    try:
-        dealer = context.socket(zmq.DEALER)
-        dealer.connect(address)
-        dealer.send(wire.pack('hello', name='test:1', session=b'', number=-1))
-        dealer.send(wire.pack('ready', samples=100))
-        wait_for(lambda: receiver.get(0.05) or any('joined' in line for line in receiver.report()), 'it may not send')
-        yield dealer.send_multipart
-    finally:
-        context.destroy(linger=0)
-
-
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
     arrays = wire.encode_batch(good)
@@ -328,42 +239,71 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
     bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
-    assert len(bad) > MAX_CREDIT  # each bad one is replaced by a new one
-    with BatchReceiver(address, SETTINGS) as receiver, raw_worker(receiver, address) as send:
-        for wrong in bad:
-            send([header] + wrong)
+    assert len(bad) > wire.MAX_CREDIT  # each bad one is replaced by a new one
+    with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
+        _, credit = introduce(receiver, connection)
+        for wrong in bad:  # each is asked for again
+            connection._socket.send_multipart([header, wire.pack_number(credit.pop(0))] + wrong)
             assert receiver.get(0.05) is None
-        send([header] + frames)
+            message = connection.receive(0)
+            while message:
+                credit += message.get('batches', [])
+                message = connection.receive(0)
+        connection.send_batch(credit[0], wire.encode_batch(good))
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
 
 
-# --- keys
+# --- each batch once
 
 
-def test_only_workers_with_an_accepted_key_get_in(address, start, tmp_path, caplog):
-    keys, others = tmp_path / 'keys', tmp_path / 'others'
-    assert make_keys(keys).returncode == 0 and make_keys(others).returncode == 0
-    strangers = tmp_path / 'strangers'
-    shutil.copytree(str(others), str(strangers))  # it knows neither the trainer, nor the trainer it
-    (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
+@pytest.mark.slow
+def test_no_batch_is_lost_or_doubled_when_workers_are_killed(address, start_program, tmp_path):
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    with BatchReceiver(address, SETTINGS, str(keys)) as receiver:
-        refused = start_worker(start, address, batches, others)
-        missing = start_worker(start, address, batches)
-        stranger = start_worker(start, address, batches, strangers)
-        refusals = 'key is not accepted', "not with this trainer's keys"
-        wait_for(lambda: receiver.get(0.2) or all(line in caplog.text for line in refusals),
-                 'the trainer does not tell whom it refuses')
-        assert receiver.get(0.5) is None and not receiver.ready()
-        accepted = start_worker(start, address, batches, keys)
-        for _ in range(5):
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 2)
+    workers = [start_program(SENDER, address, batches, '', 0.01, 20) for _ in range(2)]
+    for round_ in range(3):
+        wait_for(lambda: trainer.log.read_text().count('data worker joined') >= 2 + round_, 'a worker does not join')
+        sofar = reports(trainer)[-1]['batches']
+        wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 40, 'no batches')
+        workers.pop(0).kill()
+        workers.append(start_program(SENDER, address, batches, '', 0.01, 20))
+    wait_for(lambda: trainer.log.read_text().count('data worker left') == 3, 'a death goes unnoticed')
+    sofar = reports(trainer)[-1]['batches']
+    wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'no batches')
+    numbers = reports(trainer)[-1]['numbers']
+    assert len(set(numbers)) == len(numbers)
+    settled = len(numbers) - 2 * 2 * wire.MAX_CREDIT  # the last ones are on the way
+    assert set(range(settled)) <= set(numbers)
+
+
+def test_a_worker_with_other_data_is_refused(address):
+    with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as first:
+        introduce(receiver, first)
+        with TrainerConnection(address) as second, pytest.raises(UserError, match='7 samples, the others have 100'):
+            while True:
+                receiver.get(0)
+                message = second.receive(0.05) or {'type': None}
+                if message['type'] == 'connected':
+                    second.send('hello', name='other:1')
+                elif message['type'] == 'welcome':
+                    second.send('ready', samples=7)
+        assert receiver.samples == 100
+
+
+def test_a_run_that_is_resumed_asks_for_the_next_batches(address):
+    with BatchReceiver(address, SETTINGS, first=1000) as receiver, TrainerConnection(address) as connection:
+        _, credit = introduce(receiver, connection)
+        assert credit == list(range(1000, 1000 + wire.MAX_CREDIT))
+
+
+def test_a_stranger_cannot_take_a_workers_place(address):
+    """Each connection is a worker of its own: nothing that a message says can end another's."""
+    with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as worker:
+        _, credit = introduce(receiver, worker, 'worker:1')
+        with TrainerConnection(address) as stranger:
+            introduce(receiver, stranger, 'worker:1')
+            worker.send_batch(credit[0], wire.encode_batch(made_up_batch(0, SETTINGS)))
             next_batch(receiver)
-        joined = [line for line in receiver.report() if 'joined' in line]
-        assert len(joined) == 1 and ':%d ' % accepted.pid in joined[0]
-    assert accepted.wait(PATIENCE) == 0
-    for worker, reason in ((refused, 'does not accept this key'), (missing, '--curve-keys on both sides'),
-                           (stranger, '--curve-keys on both sides')):
-        assert worker.poll() is None  # it goes on trying: the trainer may come to accept it
-        assert reason in worker.log.read_text() and 'connected; sending' not in worker.log.read_text()
+            assert receiver.number == credit[0]

@@ -1,11 +1,11 @@
-"""What travels: arrays as frames, headers, settings."""
+"""The bytes of the wire: arrays survive it, what does not fit is refused."""
 import numpy as np
 import pytest
-from wire_ends import RANGES, SETTINGS, assert_same, header_of, made_up_batch
 
 from pose_cli import UserError
 from pose_samples import batch_layout
 from remote import wire
+from wire_ends import RANGES, SETTINGS, assert_same, header_of, made_up_batch
 
 
 @pytest.mark.parametrize('width, height, stride, people',
@@ -64,7 +64,8 @@ def test_maps_out_of_range_are_not_sent(value):
 
 @pytest.mark.parametrize('change, mention', [
     ({'batchsize': 10 ** 9}, 'batchsize'), ({'input_width': '64'}, 'input_width'), ({'stride': 7}, 'stride'),
-    ({'seed': None}, 'seed'), ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
+    ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'),
+    ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
     ({'augmentation': dict(RANGES, scale=[2, 1])}, 'augmentation'),
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
     ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}}, 'pose_augment.PERSON_HEIGHT')])
@@ -76,9 +77,8 @@ def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
     assert mention in str(error.value)
 
 
-@pytest.mark.parametrize('bad', ['127.0.0.1:5000', 'tcp://127.0.0.1', 'tcp://:5000', 'tcp://127.0.0.1:70000'])
-def test_addresses_that_are_none(bad):
-    with pytest.raises(UserError) as error:
-        wire.check_address(bad, '--some-flag')
-    assert '--some-flag=' + bad in str(error.value)
-    assert wire.check_address('tcp://[::1]:5000', '--some-flag') == ('[::1]', 5000)
+@pytest.mark.parametrize('numbers', [None, 'x', [], [-1], [1 << 63], ['1'], [True], list(range(17)), {'a': 1}, 3])
+def test_a_worker_refuses_requests_that_make_no_sense(numbers):
+    assert wire.requested_batches({'batches': [0, 5, 1 << 40]}) == [0, 5, 1 << 40]
+    with pytest.raises(UserError, match='is it the trainer of this project'):
+        wire.requested_batches({'batches': numbers})

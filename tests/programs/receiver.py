@@ -1,0 +1,33 @@
+"""A trainer that takes batches until it reads a line, and says twice a second how it goes.
+
+receiver.py SETTINGS ADDRESS KEYS LINK_TIMEOUT
+"""
+import json
+import sys
+import threading
+import time
+
+import psutil
+
+import pose_cli
+from remote.trainer import BatchReceiver
+
+settings, address, keys, link_timeout = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3] or None, float(sys.argv[4])
+pose_cli.log_to_stderr()
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+
+
+def train():
+    with BatchReceiver(address, settings, keys, link_timeout=link_timeout) as receiver:
+        numbers, last = [], 0
+        while not stop.is_set():
+            if receiver.get(0.2) is not None:
+                numbers.append(receiver.number)
+            if time.monotonic() - last > 0.5:
+                last = time.monotonic()
+                print(json.dumps({'batches': len(numbers), 'numbers': numbers[-10000:],
+                                  'rss': psutil.Process().memory_info().rss, 'report': receiver.report()}), flush=True)
+
+
+pose_cli.run(train)
