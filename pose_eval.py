@@ -1,6 +1,6 @@
 """Network output -> people, COCO AP and pictures.
 
-    python3 pose_eval.py --graph=graph_opt.pb --datapath=COCO                     AP of a frozen graph
+    python3 pose_eval.py --graph=graph_opt.pb --datapath=COCO                     AP of a frozen graph, or of a .tflite
     python3 pose_eval.py --checkpoint=DIR --model=mobilenet_thin --datapath=COCO  AP of a checkpoint
     python3 pose_eval.py --oracle --datapath=COCO                                 AP of perfect maps: the upper bound
     python3 pose_eval.py --graph=graph_opt.pb --images=DIR --output-dir=DIR       skeletons on photographs
@@ -19,6 +19,7 @@ from tqdm import tqdm
 import pose_annotations
 import pose_cli
 import pose_draw
+from graphs.predict import load_network
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
 from pose_labels import PART_NAMES, PARTS
@@ -26,49 +27,6 @@ from pose_metrics import (DEFAULT_SIZE, SIZE_MULTIPLE, evaluate, find_people, la
                           oracle_maps)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-
-
-def load_network(graph_file=None, checkpoint=None, model=None):
-    """A frozen graph, or a checkpoint of a model, as a function for find_people and the input size it is fixed to.
-
-    Args:
-        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`; or
-        checkpoint: prefix or folder, and model: one of networks.NAMES.
-    Returns:
-        (predict_maps, (width, height) or None when the input's size is free).
-    Raises:
-        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
-    """
-    import tensorflow.compat.v1 as tf
-    import networks
-    from graphs import optimize
-
-    def build():
-        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT),
-                             is_training=False)
-
-    if graph_file:
-        graph_def = optimize.load_frozen(graph_file)
-    else:
-        prefix = optimize.find_checkpoint(checkpoint)
-        graph_def = optimize.freeze(optimize.inference_graph(build), prefix)
-    with tf.Graph().as_default() as graph:
-        try:
-            tf.import_graph_def(graph_def, name='')
-            image, output = (graph.get_tensor_by_name(name + ':0') for name in (optimize.INPUT, optimize.OUTPUT))
-        except (ValueError, tf.errors.OpError) as error:
-            raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
-    shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
-    session = tf.Session(graph=graph)
-
-    def predict_maps(images, joints):
-        try:
-            return session.run(output, {image: images})
-        except (tf.errors.OpError, ValueError) as error:
-            reason = getattr(error, 'message', str(error)).splitlines()[0]
-            raise UserError('the network does not run on an input of %dx%d: %s'
-                            % (images.shape[2], images.shape[1], reason))
-    return predict_maps, None if None in shape else (shape[1], shape[0])
 
 
 def evaluate_data_set(predict_maps, args):
@@ -159,11 +117,12 @@ def write_image(path, image):
 def parse_flags():
     parser = pose_cli.ArgumentParser(description='Find people with a network: COCO AP, or pictures and JSON files.')
     network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument('--graph', help='frozen graph (.pb) to evaluate')
+    network.add_argument('--graph', help='frozen graph (.pb) or TensorFlow Lite file (.tflite)')
     network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder; needs --model')
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint')
+    parser.add_argument('--threads', type=pose_cli.positive_int, help='of the processor, for the network (all)')
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
     task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
@@ -208,7 +167,7 @@ def main():
     if args.oracle:
         predict_maps, fixed_size = oracle_maps(args.oracle), None
     else:
-        predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model)
+        predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads)
     if fixed_size:
         if args.scale or (args.input_size or fixed_size) != fixed_size:
             raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the '

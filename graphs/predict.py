@@ -1,0 +1,71 @@
+"""The ways to run a network: one function, whatever file the network is in.
+
+    frozen graph (.pb)          TensorFlow
+    checkpoint                  TensorFlow
+    TensorFlow Lite (.tflite)   graphs/tflite_runtime.py, no TensorFlow
+
+Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
+"""
+from pose_cli import UserError
+
+
+def load_network(graph_file=None, checkpoint=None, model=None, threads=None):
+    """A network from a file, as a function of images.
+
+    Args:
+        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite file; or
+        checkpoint: prefix or folder, and model: one of networks.NAMES.
+        threads: of the processor, at most; None leaves it to the runtime, which takes all.
+    Returns:
+        predict_maps: function (images uint8 (B, H, W, 3) BGR, joints) -> float32 maps (B, h, w, C); the joints are for
+            oracles that stand in for a network, it has no use for them. Raises UserError for a size it does not take.
+        size: (width, height) of the images, or None when it is free.
+    Raises:
+        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
+    """
+    if graph_file and graph_file.endswith('.tflite'):
+        from graphs import tflite_runtime
+        return tflite_runtime.load_network(graph_file, threads)
+    from graphs import optimize
+    if graph_file:
+        graph_def = optimize.load_frozen(graph_file)
+    else:
+        graph_def = frozen_checkpoint(checkpoint, model)
+    return graph_network(graph_def, graph_file or checkpoint, threads)
+
+
+def frozen_checkpoint(checkpoint, model):
+    """The GraphDef of a network, for images of any size, with a checkpoint's values."""
+    import tensorflow.compat.v1 as tf
+    import networks
+    from graphs import optimize
+
+    def build():
+        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT),
+                             is_training=False)
+    prefix = optimize.find_checkpoint(checkpoint)
+    return optimize.freeze(optimize.inference_graph(build), prefix)
+
+
+def graph_network(graph_def, name, threads=None):
+    """load_network for a frozen GraphDef; name is what errors call it."""
+    import tensorflow.compat.v1 as tf
+    from graphs import optimize
+    with tf.Graph().as_default() as graph:
+        try:
+            tf.import_graph_def(graph_def, name='')
+            image, output = (graph.get_tensor_by_name(name + ':0') for name in (optimize.INPUT, optimize.OUTPUT))
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, name, error))
+    shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
+    config = tf.ConfigProto(intra_op_parallelism_threads=threads or 0, inter_op_parallelism_threads=threads or 0)
+    session = tf.Session(graph=graph, config=config)
+
+    def predict_maps(images, joints):
+        try:
+            return session.run(output, {image: images})
+        except (tf.errors.OpError, ValueError) as error:
+            reason = getattr(error, 'message', str(error)).splitlines()[0]
+            raise UserError('the network does not run on an input of %dx%d: %s'
+                            % (images.shape[2], images.shape[1], reason))
+    return predict_maps, None if None in shape else (shape[1], shape[0])
