@@ -12,7 +12,7 @@ VGG_19 = (('conv1_1', 64), ('conv1_2', 64), None,
 class Cmu(Network):
     stride = 8
     stage_count = 6
-    pretrained = Pretrained(('numpy/openpose_coco.npy',), 'cmu', ('',))
+    pretrained = Pretrained(('numpy/openpose_coco.npy', 'pretrained/pose_iter_440000.caffemodel'), 'cmu', ('',))
     layer = Network.conv
 
     def scale(self, image):

@@ -9,7 +9,8 @@ A file is one of
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it has
   gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
-- slim's vgg_19.ckpt, whose first layer is converted (`convert_conv1_1`).
+- a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/doors/.
+VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (doors/imagenet_vgg.py).
 """
 import os
 import re
@@ -21,9 +22,11 @@ import tensorflow.compat.v1 as tf
 from pose_cli import UserError
 
 from . import network_class
+from .doors import caffemodel, frozen, imagenet_vgg, keras_h5
 from .npy import is_npy, read_npy
 
-VGG_MEAN_RGB = (123.68, 116.78, 103.94)
+DOORS = {'.caffemodel': caffemodel, '.pb': frozen, '.h5': keras_h5, '.hdf5': keras_h5}
+
 
 def models_folder():
     return os.environ.get('OPENPOSE_MODEL', 'models')
@@ -39,8 +42,8 @@ def resolve(name, flag=None):
         return None
     if flag is not None:
         if not _exists(flag):
-            raise UserError('--pretrained=%s: there is no such .npy file, checkpoint or folder; give another path or '
-                            '--pretrained=none' % flag)
+            raise UserError('--pretrained=%s: there is no such file of weights (.npy, .caffemodel, .pb, .h5), '
+                            'checkpoint or folder; give another path or --pretrained=none' % flag)
         return flag
     source = network_class(name).pretrained
     paths = [os.path.join(models_folder(), path) for path in source.paths]
@@ -101,11 +104,9 @@ def fit(network, path, flag='--pretrained'):
     """
     weights = read_weights(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
-    names = set(weights)
-    if 'vgg_19/conv1/conv1_1/weights' in names:
-        weights = _SlimVgg(weights)
-    elif _SlimMobilenet.MARK in names:
+    if _SlimMobilenet.MARK in set(weights):
         weights = _SlimMobilenet(weights)
+    weights = imagenet_vgg.converted(weights)
     names = set(weights)
     values, wrong = {}, []
     for variable in network.variables:
@@ -120,6 +121,7 @@ def fit(network, path, flag='--pretrained'):
     if wrong:
         more = ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''
         raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, other_file))
+    _check_batch_norm(network, values, path)
     if not values:
         raise UserError('%s has no variable of %s (it has %s, ...); %s'
                         % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
@@ -135,6 +137,15 @@ def checked_values(value, name, path):
     if not np.isfinite(value).all():
         raise UserError('%s: %s holds NaN or infinity; take other weights, such as an earlier checkpoint' % (path, name))
     return value
+
+
+def _check_batch_norm(network, values, path):
+    """Weights into which their batch norm was folded would be normalized twice."""
+    for name in [v.op.name for v in network.variables if '/BatchNorm/' in v.op.name and v.op.name not in values]:
+        if re.sub(r'BatchNorm/.*', 'weights', name) in values:
+            raise UserError('%s has the weights of %s without its batch norm, which was folded into them; give a '
+                            'file from before that step (graph_frozen.pb, or the checkpoint)'
+                            % (path, name.split('/BatchNorm')[0]))
 
 
 def _is_training_state(name, values):
@@ -159,6 +170,9 @@ def read_weights(path):
                 return read_npy(file, path)
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in DOORS:
+            return DOORS[suffix].read(path)
     return _Checkpoint(_prefix(path))
 
 
@@ -203,36 +217,3 @@ class _SlimMobilenet(Mapping):
 
     def __len__(self):
         return len(self.weights)
-
-
-class _SlimVgg(Mapping):
-    """Slim's vgg_19.ckpt under our names (`vgg_19/conv1/conv1_1/weights` is conv1_1/weights), conv1_1 converted."""
-
-    def __init__(self, weights):
-        self.weights = weights
-        self.slim_names = {re.sub(r'^vgg_19/conv\d/', '', name): name for name in weights}
-
-    def __getitem__(self, name):
-        if name in ('conv1_1/weights', 'conv1_1/biases'):
-            kernel, biases = convert_conv1_1(self.weights['vgg_19/conv1/conv1_1/weights'],
-                                             self.weights['vgg_19/conv1/conv1_1/biases'])
-            return kernel if name == 'conv1_1/weights' else biases
-        return self.weights[self.slim_names[name]]
-
-    def __iter__(self):
-        return iter(self.slim_names)
-
-    def __len__(self):
-        return len(self.slim_names)
-
-
-def convert_conv1_1(weights, biases):
-    """VGG's first layer, made for RGB 0..255 less the mean -> for ours, BGR x / 256 - 0.5.
-
-    weights: (3,3,3,64), biases: (64,). With pixel p = 256 (x + 0.5): w (p - mean) = 256 w x + w (128 - mean).
-    Activations are equal everywhere but in the outermost ring of pixels. There both pad with zeros, which to VGG is a
-    border of the mean colour and here one of grey 128, the grey that the augmentation fills in outside the image.
-    """
-    shift = 128.0 - np.asarray(VGG_MEAN_RGB)
-    biases = biases + np.einsum('hwcf,c->f', weights.astype(np.float64), shift)
-    return 256.0 * weights[:, :, ::-1], biases.astype(np.float32)

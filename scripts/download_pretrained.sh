@@ -9,15 +9,18 @@
 # PRETRAINED_URL=https://mirror/folder fetches every file from that folder instead.
 set -euo pipefail
 
-# file of the table   base URL                                     file to fetch                              in the models folder                       SHA-256
+# file of the table   base URLs, tried in this order                   file to fetch                              in the models folder                       bytes     SHA-256
 TABLE='
-mobilenet_v1_0.50     http://download.tensorflow.org/models        mobilenet_v1_0.50_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.50_224_2017_06_14 -
-mobilenet_v1_0.75     http://download.tensorflow.org/models        mobilenet_v1_0.75_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.75_224_2017_06_14 -
-mobilenet_v1_1.0      http://download.tensorflow.org/models        mobilenet_v1_1.0_224_2017_06_14.tar.gz     pretrained/mobilenet_v1_1.0_224_2017_06_14  -
-vgg                   http://download.tensorflow.org/models        vgg_19_2016_08_28.tar.gz                   pretrained/vgg_19_2016_08_28                -
-cmu                   -                                            openpose_coco.npy                          numpy/openpose_coco.npy                     -
+mobilenet_v1_0.50     http://download.tensorflow.org/models            mobilenet_v1_0.50_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.50_224_2017_06_14 -        -
+mobilenet_v1_0.75     http://download.tensorflow.org/models            mobilenet_v1_0.75_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.75_224_2017_06_14 -        -
+mobilenet_v1_1.0      http://download.tensorflow.org/models            mobilenet_v1_1.0_224_2017_06_14.tar.gz     pretrained/mobilenet_v1_1.0_224_2017_06_14  -        -
+vgg                   http://download.tensorflow.org/models            vgg_19_2016_08_28.tar.gz                   pretrained/vgg_19_2016_08_28                -        -
+openpose_coco         -                                                openpose_coco.npy                          numpy/openpose_coco.npy                     -        -
+cmu                   http://vcl.snu.ac.kr/OpenPose/models/pose/coco,https://huggingface.co/camenduru/openpose/resolve/main/models/pose/coco,http://posefs1.perception.cs.cmu.edu/OpenPose/models/pose/coco pose_iter_440000.caffemodel pretrained/pose_iter_440000.caffemodel 209274056 b4cf475576abd7b15d5316f1ee65eb492b5c9f5865e70a2e7882ed31fb682549
 '
-# `-` as a base URL: the file has no lasting public address. As a SHA-256: none is known; the script prints what it got.
+# `-` as a base URL: the file has no lasting public address. As bytes or SHA-256: not known; the script prints what it got.
+# cmu: the authors' weights. OpenPose's own getModels.sh fetches them from the first address; the second is a copy, the
+# third where they were published first.
 
 fail() { echo "error: $*" >&2; exit 2; }
 mirror='name a mirror with PRETRAINED_URL=URL'
@@ -64,13 +67,13 @@ fetch() {
 }
 
 download() {
-    local base=$2 file=$3 target=$dir/$4 checksum=$5 again='run the command again'
+    local bases=$2 file=$3 target=$dir/$4 size=$5 checksum=$6 again='run the command again' base status=1
     if [ -e "$target" ]; then
         echo "$1: $target is there already"
         return
     fi
-    base=${PRETRAINED_URL:-$base}
-    if [ "$base" = - ]; then
+    bases=${PRETRAINED_URL:-$bases}
+    if [ "$bases" = - ]; then
         local text="$1: $file has no lasting public address; put a copy at $target, or $mirror"
         [ "$name" = all ] || fail "$text"
         echo "skipped $text"
@@ -78,10 +81,22 @@ download() {
     fi
     mkdir -p "$(dirname "$target")" || fail "$dir cannot be written; choose another folder with --dir=DIR"
     local part=$(dirname "$target")/$file.part
-    echo "$1: $base/$file -> $target"
-    fetch "$base/$file" "$part" || fail "$base/$file could not be fetched; run the same command again to resume, or $mirror"
+    for base in ${bases//,/ }; do
+        echo "$1: $base/$file -> $target"
+        status=0
+        fetch "$base/$file" "$part" || status=$?
+        [ $status != 0 ] || break
+    done
+    [ $status = 0 ] || fail "$base/$file could not be fetched; run the same command again to resume, or $mirror"
     local actual; actual=$(sha256 "$part")
-    checksum=${expected:-$checksum}
+    if [ -n "$expected" ]; then
+        checksum=$expected size=-
+    fi
+    local bytes; bytes=$(wc -c < "$part" | tr -d ' ')
+    if [ "$size" != - ] && [ "$size" != "$bytes" ]; then
+        rm -f "$part"
+        fail "$base/$file has $bytes bytes, not $size: not the published file; nothing was kept, $again or $mirror"
+    fi
     if [ "$checksum" != - ] && [ "$checksum" != "$actual" ]; then
         rm -f "$part"
         fail "$base/$file has SHA-256 $actual, not $checksum: damaged or changed; nothing was kept, $again"
@@ -100,7 +115,7 @@ download() {
         mv "$target.part" "$target"
         rm -f "$part"
     else
-        if [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
+        if [[ $file == *.npy ]] && [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
             rm -f "$part"
             fail "$base/$file is not a .npy file; nothing was kept, $again or $mirror"
         fi
@@ -109,10 +124,10 @@ download() {
 }
 
 found=no
-while read -r row base file target checksum; do
+while read -r row bases file target size checksum; do
     if [ -n "$row" ] && { [ "$name" = all ] || [ "$name" = "$row" ]; }; then
         found=yes
-        download "$row" "$base" "$file" "$target" "$checksum"
+        download "$row" "$bases" "$file" "$target" "$size" "$checksum"
     fi
 done <<< "$TABLE"
 [ $found = yes ] || fail "$name is none of $(awk 'NF { printf "%s, ", $1 }' <<< "$TABLE")all, or a model's name"

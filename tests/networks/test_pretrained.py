@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 import networks
 from networks import pretrained
+from networks.doors import imagenet_vgg
 from networks.network_cmu import Cmu
 from networks.network_mobilenet import MobilenetFast
 from pose_cli import UserError
@@ -217,12 +218,12 @@ def vgg_19():
             'vgg_19/conv1/conv1_1/biases': random.normal(0, 1, 64).astype(np.float32),
             'vgg_19/conv1/conv1_2/weights': random.normal(0, 0.1, (3, 3, 64, 64)).astype(np.float32),
             'vgg_19/conv5/conv5_1/biases': np.zeros(512, np.float32), 'vgg_19/fc8/biases': np.zeros(1000, np.float32),
-            'vgg_19/mean_rgb': np.float32(pretrained.VGG_MEAN_RGB)}
+            'vgg_19/mean_rgb': np.float32(imagenet_vgg.VGG_MEAN_RGB)}
 
 
 def original_conv1_1(values, rgb, padding):
     with tf.Graph().as_default(), tf.Session() as session:
-        x = tf.constant(rgb[None].astype(np.float32) - np.float32(pretrained.VGG_MEAN_RGB))
+        x = tf.constant(rgb[None].astype(np.float32) - np.float32(imagenet_vgg.VGG_MEAN_RGB))
         x = tf.nn.conv2d(x, values['vgg_19/conv1/conv1_1/weights'], [1, 1, 1, 1], padding)
         return session.run(tf.nn.relu(x + values['vgg_19/conv1/conv1_1/biases']))[0]
 

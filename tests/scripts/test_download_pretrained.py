@@ -15,6 +15,7 @@ from conftest import ROOT, assert_user_error
 
 NPY = 'openpose_coco.npy'
 TAR = 'mobilenet_v1_0.75_224_2017_06_14.tar.gz'
+CAFFEMODEL = 'pose_iter_440000.caffemodel'
 CHECKPOINT = 'mobilenet_v1_0.75_224.ckpt'
 
 
@@ -76,11 +77,11 @@ def download(server, tmp_path):
 
 
 def test_npy(server, download):
-    result = download('cmu')
+    result = download('openpose_coco')
     assert result.returncode == 0, result.stderr
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
     assert hashlib.sha256(server.files[NPY]).hexdigest() in result.stdout
-    assert download('cmu').returncode == 0 and len(server.requests) == 1, 'what is there is not fetched again'
+    assert download('openpose_coco').returncode == 0 and len(server.requests) == 1, 'what is there is not fetched again'
 
 
 @pytest.mark.parametrize('name', ('mobilenet_thin', 'mobilenet_v1_0.75'))
@@ -95,10 +96,10 @@ def test_archive_is_unpacked_to_where_training_looks(download, name):
 @pytest.mark.parametrize('can_resume', (True, False))
 def test_interrupted_download(server, download, can_resume):
     server.limit = 120000
-    assert_user_error(download('cmu'), NPY, 'resume')
+    assert_user_error(download('openpose_coco'), NPY, 'resume')
     assert download.files() == {'numpy/%s.part' % NPY: server.files[NPY][:120000]}
     server.limit, server.ranges = None, can_resume
-    result = download('cmu')
+    result = download('openpose_coco')
     assert result.returncode == 0, result.stderr
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
     if can_resume:
@@ -108,7 +109,7 @@ def test_interrupted_download(server, download, can_resume):
 def test_interrupted_before_the_rename(server, download, tmp_path):
     (tmp_path / 'numpy').mkdir()
     (tmp_path / 'numpy' / (NPY + '.part')).write_bytes(server.files[NPY])
-    result = download('cmu')
+    result = download('openpose_coco')
     assert result.returncode == 0, result.stderr
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
 
@@ -116,16 +117,16 @@ def test_interrupted_before_the_rename(server, download, tmp_path):
 def test_checksum(server, download):
     right = hashlib.sha256(server.files[NPY]).hexdigest()
     wrong = right[:-1] + ('0' if right[-1] != '0' else '1')
-    assert_user_error(download('cmu', '--sha256=' + wrong), right, wrong, NPY)
+    assert_user_error(download('openpose_coco', '--sha256=' + wrong), right, wrong, NPY)
     assert download.files() == {}
-    result = download('cmu', '--sha256=' + right)
+    result = download('openpose_coco', '--sha256=' + right)
     assert result.returncode == 0 and 'as expected' in result.stdout
 
 
 def test_damaged_files_are_not_kept(server, download):
     server.files[TAR] = server.files[TAR][:1000]
     server.files[NPY] = b'<html>this file has moved</html>'
-    for name, file in (('mobilenet', TAR), ('cmu', NPY)):
+    for name, file in (('mobilenet', TAR), ('openpose_coco', NPY)):
         assert_user_error(download(name), file)
         assert download.files() == {}
 
@@ -140,9 +141,34 @@ def test_all(server, download):
     for name in ('mobilenet_v1_0.50_224_2017_06_14.tar.gz', 'mobilenet_v1_1.0_224_2017_06_14.tar.gz',
                  'vgg_19_2016_08_28.tar.gz'):
         server.files[name] = server.files[TAR]
-    result = download('all')
+    server.files[CAFFEMODEL] = b'not the published file'
+    assert_user_error(download('all'), CAFFEMODEL, '22 bytes, not 209274056')
+    assert len(download.files()) == 4 * 3 + 1 and len(server.requests) == 6
+
+
+def test_the_authors_weights_are_checked(server, download):
+    """Size and SHA-256 of the published file are known: what else a mirror has is kept only if its hash is given."""
+    server.files[CAFFEMODEL] = np.random.RandomState(0).bytes(300000)
+    server.limit = 100000
+    assert_user_error(download('cmu'), CAFFEMODEL, 'resume')
+    server.limit = None
+    assert_user_error(download('cmu'), '300000 bytes, not 209274056')
+    assert server.requests == [(CAFFEMODEL, 0), (CAFFEMODEL, 100000)] and download.files() == {}
+    right = hashlib.sha256(server.files[CAFFEMODEL]).hexdigest()
+    result = download('cmu', '--sha256=' + right)
     assert result.returncode == 0, result.stderr
-    assert len(download.files()) == 4 * 3 + 1 and len(server.requests) == 5
+    assert download.files() == {'pretrained/' + CAFFEMODEL: server.files[CAFFEMODEL]}
+
+
+def test_the_next_address_is_tried(server, tmp_path):
+    """With a folder that lacks the file before the one that has it."""
+    host = 'http://127.0.0.1:%d' % server.server_port
+    environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:9/none,%s/models' % host, no_proxy='*')
+    result = subprocess.run(['bash', 'scripts/download_pretrained.sh', 'openpose_coco', '--dir=%s' % tmp_path],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
+                            cwd=str(ROOT), env=environment)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'numpy' / NPY).read_bytes() == server.files[NPY]
 
 
 def test_bad_usage(tmp_path):
@@ -153,5 +179,6 @@ def test_bad_usage(tmp_path):
     assert_user_error(run(), 'usage')
     assert_user_error(run('openpose'), 'openpose', 'cmu', 'all')
     assert_user_error(run('cmu', '--directory=x'), '--directory=x')
-    assert_user_error(run('cmu', '--dir=%s' % tmp_path), 'no lasting public address', tmp_path / 'numpy' / NPY)
+    result = run('openpose_coco', '--dir=%s' % tmp_path)
+    assert_user_error(result, 'no lasting public address', tmp_path / 'numpy' / NPY)
     assert run('--help').returncode == 0

@@ -1,0 +1,4 @@
+"""Weights in the formats of other tools, each read as data and never run: one module a format.
+
+Each has `read(path)`, which returns a Mapping {variable name of this project: array} or raises UserError.
+"""
