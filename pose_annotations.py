@@ -1,27 +1,24 @@
 """COCO keypoint annotations as a few flat numpy arrays, with a cache beside the annotation file.
 
 Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon
-as their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, in a
-process of its own; later starts read the arrays back.
+as their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once; later
+starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
 import contextlib
-import gc
-import hashlib
 import io
 import json
 import logging
 import math
-import multiprocessing
 import os
-import signal
-import tempfile
 from array import array
 
 import numpy as np
 from pycocotools.coco import COCO
 
+import pose_annotation_cache
 from pose_cli import UserError
+from pose_labels import PARTS
 
 # The COCO index of the 18 parts; the neck (1) is made from the shoulders.
 COCO_PARTS = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
@@ -34,7 +31,7 @@ MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 MAX_SIDE = (1 << 15) - 1  # of an image: OpenCV warps no larger ones
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 
-CACHE_VERSION = 3
+CACHE_VERSION = 3  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
@@ -89,12 +86,15 @@ def read_annotations(annotation_file, image_folder):
     Raises:
         UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
     """
-    key = _cache_key(annotation_file)
-    cached = (_load_cache(path, key) for path in _cache_paths(annotation_file))
-    arrays = next((arrays for arrays in cached if arrays), None) or _parse_in_child(annotation_file, key)
-    for problem in arrays.pop('problems'):
+    arrays = pose_annotation_cache.read_arrays(
+        annotation_file, lambda path: build_arrays(load_json(path), path), CACHE_VERSION, _fit_together)
+    for problem in arrays['problems']:
         logging.warning('%s: %s', annotation_file, problem.decode())
-    return _drop_missing_images(Annotations(**arrays), annotation_file, image_folder)
+    return _drop_missing_images(_annotations_of(arrays), annotation_file, image_folder)
+
+
+def _annotations_of(arrays):
+    return Annotations(**{name: arrays[name] for name in Annotations._fields})
 
 
 def people_of(annotations, image):
@@ -150,19 +150,81 @@ def select_main_people(num_keypoints, area, bbox):
     return chosen
 
 
+class _People:
+    """The labelled people, each noted in flat arrays as soon as it is looked at."""
+
+    def __init__(self):
+        self.keypoints, self.boxes = array('d'), array('d')
+        self.areas, self.num_keypoints, self.image_rows = [], [], []
+
+    def add(self, image_row, annotation):
+        self.keypoints.fromlist(annotation['keypoints'])
+        self.boxes.fromlist(annotation['bbox'])
+        self.areas.append(annotation.get('area', 0))
+        self.num_keypoints.append(annotation['num_keypoints'])
+        self.image_rows.append(image_row)
+
+
+class _Regions:
+    """Regions that nobody labelled, as rows of numbers of different lengths, one after the other in one flat array."""
+
+    def __init__(self, typecode):
+        self.numbers = array(typecode)
+        self.lengths, self.image_rows = [], []
+
+    def add(self, image_row, numbers):
+        self.numbers.fromlist(numbers)
+        self.lengths.append(len(numbers))
+        self.image_rows.append(image_row)
+
+    def ranges(self, images):
+        """Where the regions of each image start, (images + 1,), and the range of numbers of each region, (regions, 2),
+        both int64."""
+        order, starts = _group_by_image(self.image_rows, images)
+        last = np.cumsum(np.array(self.lengths, np.int64))
+        return starts, np.stack([last - self.lengths, last], axis=1).astype(np.int64)[order]
+
+
 def build_arrays(dataset, annotation_file):
     """The content of a COCO annotation file -> the arrays of Annotations and `problems`, lines about bad entries."""
     problems = collections.Counter()
-    images = _unique(dataset['images'], 'image', problems)
-    images = [image for image in images if _image_is_sane(image, problems)]
-    row_of_image = {image['id']: row for row, image in enumerate(images)}
+    images = [image for image in _unique(dataset['images'], 'image', problems) if _image_is_sane(image, problems)]
+    people, polygons, runs = _collect(dataset['annotations'], images, problems)
 
-    # In the order of the file, which is that of the objects in memory, and each into its array as soon as it is looked
-    # at: half of the time goes into waiting for memory. The arrays are put in the order of the images at the end.
-    keypoints, boxes, areas, counts_of_points, person_image = array('d'), array('d'), [], [], []
-    points, points_of_polygon, polygon_image = array('d'), [], []
-    counts, counts_of_run, run_image = array('I'), [], []
-    for annotation in _unique(dataset['annotations'], 'annotation', problems):
+    order, person_start = _group_by_image(people.image_rows, len(images))
+    boxes = np.array(people.boxes).reshape(-1, 4)[order]
+    sample_image, sample_person = _select_samples(
+        person_start, np.array(people.num_keypoints)[order], np.array(people.areas)[order], boxes)
+    if not len(sample_image):
+        raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
+                        'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
+    polygon_start, coordinate_range = polygons.ranges(len(images))
+    run_start, count_range = runs.ranges(len(images))
+    lines = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
+    return {
+        'image_id': np.array([image['id'] for image in images], np.int64),
+        'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
+        'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
+        'person_start': person_start, 'joints': coco_to_joints(people.keypoints)[order],
+        'bbox': boxes.astype(np.float32),
+        'polygon_start': polygon_start, 'point_range': coordinate_range // 2,
+        # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
+        'points': np.array(polygons.numbers, np.float32).reshape(-1, 2) - np.float32(0.5),
+        'run_start': run_start, 'count_range': count_range, 'counts': np.array(runs.numbers, np.uint32),
+        'sample_image': sample_image, 'sample_person': sample_person,
+        'problems': np.array([line.encode() for line in lines], np.bytes_),
+    }
+
+
+def _collect(annotations, images, problems):
+    """Look at each annotation once: (_People, _Regions of polygons, _Regions of run lengths); problems are counted.
+
+    All are in the order of the file, which is that of the objects in memory: half of the time goes into waiting for
+    memory. They are put in the order of the images afterwards.
+    """
+    row_of_image = {image['id']: row for row, image in enumerate(images)}
+    people, polygons, runs = _People(), _Regions('d'), _Regions('I')
+    for annotation in _unique(annotations, 'annotation', problems):
         image_id = annotation.get('image_id')
         row = row_of_image.get(image_id) if isinstance(image_id, int) else None
         if row is None:
@@ -170,58 +232,39 @@ def build_arrays(dataset, annotation_file):
             continue
         is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
         if is_labelled and _person_is_sane(annotation):
-            keypoints.fromlist(annotation['keypoints'])
-            boxes.fromlist(annotation['bbox'])
-            areas.append(annotation.get('area', 0))
-            counts_of_points.append(annotation['num_keypoints'])
-            person_image.append(row)
+            people.add(row, annotation)
             continue
         problems['people with broken keypoints or boxes'] += bool(is_labelled)
         segmentation = annotation.get('segmentation') or []
         if isinstance(segmentation, dict):
-            run = _run_lengths(segmentation, images[row])
-            if run is None:
+            counts = _run_lengths(segmentation, images[row])
+            if counts is None:
                 problems['segmentations that do not fit their image'] += 1
             else:
-                counts.fromlist(run)
-                counts_of_run.append(len(run))
-                run_image.append(row)
+                runs.add(row, counts)
         else:
             for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
                 if _polygon_is_sane(polygon):
-                    points.fromlist(polygon)
-                    points_of_polygon.append(len(polygon) // 2)
-                    polygon_image.append(row)
+                    polygons.add(row, polygon)
                 else:
                     problems['broken polygons'] += 1
+    return people, polygons, runs
 
-    order, person_start = _group_by_image(person_image, len(images))
-    joints, boxes = coco_to_joints(keypoints)[order], np.array(boxes).reshape(-1, 4)[order]
-    columns = [np.array(counts_of_points)[order].tolist(), np.array(areas)[order].tolist(), boxes.tolist()]
+
+def _select_samples(person_start, *columns):
+    """The main people of all images: their images and themselves, int64 (samples,) each.
+
+    Args:
+        person_start: as in Annotations.
+        columns: what select_main_people takes, of all people in the order of the images.
+    """
+    columns = [column.tolist() for column in columns]  # numpy would be slow on so few people at a time
     samples = []
     for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
-        chosen = select_main_people(*(column[first:last] for column in columns)) if last > first else []
-        samples += [(row, first + person) for person in chosen]
-    if not samples:
-        raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
-                        'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
-    sample_image, sample_person = np.array(samples, np.int64).T
-    polygon_order, polygon_start = _group_by_image(polygon_image, len(images))
-    run_order, run_start = _group_by_image(run_image, len(images))
-    problems = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
-    return {
-        'image_id': np.array([image['id'] for image in images], np.int64),
-        'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
-        'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start, 'joints': joints, 'bbox': boxes.astype(np.float32),
-        'polygon_start': polygon_start, 'point_range': _ranges(points_of_polygon)[polygon_order],
-        # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
-        'points': np.array(points, np.float32).reshape(-1, 2) - np.float32(0.5),
-        'run_start': run_start, 'count_range': _ranges(counts_of_run)[run_order],
-        'counts': np.array(counts, np.uint32),
-        'sample_image': sample_image, 'sample_person': sample_person,
-        'problems': np.array([problem.encode() for problem in problems], np.bytes_),
-    }
+        if last > first:
+            chosen = select_main_people(*(column[first:last] for column in columns))
+            samples += [(row, first + person) for person in chosen]
+    return np.array(samples, np.int64).reshape(-1, 2).T
 
 
 def load_json(annotation_file):
@@ -333,12 +376,6 @@ def _group_by_image(image_rows, images):
     return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
 
 
-def _ranges(lengths):
-    """First and last (exclusive) of so many things in a row, one after the other; int64 (lengths, 2)."""
-    last = np.cumsum(np.array(lengths, np.int64))
-    return np.stack([last - lengths, last], axis=1).astype(np.int64)
-
-
 def _drop_missing_images(annotations, annotation_file, image_folder):
     try:
         present = set(os.listdir(image_folder))
@@ -360,109 +397,28 @@ def _drop_missing_images(annotations, annotation_file, image_folder):
                                 sample_person=annotations.sample_person[keep])
 
 
-def _cache_key(annotation_file):
-    try:
-        status = os.stat(annotation_file)
-    except OSError as error:
-        raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
-    return '%d %d %d' % (CACHE_VERSION, status.st_size, status.st_mtime_ns)
-
-
-def _cache_paths(annotation_file):
-    """Beside the annotation file, or in the user's cache folder where that one cannot be written."""
-    folder, name = os.path.split(annotation_file)
-    cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(annotation_file))).hexdigest()[:16]
-    return [os.path.join(folder, '.%s.arrays.npz' % name),
-            os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (name, digest))]
-
-
-def _parse_in_child(annotation_file, key):
-    """build_arrays in a process of its own: what json allocates goes back to the system when that ends."""
-    logging.info('reading %s (later starts read a cache)', annotation_file)
-    context = multiprocessing.get_context('fork')
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_parse_and_send, args=(annotation_file, key, here, there), daemon=True)
-    child.start()
-    there.close()
-    try:
-        result = here.recv()
-    except EOFError:
-        raise UserError('the process that read %s was killed; it needs about 2 GB of free memory for all of COCO'
-                        % annotation_file)
-    child.join()
-    if isinstance(result, UserError):
-        raise result
-    return result
-
-
-def _parse_and_send(annotation_file, key, parents_end, connection):
-    parents_end.close()  # or sending would wait for ever for a parent that was killed
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is reported by the parent
-    gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
-    try:
-        dataset = load_json(annotation_file)
-        arrays = build_arrays(dataset, annotation_file)
-    except UserError as error:
-        connection.send(error)
-        return
-    for path in _cache_paths(annotation_file):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _store_cache(path, dict(arrays, key=np.array(key)))
-            break
-        except OSError as error:
-            reason = '%s: %s' % (path, error.strerror)
-    else:
-        logging.warning('no cache could be written, each start will take as long (%s)', reason)
-    with contextlib.suppress(ConnectionError):
-        connection.send(arrays)
-    os._exit(0)  # at once: taking millions of objects apart would take seconds
-
-
-def _store_cache(path, arrays):
-    """Write under a temporary name and rename: several processes may start at once, and any may be killed."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.arrays-', suffix='.tmp')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            np.savez(file, **arrays)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _load_cache(path, key):
-    """The arrays, or None when the cache is missing, stale, truncated, foreign or not readable."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored['key']) != key:
-                return None
-            arrays = {name: stored[name] for name in Annotations._fields + ('problems',)}
-            return arrays if _fit_together(**arrays) else None
-    except Exception:  # zip, npy headers and their contents fail in many ways; parsing the annotations mends them all
-        return None
-
-
-def _fit_together(image_id, file_name, image_size, person_start, joints, bbox, polygon_start, point_range, points,
-                  run_start, count_range, counts, sample_image, sample_person, problems):
+def _fit_together(arrays):
     """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
-    def are_starts(starts, owners, owned):
-        return (starts.shape == (owners + 1,) and starts.dtype == np.int64 and starts[0] == 0 and starts[-1] == owned
-                and (np.diff(starts) >= 0).all())
+    a, problems = _annotations_of(arrays), arrays['problems']
+    images, people, samples = len(a.image_id), len(a.joints), len(a.sample_image)
+    return (a.file_name.shape == (images,) and a.file_name.dtype.kind == 'S' and a.image_size.shape == (images, 2)
+            and a.joints.shape == (people, PARTS, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
+            and a.counts.ndim == problems.ndim == 1 and a.sample_image.shape == a.sample_person.shape == (samples,)
+            and _are_starts(a.person_start, images, people)
+            and _are_starts(a.polygon_start, images, len(a.point_range)) and _are_ranges(a.point_range, len(a.points))
+            and _are_starts(a.run_start, images, len(a.count_range)) and _are_ranges(a.count_range, len(a.counts))
+            and 0 <= a.sample_image.min() and a.sample_image.max() < images
+            and (a.person_start[a.sample_image] <= a.sample_person).all()
+            and (a.sample_person < a.person_start[a.sample_image + 1]).all())
 
-    def are_ranges(ranges, owned):
-        return (ranges.shape == (len(ranges), 2) and ranges.dtype == np.int64
-                and ((0 <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())
 
-    images, people = len(image_id), len(joints)
-    return (file_name.shape == (images,) and file_name.dtype.kind == 'S' and image_size.shape == (images, 2)
-            and joints.shape == (people, 18, 2) and bbox.shape == (people, 4) and points.shape[1:] == (2,)
-            and counts.ndim == problems.ndim == 1 and sample_image.shape == sample_person.shape == (len(sample_image),)
-            and are_starts(person_start, images, people)
-            and are_starts(polygon_start, images, len(point_range)) and are_ranges(point_range, len(points))
-            and are_starts(run_start, images, len(count_range)) and are_ranges(count_range, len(counts))
-            and 0 <= sample_image.min() and sample_image.max() < images
-            and (person_start[sample_image] <= sample_person).all()
-            and (sample_person < person_start[sample_image + 1]).all())
+def _are_starts(starts, owners, owned):
+    """Whether things starts[i] .. starts[i + 1] of `owned` things can be those of owner i of `owners`."""
+    return (starts.shape == (owners + 1,) and starts.dtype == np.int64 and starts[0] == 0 and starts[-1] == owned
+            and (np.diff(starts) >= 0).all())
+
+
+def _are_ranges(ranges, owned):
+    """Whether each row of ranges is the first and the last (exclusive) of some of `owned` things."""
+    return (ranges.shape == (len(ranges), 2) and ranges.dtype == np.int64
+            and ((0 <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())

@@ -21,9 +21,9 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import pose_cli  # noqa: E402
-from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill,  # noqa: E402
-                           keypoint_faces_viewer, paint, paint_labels, project, sample_person, seat, snap_joints)
+import pose_cli
+from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer, paint,
+                           paint_labels, project, sample_person, seat, snap_joints)
 
 SKELETON = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
             [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]]
@@ -315,37 +315,46 @@ def check_replaceable(folder):
             raise pose_cli.UserError('%s contains a %s that this script did not write; %s' % (folder, name, remedy))
 
 
-def main():
+def write_dataset(folder, seed, counts):
+    """Render so many images of each split aside, then move them into place over an earlier output of this script."""
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(str(unfinished), ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        with tqdm(total=sum(counts), desc='rendering', unit='image', disable=None) as progress:
+            for split, count in enumerate(counts):
+                write_split(unfinished, seed, split, count, progress)
+        for name in [name for name, _ in SPLITS] + ['annotations']:
+            if (folder / name).exists():
+                shutil.rmtree(str(folder / name))
+            os.replace(str(unfinished / name), str(folder / name))
+    finally:
+        shutil.rmtree(str(unfinished), ignore_errors=True)
+
+
+def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output-dir', type=Path, required=True, help='folder to write the data set to')
     parser.add_argument('--train', type=pose_cli.non_negative_int, default=200, help='number of training images')
     parser.add_argument('--val', type=pose_cli.non_negative_int, default=24, help='number of validation images')
     parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0, help='the same seed gives the same bytes')
-    args = parser.parse_args()
-    if args.train + args.val == 0:
+    flags = parser.parse_args(args)
+    if flags.train + flags.val == 0:
         raise pose_cli.UserError('--train=0 and --val=0 leave nothing to render; give one of them a positive number')
-    if args.seed >= 2 ** 32:
-        raise pose_cli.UserError('--seed=%d is too large; use a number below 2**32' % args.seed)
+    if flags.seed >= 2 ** 32:
+        raise pose_cli.UserError('--seed=%d is too large; use a number below 2**32' % flags.seed)
+    return flags
 
-    folder = args.output_dir
-    unfinished = folder / UNFINISHED
+
+def main():
+    flags = parse_flags()
+    folder = flags.output_dir
     try:
         check_replaceable(folder)
-        shutil.rmtree(str(unfinished), ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
-            with tqdm(total=args.train + args.val, desc='rendering', unit='image', disable=None) as progress:
-                for split, count in enumerate((args.train, args.val)):
-                    write_split(unfinished, args.seed, split, count, progress)
-            for name in [name for name, _ in SPLITS] + ['annotations']:
-                if (folder / name).exists():
-                    shutil.rmtree(str(folder / name))
-                os.replace(str(unfinished / name), str(folder / name))
-        finally:
-            shutil.rmtree(str(unfinished), ignore_errors=True)
+        write_dataset(folder, flags.seed, (flags.train, flags.val))
     except OSError as error:
         raise pose_cli.UserError('cannot write to %s: %s; choose another --output-dir' % (folder, error.strerror))
-    print('%d training and %d validation images in %s' % (args.train, args.val, folder))
+    print('%d training and %d validation images in %s' % (flags.train, flags.val, folder))
 
 
 if __name__ == '__main__':

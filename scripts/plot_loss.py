@@ -84,17 +84,21 @@ def draw(runs, names, loss, title):
     return figure
 
 
-def main():
+def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Draw the loss curves of training runs.')
     parser.add_argument('logdirs', nargs='+', metavar='LOGDIR', help='--logpath or --modelpath of a run')
     parser.add_argument('--output-dir', default='etcs', help='where the pictures go')
-    args = parser.parse_args()
-    runs = [read_run(folder) for folder in args.logdirs]
-    pose_cli.make_folder(args.output_dir)
+    return parser.parse_args(args)
+
+
+def main():
+    flags = parse_flags()
+    runs = [read_run(folder) for folder in flags.logdirs]
+    pose_cli.make_folder(flags.output_dir)
     for loss, title in CURVES:
-        path = os.path.join(args.output_dir, loss + '.png')
+        path = os.path.join(flags.output_dir, loss + '.png')
         picture = io.BytesIO()
-        draw(runs, run_names(args.logdirs), loss, title).savefig(picture, format='png')
+        draw(runs, run_names(flags.logdirs), loss, title).savefig(picture, format='png')
         pose_cli.write_file(path, picture.getvalue())
         print(path)
 

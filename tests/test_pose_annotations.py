@@ -1,10 +1,5 @@
-"""COCO annotations as arrays: values by hand, selection of main people, broken entries, the cache."""
-import json
+"""COCO annotations as arrays: values by hand, selection of main people, broken entries."""
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +7,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import pose_annotations
-from conftest import ROOT
+from annotation_files import keypoints, person, write_split
 from pose_annotations import ignored_regions, people_of, read_annotations, select_main_people
 from pose_cli import UserError
 
@@ -20,33 +15,6 @@ from pose_cli import UserError
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-
-
-def keypoints(x=50, y=60, visible=17):
-    """17 keypoints on a diagonal from (x, y), of which the first `visible` are labelled."""
-    return [value for k in range(17) for value in ((x + 2 * k, y + 3 * k, 2) if k < visible else (0, 0, 0))]
-
-
-def person(number, image_id=1, **fields):
-    entry = {'id': number, 'image_id': image_id, 'category_id': 1, 'iscrowd': 0, 'num_keypoints': 17,
-             'keypoints': keypoints(), 'bbox': [40, 50, 60, 80], 'area': 4000, 'segmentation': []}
-    entry.update(fields)
-    return entry
-
-
-def write_split(folder, annotations, images=None, names=None):
-    """A COCO file with one image of 320x240 unless told otherwise, and empty files in place of the images."""
-    images = images or [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
-    file = folder / 'annotations' / 'person_keypoints_train2017.json'
-    file.parent.mkdir(exist_ok=True)
-    (folder / 'train2017').mkdir(exist_ok=True)
-    file.write_text(json.dumps({'images': images, 'annotations': annotations,
-                                'categories': [{'id': 1, 'name': 'person'}]}))
-    for name in [image.get('file_name') for image in images] if names is None else names:
-        if isinstance(name, str) and name.endswith('.jpg'):
-            (folder / 'train2017' / name).parent.mkdir(exist_ok=True)
-            (folder / 'train2017' / name).touch()
-    return str(file), str(folder / 'train2017')
 
 
 def test_joints_by_hand():
@@ -196,9 +164,9 @@ def test_broken_image_is_left_out_and_counted(fields, tmp_path, caplog):
 
 @pytest.mark.parametrize('text', [
     '', '{"images": [', '[]', '5', '{"images": [], "annotations": 3}', '{"annotations": []}',
-                                  '{"images": [], "annotations": []}', '{"images": [5], "annotations": []}',
-                                  '{"images": [{}], "annotations": []}', '[' * 100000, '\x00\x01',
-                                  '{"images": [{"id": [1]}], "annotations": []}', '{"images": {}, "annotations": {}}'])
+    '{"images": [], "annotations": []}', '{"images": [5], "annotations": []}',
+    '{"images": [{}], "annotations": []}', '[' * 100000, '\x00\x01',
+    '{"images": [{"id": [1]}], "annotations": []}', '{"images": {}, "annotations": {}}'])
 def test_broken_files_are_one_line(text, tmp_path):
     file, folder = write_split(tmp_path, [])
     with open(file, 'w') as broken:
@@ -217,166 +185,6 @@ def test_missing_images_are_left_out_named_and_limited(tmp_path, caplog):
     os.remove(os.path.join(folder, '3.jpg'))
     with pytest.raises(UserError, match='3 of the 10 .*--imgpath'):
         read_annotations(file, folder)
-
-
-# ------------------------------------------------------------------------------------------------------------- cache
-
-def cache_of(file):
-    return os.path.join(os.path.dirname(file), '.%s.arrays.npz' % os.path.basename(file))
-
-
-def same(a, b):
-    def comparable(array):
-        return np.nan_to_num(array) if array.dtype.kind == 'f' else array
-    return all(np.array_equal(comparable(x), comparable(y)) for x, y in zip(a, b))
-
-
-def forbid_parsing(monkeypatch):
-    def fail(*_):
-        raise AssertionError('the annotation file was read again')
-    monkeypatch.setattr(pose_annotations, '_parse_in_child', fail)
-
-
-def test_second_start_reads_the_cache(tmp_path, monkeypatch):
-    file, folder = write_split(tmp_path, [person(1)])
-    first = read_annotations(file, folder)
-    forbid_parsing(monkeypatch)
-    assert same(first, read_annotations(file, folder))
-
-
-def test_changed_annotations_are_read_again(tmp_path):
-    file, folder = write_split(tmp_path, [person(1)])
-    read_annotations(file, folder)
-    write_split(tmp_path, [person(1), person(2, bbox=[200, 50, 60, 80])])
-    assert len(read_annotations(file, folder).sample_image) == 2
-
-
-def test_unusable_caches_are_replaced(tmp_path, monkeypatch):
-    file, folder = write_split(tmp_path, [person(1), person(2, num_keypoints=0, segmentation=[[0, 0, 9, 0, 9, 9]])])
-    first = read_annotations(file, folder)
-    cache = cache_of(file)
-    with open(cache, 'rb') as stored:
-        good = stored.read()
-    with np.load(cache) as stored:
-        arrays = dict(stored)
-    contents = [b'', good[:len(good) // 2], good[:-1], b'PK\x03\x04 nonsense', good[:200] + b'\xff' * 50 + good[250:]]
-    for name, value in (('sample_image', arrays['sample_image'] + 9), ('sample_person', arrays['sample_person'] - 1),
-                        ('joints', arrays['joints'][:, :17]), ('bbox', arrays['bbox'][:0]),
-                        ('file_name', arrays['file_name'][:0]),
-                        ('person_start', arrays['person_start'][::-1]), ('point_range', arrays['point_range'] * 2),
-                        ('count_range', arrays['point_range']),
-                        ('points', arrays['points'].ravel()), ('image_size', arrays['image_size'][:, :1]),
-                        ('joints', np.array([{}])), ('key', np.array('another'))):
-        np.savez(cache, **dict(arrays, **{name: value}))
-        with open(cache, 'rb') as stored:
-            contents.append(stored.read())
-    np.savez(cache, foreign=np.arange(3))
-    with open(cache, 'rb') as stored:
-        contents.append(stored.read())
-    np.save(cache + '.npy', np.arange(3))
-    with open(cache + '.npy', 'rb') as stored:
-        contents.append(stored.read())
-    for content in contents:
-        with open(cache, 'wb') as stored:
-            stored.write(content)
-        assert same(first, read_annotations(file, folder))
-        with monkeypatch.context() as patch:  # and the good one is back
-            forbid_parsing(patch)
-            assert same(first, read_annotations(file, folder))
-
-
-def test_a_folder_that_cannot_be_written_uses_the_cache_folder(tmp_path, monkeypatch, caplog):
-    file, folder = write_split(tmp_path, [person(1)])
-    os.mkdir(cache_of(file))  # in the way of the cache file, also for root
-    first = read_annotations(file, folder)
-    assert len(os.listdir(os.path.join(os.environ['XDG_CACHE_HOME'], 'openpose-training'))) == 1
-    with monkeypatch.context() as patch:
-        forbid_parsing(patch)
-        assert same(first, read_annotations(file, folder))
-    assert len(os.listdir(os.path.dirname(file))) == 2  # and nothing half-written
-    monkeypatch.setenv('XDG_CACHE_HOME', os.devnull)  # no folder at all
-    assert same(first, read_annotations(file, folder))
-
-
-READ = '''
-import sys, pose_annotations
-a = pose_annotations.read_annotations(*sys.argv[1:])
-print(len(a.sample_image), a.joints.shape)
-'''
-
-
-def test_several_processes_start_at_once(tmp_path):
-    images = [{'id': i, 'file_name': '%d.jpg' % i, 'width': 320, 'height': 240} for i in range(1, 501)]
-    file, folder = write_split(tmp_path, [person(i, image_id=i) for i in range(1, 501)], images)
-    processes = [subprocess.Popen([sys.executable, '-c', READ, file, folder], cwd=str(ROOT), stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, universal_newlines=True) for _ in range(4)]
-    for process in processes:
-        out, errors = process.communicate(timeout=60)
-        assert (process.returncode, out) == (0, '500 (500, 18, 2)\n'), errors
-    assert set(os.listdir(os.path.dirname(file))) == {os.path.basename(cache_of(file)), os.path.basename(file)}
-
-
-@pytest.fixture
-def blocked_reader(tmp_path):
-    """A process that reads annotations from a named pipe, into which nobody writes."""
-    file, folder = write_split(tmp_path, [person(1)])
-    os.remove(file)
-    os.mkfifo(file)
-    reader = subprocess.Popen([sys.executable, '-c', 'import pose_cli, pose_annotations as p\n'
-                               'pose_cli.run(lambda: p.read_annotations(%r, %r))' % (file, folder)],
-                              cwd=str(ROOT), stderr=subprocess.PIPE, universal_newlines=True)
-    yield file, reader, wait_for(lambda: children_of(reader.pid))[0]
-    reader.kill()
-    reader.communicate()
-
-
-def test_a_killed_reader_is_reported(blocked_reader):
-    _, reader, child = blocked_reader
-    os.kill(child, signal.SIGKILL)
-    _, errors = reader.communicate(timeout=20)
-    assert reader.returncode == 2 and 'was killed' in errors and 'Traceback' not in errors
-
-
-def test_no_reader_outlives_its_parent(blocked_reader):
-    file, reader, child = blocked_reader
-    reader.kill()
-    reader.wait()
-    people = [person(i) for i in range(3000)]  # more than a pipe holds
-    image = {'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}
-    with open(file, 'w') as pipe:
-        json.dump({'images': [image], 'annotations': people}, pipe)
-    wait_for(lambda: not is_running(child))
-
-
-def test_interrupted_reading_is_one_line(blocked_reader):
-    _, reader, child = blocked_reader
-    time.sleep(0.3)
-    os.kill(child, signal.SIGINT)
-    os.kill(reader.pid, signal.SIGINT)
-    _, errors = reader.communicate(timeout=20)
-    assert 'Traceback' not in errors and reader.returncode in (130, 2)
-    wait_for(lambda: not is_running(child))
-
-
-def is_running(pid):
-    try:
-        with open('/proc/%d/stat' % pid) as status:
-            return status.read().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
-
-
-def children_of(pid):
-    with open('/proc/%d/task/%d/children' % (pid, pid)) as children:
-        return [int(child) for child in children.read().split()]
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return condition()
 
 
 def test_find_split(tmp_path):

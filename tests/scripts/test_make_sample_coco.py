@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -12,11 +11,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from conftest import ROOT, assert_user_error, run_command
-
-sys.path.insert(0, str(ROOT / 'scripts'))
-import make_sample_coco as sample  # noqa: E402
-import sample_people as people  # noqa: E402
+import make_sample_coco as sample
+import sample_people as people
+from conftest import ROOT, assert_user_error, run_command, wait_for
 
 SCRIPT = 'scripts/make_sample_coco.py'
 SPLITS = ['train2017', 'val2017']
@@ -275,9 +272,7 @@ def test_interrupted_leaves_nothing_half_written(tmp_path):
     process = subprocess.Popen([sys.executable, SCRIPT, '--output-dir=%s' % tmp_path, '--train=5000'], cwd=str(ROOT),
                                stderr=subprocess.PIPE, universal_newlines=True)
     images = tmp_path / '.unfinished' / 'train2017'
-    deadline = time.time() + 60
-    while not (images.exists() and len(os.listdir(str(images))) > 1) and time.time() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: images.exists() and len(os.listdir(str(images))) > 1, 'no image was rendered')
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 130 and 'Traceback' not in stderr, stderr

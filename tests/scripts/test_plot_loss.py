@@ -1,16 +1,12 @@
 """scripts/plot_loss.py on curves as train.py writes them."""
-import sys
-
 import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, assert_user_error, run_command
+import plot_loss
+from conftest import assert_user_error, run_command
 from pose_cli import UserError
 from training.runlog import CURVE_COLUMNS, read_curves
-
-sys.path.insert(0, str(ROOT / 'scripts'))
-import plot_loss
 
 
 def write_curves(folder, heat, paf, validation=True, steps=400):
@@ -44,12 +40,14 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_both_pictures_show_both_runs(drawn):
     assert sorted(path.name for path in (drawn / 'out').iterdir()) == ['loss_ll_heat.png', 'loss_ll_paf.png']
     for path in (drawn / 'out').iterdir():
         assert min(colours(path)) > 500, (path, colours(path))
 
 
+@pytest.mark.slow
 def test_curves_hold_the_runs_figures(drawn):
     figure = plot_loss.draw([plot_loss.read_run(str(drawn / name)) for name in ('thin', 'fast')], ['thin', 'fast'],
                             'loss_ll_heat', 'title')
@@ -71,6 +69,7 @@ def test_a_line_cut_short_is_left_out(tmp_path):
     assert [row['step'] for row in read_curves(str(path))] == ['1', '2', '3']
 
 
+@pytest.mark.slow
 def test_no_curves(tmp_path):
     result = run_command('scripts/plot_loss.py', tmp_path, '--output-dir=%s' % (tmp_path / 'out'))
     assert_user_error(result, tmp_path, 'curves.csv')

@@ -147,6 +147,7 @@ def test_environment_is_seen_as_its_base_python(machine):
     assert '(%s/' % sys.base_prefix in line
 
 
+@pytest.mark.slow
 def test_half_made_environment_is_made_anew_and_a_failed_install_is_one_line(machine):
     """A real environment is made over the debris of an interrupted run; then pip's only index is an empty folder."""
     environment = machine.root / '.venv-worker'

@@ -1,0 +1,29 @@
+"""COCO annotation files for tests, with people on a diagonal and empty files in place of the images."""
+import json
+
+
+def keypoints(x=50, y=60, visible=17):
+    """17 keypoints on a diagonal from (x, y), of which the first `visible` are labelled."""
+    return [value for k in range(17) for value in ((x + 2 * k, y + 3 * k, 2) if k < visible else (0, 0, 0))]
+
+
+def person(number, image_id=1, **fields):
+    entry = {'id': number, 'image_id': image_id, 'category_id': 1, 'iscrowd': 0, 'num_keypoints': 17,
+             'keypoints': keypoints(), 'bbox': [40, 50, 60, 80], 'area': 4000, 'segmentation': []}
+    entry.update(fields)
+    return entry
+
+
+def write_split(folder, annotations, images=None, names=None):
+    """A COCO file with one image of 320x240 unless told otherwise, and empty files in place of the images."""
+    images = images or [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
+    file = folder / 'annotations' / 'person_keypoints_train2017.json'
+    file.parent.mkdir(exist_ok=True)
+    (folder / 'train2017').mkdir(exist_ok=True)
+    file.write_text(json.dumps({'images': images, 'annotations': annotations,
+                                'categories': [{'id': 1, 'name': 'person'}]}))
+    for name in [image.get('file_name') for image in images] if names is None else names:
+        if isinstance(name, str) and name.endswith('.jpg'):
+            (folder / 'train2017' / name).parent.mkdir(exist_ok=True)
+            (folder / 'train2017' / name).touch()
+    return str(file), str(folder / 'train2017')
