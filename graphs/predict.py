@@ -26,9 +26,9 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None):
     if graph_file and graph_file.endswith('.tflite'):
         from graphs import tflite_runtime
         return tflite_runtime.load_network(graph_file, threads)
-    from graphs import optimize
     if graph_file:
-        graph_def = optimize.load_frozen(graph_file)
+        from graphs import freeze
+        graph_def = freeze.load_frozen(graph_file)
     else:
         graph_def = frozen_checkpoint(checkpoint, model)
     return graph_network(graph_def, graph_file or checkpoint, threads)
@@ -36,25 +36,19 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None):
 
 def frozen_checkpoint(checkpoint, model):
     """The GraphDef of a network, for images of any size, with a checkpoint's values."""
-    import tensorflow.compat.v1 as tf
-    import networks
-    from graphs import optimize
-
-    def build():
-        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT),
-                             is_training=False)
-    prefix = optimize.find_checkpoint(checkpoint)
-    return optimize.freeze(optimize.inference_graph(build), prefix)
+    from graphs import freeze
+    from networks.pretrained import find_checkpoint
+    return freeze.freeze(freeze.network_graph(model), find_checkpoint(checkpoint))
 
 
 def graph_network(graph_def, name, threads=None):
     """load_network for a frozen GraphDef; name is what errors call it."""
     import tensorflow.compat.v1 as tf
-    from graphs import optimize
+    from graphs import graphdef
     with tf.Graph().as_default() as graph:
         try:
             tf.import_graph_def(graph_def, name='')
-            image, output = (graph.get_tensor_by_name(name + ':0') for name in (optimize.INPUT, optimize.OUTPUT))
+            image, output = (graph.get_tensor_by_name(name + ':0') for name in (graphdef.INPUT, graphdef.OUTPUT))
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, name, error))
     shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]

@@ -154,6 +154,24 @@ def _is_training_state(name, values):
             or any(name[:i] in values for i, c in enumerate(name) if c == '/'))
 
 
+def find_checkpoint(path):
+    """The prefix of a checkpoint, given as prefix, as one of its files or as the folder of which it is the newest."""
+    if os.path.isdir(path):
+        prefix = tf.train.latest_checkpoint(path)
+        if prefix is None:
+            # The `checkpoint` file is missing or names files that are elsewhere now.
+            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path) if name.endswith('.index')]
+            if not prefixes:
+                raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
+                                % path)
+            prefix = max(prefixes, key=lambda prefix: os.path.getmtime(prefix + '.index'))
+        return prefix
+    for prefix in (path, os.path.splitext(path)[0]):
+        if os.path.isfile(prefix + '.index'):
+            return prefix
+    raise UserError('no checkpoint %s; give its prefix, as in model-1000 for model-1000.index, or its folder' % path)
+
+
 def read_weights(path):
     """A weights file -> Mapping {variable name: array}. Arrays of a checkpoint are read when they are asked for.
 

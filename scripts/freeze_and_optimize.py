@@ -24,11 +24,12 @@ import tensorflow.compat.v1 as tf  # noqa: E402
 import networks  # noqa: E402
 import pose_augment  # noqa: E402
 import pose_cli  # noqa: E402
-from graphs import optimize  # noqa: E402
+from graphs import freeze, graphdef, optimize  # noqa: E402
+from networks.pretrained import find_checkpoint  # noqa: E402
 from pose_cli import UserError  # noqa: E402
+from pose_samples import check_input_size  # noqa: E402
 
 DEFAULT_SIZE = (368, 368)
-HEATMAPS, PAFS = 19, 38
 OPTIMIZED_TOLERANCE = 1e-4  # of the frozen graph's largest output
 WARM_UP_RUNS = 2  # TensorFlow rewrites the graph in the first one
 MAX_COMPARED_IMAGES = 16
@@ -41,19 +42,20 @@ QUANTIZE = {'weights': QUANTIZE_WEIGHTS, 'nodes': QUANTIZE_NODES}
 
 
 def main():
-    args = parse_args()
-    if args.quantize and not optimize.can_transform():
+    args = parse_flags()
+    if args.quantize and not freeze.can_transform():
         raise UserError('--quantize needs the transforms of TensorFlow 1.x, and this is %s; use TF 1.15 (TF=1 bash '
                         'scripts/setup_env.sh), or set $TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
     if args.model and args.input_size not in (None, 'dynamic'):
-        check_multiple(args.input_size, networks.stride(args.model))
+        check_input_size(*args.input_size, networks.stride(args.model))
     graphs = collections.OrderedDict()
     if args.graph:
-        graphs['graph_frozen'] = optimize.load_frozen(args.graph)
+        graphs['graph_frozen'] = freeze.load_frozen(args.graph)
     else:
-        checkpoint = optimize.find_checkpoint(args.checkpoint)
-        inference_graph = build_graph(args.model, args.input_size)
-        graphs['graph_frozen'] = optimize.freeze(inference_graph, checkpoint)
+        checkpoint = find_checkpoint(args.checkpoint)
+        size = None if args.input_size == 'dynamic' else args.input_size or DEFAULT_SIZE
+        inference_graph = freeze.network_graph(args.model, size)
+        graphs['graph_frozen'] = freeze.freeze(inference_graph, checkpoint)
     width, height = measured_size(graphs['graph_frozen'], args.input_size)
     images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
 
@@ -62,13 +64,13 @@ def main():
     input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
     graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
     if args.quantize:
-        graphs['graph_q'] = optimize.run_transforms(graphs['graph_opt'], [optimize.INPUT], [optimize.OUTPUT],
+        graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
                                                       QUANTIZE[args.quantize])
     files = {name: os.path.join(args.output_dir, name + '.pb') for name in graphs}
     for name, graph in graphs.items():
-        optimize.save_graph(graph, files[name])
+        freeze.save_graph(graph, files[name])
     if args.checkpoint:
-        optimize.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
+        freeze.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
 
     report = measure(graphs, images, samples, args.runs)
     for name, row in report.items():
@@ -86,7 +88,7 @@ def main():
                         'than %g; use graph_frozen.pb' % (difference, OPTIMIZED_TOLERANCE), exit_code=4)
 
 
-def parse_args():
+def parse_flags():
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0], epilog='\n'.join(__doc__.splitlines()[2:]))
     parser.add_argument('--model', choices=networks.NAMES, help='the network that was trained')
     parser.add_argument('--checkpoint', help='prefix of a checkpoint, or its folder (then the newest in it)')
@@ -123,22 +125,11 @@ def size_or_dynamic(text):
 
 # The graphs.
 
-def build_graph(model, input_size):
-    """The inference graph of a network, for a size as from the flag --input-size."""
-    width, height = (None, None) if input_size == 'dynamic' else input_size or DEFAULT_SIZE
-
-    def build():
-        image = tf.placeholder(tf.float32, [None, height, width, 3], name=optimize.INPUT)
-        networks.get_network(model, image, is_training=False)
-
-    return optimize.inference_graph(build)
-
-
 def measured_size(graph, asked):
     """The (width, height) to measure at: the size asked for, or the graph's own, or the default."""
     if asked not in (None, 'dynamic'):
         return asked
-    shape = optimize.input_shape(graph)
+    shape = graphdef.input_shape(graph)
     height, width = shape.as_list()[1:3] if shape.rank else (None, None)
     return width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
 
@@ -147,15 +138,8 @@ def stride_at(graph, width, height):
     """Input pixels per output cell. Raises UserError when the size is not a multiple of it."""
     _, columns = optimize.output_shape(graph, [1, height, width, 3])
     stride = int(round(width / columns))
-    check_multiple((width, height), stride)
+    check_input_size(width, height, stride)
     return stride
-
-
-def check_multiple(size, stride):
-    for side in size:
-        if side % stride:
-            raise UserError('--input-size=%dx%d: %d is not a multiple of the output stride %d; take %d or %d'
-                            % (*size, side, stride, side // stride * stride or stride, (side // stride + 1) * stride))
 
 
 # Measurements.
@@ -240,7 +224,7 @@ def open_session(graph):
 
 def predict(session, image):
     """image (H, W, 3) uint8 -> maps (h, w, 57)."""
-    return session.run(optimize.OUTPUT + ':0', {optimize.INPUT + ':0': image[None]})[0]
+    return session.run(graphdef.OUTPUT + ':0', {graphdef.INPUT + ':0': image[None]})[0]
 
 
 def loss(maps, sample):

@@ -12,7 +12,8 @@ import tensorflow.compat.v1 as tf
 import networks
 import pose_cli
 import pose_dataset
-from graphs import optimize
+from graphs import freeze, graphdef, optimize
+from networks.pretrained import find_checkpoint
 from conftest import ROOT, assert_user_error, run_command
 
 SIZE = 64
@@ -56,8 +57,8 @@ def plain_norm(x, name='norm'):
 def frozen_graph(build, shape=(1, 16, 16, 3), version=None):
     """The GraphDef of build(image) with its result called as the networks call it."""
     with tf.Graph().as_default() as graph:
-        image = tf.placeholder(tf.float32, shape, name=optimize.INPUT)
-        tf.multiply(1.0, build(image), name=optimize.OUTPUT)
+        image = tf.placeholder(tf.float32, shape, name=graphdef.INPUT)
+        tf.multiply(1.0, build(image), name=graphdef.OUTPUT)
         graph_def = graph.as_graph_def()
     for node in graph_def.node:
         if version and node.op == 'FusedBatchNormV3':
@@ -76,7 +77,7 @@ def outputs(graph, images, as_written=False):
     with tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(graph, name='')
         with tf.Session(graph=tf_graph, config=config) as session:
-            return session.run(optimize.OUTPUT + ':0', {optimize.INPUT + ':0': images})
+            return session.run(graphdef.OUTPUT + ':0', {graphdef.INPUT + ':0': images})
 
 
 def ops(graph):
@@ -279,11 +280,11 @@ def test_shapes_become_constant_at_a_fixed_size_only():
 
 def test_nodes_that_pass_their_input_on_go_also_at_the_output():
     with tf.Graph().as_default() as tf_graph:
-        image = tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT)
+        image = tf.placeholder(tf.float32, (None, None, None, 3), name=graphdef.INPUT)
         keep = tf.placeholder_with_default(values(8), [8])
         with tf.control_dependencies([tf.Assert(tf.reduce_all(image < 300), [image])]):
             x = tf.nn.relu(tf.check_numerics(conv(tf.identity(image), 8), 'x') + keep)
-        tf.identity(x, name=optimize.OUTPUT)
+        tf.identity(x, name=graphdef.OUTPUT)
     graph = tf_graph.as_graph_def()
     optimized = optimize.optimize(graph, [1, 16, 16, 3])
     assert ops(optimized) == {'Conv2D': 1, 'BiasAdd': 1, 'Relu': 1}
@@ -380,8 +381,8 @@ def thin(tmp_path_factory):
 
 def optimized_network(name, checkpoint, height, width):
     def build():
-        networks.get_network(name, tf.placeholder(tf.float32, [None, height, width, 3], name=optimize.INPUT), False)
-    frozen = optimize.freeze(optimize.inference_graph(build), checkpoint)
+        networks.get_network(name, tf.placeholder(tf.float32, [None, height, width, 3], name=graphdef.INPUT), False)
+    frozen = freeze.freeze(freeze.inference_graph(build), checkpoint)
     return frozen, optimize.optimize(frozen, [1, height, width, 3] if height else None)
 
 
@@ -488,7 +489,7 @@ def test_report_and_table(run_folder):
     printed = (run_folder / 'stdout').read_text()
     for name, row in report.items():
         assert row['bytes'] == (run_folder / (name + '.pb')).stat().st_size
-        graph = optimize.load_graph(str(run_folder / (name + '.pb')))
+        graph = freeze.load_graph(str(run_folder / (name + '.pb')))
         assert row['ops'] == dict(collections.Counter(node.op for node in graph.node))
         assert row['nodes'] == sum(row['ops'].values())
         assert row['latency_ms'] > 0
@@ -496,7 +497,7 @@ def test_report_and_table(run_folder):
         assert '\n' + name in printed
     assert report['graph_frozen']['batch_norms'] == 72
     assert report['graph_opt']['batch_norms'] == 0
-    placeholder = [node for node in optimize.load_graph(str(run_folder / 'graph_opt.pb')).node if node.op == 'Placeholder']
+    placeholder = [node for node in freeze.load_graph(str(run_folder / 'graph_opt.pb')).node if node.op == 'Placeholder']
     assert [[dim.size for dim in node.attr['shape'].shape.dim] for node in placeholder] == [[1, SIZE, SIZE, 3]]
     assert not [path.name for path in run_folder.iterdir() if path.name.startswith('.')]
 
@@ -506,8 +507,8 @@ def test_quantized_graph_is_smaller(run_folder):
     report = json.loads((run_folder / 'report.json').read_text())
     assert report['graph_q']['bytes'] < 0.4 * report['graph_frozen']['bytes']
     assert report['graph_q']['ops']['QuantizedConv2D'] == report['graph_opt']['ops']['Conv2D']
-    weights = optimize.run_transforms(optimize.load_graph(str(run_folder / 'graph_opt.pb')), ['image'],
-                                        [optimize.OUTPUT], ['add_default_attributes', 'quantize_weights'])
+    weights = freeze.run_transforms(freeze.load_graph(str(run_folder / 'graph_opt.pb')), ['image'],
+                                        [graphdef.OUTPUT], ['add_default_attributes', 'quantize_weights'])
     assert weights.ByteSize() < 0.3 * report['graph_frozen']['bytes']
 
 
@@ -532,19 +533,19 @@ def test_evaluating_a_graph_without_weights_is_refused(run_folder, coco_photos, 
 def test_steps_by_hand(run_folder, thin, tmp_path):
     frozen = tmp_path / 'frozen.pb'
     result = run_command('-m', 'tensorflow.python.tools.freeze_graph', '--input_graph=%s' % (run_folder / 'graph.pb'),
-                         '--input_checkpoint=%s' % optimize.find_checkpoint(str(thin)), '--output_graph=%s' % frozen,
+                         '--input_checkpoint=%s' % find_checkpoint(str(thin)), '--output_graph=%s' % frozen,
                          '--output_node_names=Openpose/concat_stage7')
     assert result.returncode == 0, result.stderr
     images = RNG.uniform(0, 255, (1, SIZE, SIZE, 3)).astype(np.float32)
-    expected = outputs(optimize.load_graph(str(run_folder / 'graph_frozen.pb')), images)
-    np.testing.assert_array_equal(outputs(optimize.load_graph(str(frozen)), images), expected)
+    expected = outputs(freeze.load_graph(str(run_folder / 'graph_frozen.pb')), images)
+    np.testing.assert_array_equal(outputs(freeze.load_graph(str(frozen)), images), expected)
     result = run_command('scripts/transform_graph.py', '--in_graph=%s' % frozen, '--out_graph=%s' % (tmp_path / 'opt.pb'),
                          '--inputs=image:0', '--outputs=Openpose/concat_stage7:0', '--transforms', BY_HAND)
     if not HAS_TRANSFORMS:
         assert_user_error(result, 'TRANSFORM_GRAPH')
         return
     assert result.returncode == 0, result.stderr
-    by_hand = optimize.load_graph(str(tmp_path / 'opt.pb'))
+    by_hand = freeze.load_graph(str(tmp_path / 'opt.pb'))
     assert optimize.find_leftovers(by_hand) == []
     assert ops(by_hand)['Conv2D'] == ops(by_hand)['BiasAdd'] == 72
     np.testing.assert_allclose(outputs(by_hand, images), expected, atol=1e-4 * np.abs(expected).max())
@@ -558,8 +559,8 @@ def test_transform_graph_binary(run_folder, tmp_path, monkeypatch):
                       % (sys.executable, ROOT / 'scripts' / 'transform_graph.py'))
     binary.chmod(0o755)
     monkeypatch.setenv('TRANSFORM_GRAPH', str(binary))
-    graph = optimize.load_graph(str(run_folder / 'graph_frozen.pb'))
-    transformed = optimize.run_transforms(graph, ['image'], [optimize.OUTPUT],
+    graph = freeze.load_graph(str(run_folder / 'graph_frozen.pb'))
+    transformed = freeze.run_transforms(graph, ['image'], [graphdef.OUTPUT],
                                             ['remove_nodes(op=Identity, op=CheckNumerics)'])
     assert ops(graph)['Identity'] and 'Identity' not in ops(transformed)
 
@@ -568,12 +569,12 @@ def test_transform_graph_binary(run_folder, tmp_path, monkeypatch):
 def test_transform_graph_binary_that_fails(binary, monkeypatch):
     monkeypatch.setenv('TRANSFORM_GRAPH', binary)
     with pytest.raises(pose_cli.UserError, match=binary):
-        optimize.run_transforms(frozen_graph(lambda image: conv(image, 4)), ['image'], [optimize.OUTPUT], ['x'])
+        freeze.run_transforms(frozen_graph(lambda image: conv(image, 4)), ['image'], [graphdef.OUTPUT], ['x'])
 
 
 def test_dynamic_size(thin, tmp_path):
     """One graph takes images of any size and gives what the graphs of those sizes give."""
-    checkpoint = optimize.find_checkpoint(str(thin))
+    checkpoint = find_checkpoint(str(thin))
     frozen, dynamic = optimized_network('mobilenet_thin', checkpoint, None, None)
     assert optimize.find_leftovers(dynamic) == []
     for height, width in ((64, 96), (128, 64)):
@@ -587,7 +588,7 @@ def test_graph_made_elsewhere_with_a_norm_in_training_mode_exits_4(tmp_path):
     def build(image):
         x = tf.nn.relu(fused_norm(conv(image, 8, strides=[1, 2, 2, 1]), name='folds'))
         return tf.nn.relu(fused_norm(conv(x, 57, strides=[1, 2, 2, 1]), is_training=True, name='stays'))
-    optimize.save_graph(frozen_graph(build), str(tmp_path / 'foreign.pb'))
+    freeze.save_graph(frozen_graph(build), str(tmp_path / 'foreign.pb'))
     result = freeze_and_optimize('--graph=%s' % (tmp_path / 'foreign.pb'), '--output-dir=%s' % (tmp_path / 'out'),
                                  '--runs=1')
     assert result.returncode == 4, result.stderr
@@ -631,7 +632,7 @@ def test_no_checkpoint(refused, tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.index', '.data-00000-of-00001'])
 def test_damaged_checkpoint(thin, refused, tmp_path, suffix):
-    prefix = optimize.find_checkpoint(str(thin))
+    prefix = find_checkpoint(str(thin))
     for end in ('.index', '.data-00000-of-00001'):
         with open(prefix + end, 'rb') as file:
             data = file.read()
@@ -640,11 +641,11 @@ def test_damaged_checkpoint(thin, refused, tmp_path, suffix):
 
 
 def test_folder_whose_checkpoint_file_is_gone_or_that_was_moved(thin, tmp_path):
-    prefix = optimize.find_checkpoint(str(thin))
-    assert optimize.find_checkpoint(prefix + '.index') == prefix
+    prefix = find_checkpoint(str(thin))
+    assert find_checkpoint(prefix + '.index') == prefix
     moved = tmp_path / 'model-7.index'
     moved.write_bytes(b'')
-    assert optimize.find_checkpoint(str(tmp_path)) == str(tmp_path / 'model-7')
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / 'model-7')
 
 
 def test_size_that_is_not_a_multiple_of_the_stride(thin, refused, run_folder):
@@ -679,9 +680,9 @@ def test_graph_of_something_else(refused, run_folder, tmp_path):
     (tmp_path / 'photo.pb').write_bytes(b'\xff\xd8\xff\xe0 this is a JPEG file')
     assert 'not a TensorFlow graph' in refused('--graph=%s' % (tmp_path / 'photo.pb'))
     assert 'is a variable' in refused('--graph=%s' % (run_folder / 'graph.pb'))
-    graph = optimize.load_graph(str(run_folder / 'graph_opt.pb'))
-    graph.node[[node.name for node in graph.node].index(optimize.INPUT)].name = 'picture'
-    optimize.save_graph(graph, str(tmp_path / 'renamed.pb'))
+    graph = freeze.load_graph(str(run_folder / 'graph_opt.pb'))
+    graph.node[[node.name for node in graph.node].index(graphdef.INPUT)].name = 'picture'
+    freeze.save_graph(graph, str(tmp_path / 'renamed.pb'))
     assert 'no node image' in refused('--graph=%s' % (tmp_path / 'renamed.pb'))
 
 
