@@ -1,27 +1,23 @@
 """pose_dataworker.py as users run it: real COCO folders, real trainers, and a machine without TensorFlow."""
-import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import zlib
 
-import psutil
 import pytest
+from conftest import (PATIENCE, PROGRAMS, ROOT, assert_user_error, descendants, is_running, program_environment,
+                      run_program, wait_for)
 
-from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
-
-from remote import trainer
+from remote.trainer import BatchReceiver
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
-# tensorpack would spend seconds on loading TensorFlow, where it is installed.
-WITHOUT_TENSORFLOW = ('import runpy, sys; sys.modules["tensorflow"] = None; sys.argv[0] = "pose_dataworker.py"; '
-                      'sys.path.insert(0, "."); runpy.run_path("pose_dataworker.py", run_name="__main__")')
+WITHOUT_TENSORFLOW = 'dataworker_without_tensorflow.py'
 
 
-def worker_command(address, folder, python=sys.executable, workers=1):
-    return [python, '-c', WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
+def start_worker(start, address, folder, workers=1):
+    return start(sys.executable, PROGRAMS / WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder,
+                 '--workers=%d' % workers, env=program_environment())
 
 
 def receive(receiver, count):
@@ -29,18 +25,19 @@ def receive(receiver, count):
     return [[field.copy() for field in wait_for(lambda: receiver.get(0.5), 'no batch comes')] for _ in range(count)]
 
 
-def children(pid):
-    return psutil.Process(pid).children(recursive=True)
-
-
 def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sample_coco):
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
-        workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
+    with BatchReceiver(address, SETTINGS) as receiver:
+        workers = [start_worker(start, address, sample_coco) for _ in range(2)]
         batches = receive(receiver, 4)
-        wait_for(lambda: receiver.get(0.1) and sum(peer.ready for peer in list(receiver._peers.values())) == 2,
-                 'one worker does not join')
+        lines = []
+
+        def both_joined():
+            lines.extend(receiver.report() if receiver.get(0.1) else [])
+            return sum(line.startswith('data worker joined: ') for line in lines) == 2
+
+        wait_for(both_joined, 'one worker does not join')
         batches += receive(receiver, 20)
-        loaders = [process for worker in workers for process in children(worker.pid)]
+        loaders = [pid for worker in workers for pid in descendants(worker.pid)]
         assert len(loaders) == 4  # for each worker a supervisor and a loader process
     for image, heatmap, paf, mask in batches:
         assert image.shape == (2, 64, 96, 3) and heatmap.shape == (2, 8, 12, 19) and paf.shape == (2, 8, 12, 38)
@@ -51,15 +48,15 @@ def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sam
     assert len(set(checksums)) == len(checksums)
     for worker in workers:
         assert worker.wait(PATIENCE) == 0, worker.log.read_text()
-    wait_for(lambda: not any(process.is_running() for process in loaders), 'loader processes are left over')
+    wait_for(lambda: not any(map(is_running, loaders)), 'loader processes are left over')
 
 
 def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start, sample_coco):
-    worker = start(*worker_command(address, sample_coco))
-    receiver = trainer.BatchReceiver(address, SETTINGS)
+    worker = start_worker(start, address, sample_coco)
+    receiver = BatchReceiver(address, SETTINGS)
     first = receive(receiver, 2)
     receiver.close(ended=False)  # as when it dies
-    with trainer.BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
+    with BatchReceiver(address, dict(SETTINGS, input_width=64, stride=4, seed=6)) as receiver:
         second = receive(receiver, 2)
     assert first[0][0].shape == (2, 64, 96, 3) and second[0][0].shape == (2, 64, 64, 3)
     assert second[0][1].shape == (2, 16, 16, 19)
@@ -67,14 +64,14 @@ def test_a_new_trainer_with_other_settings_gets_what_it_asks_for(address, start,
 
 
 def test_a_killed_worker_leaves_no_processes(address, start, sample_coco):
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
-        worker = start(*worker_command(address, sample_coco, workers=2))
+    with BatchReceiver(address, SETTINGS) as receiver:
+        worker = start_worker(start, address, sample_coco, workers=2)
         receive(receiver, 2)
-        loaders = children(worker.pid)
+        loaders = descendants(worker.pid)
         assert len(loaders) == 3
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        wait_for(lambda: not any(process.is_running() for process in loaders), 'loader processes are left over')
+        wait_for(lambda: not any(map(is_running, loaders)), 'loader processes are left over')
         wait_for(lambda: receiver.get(0.5) is None and any('left' in line for line in receiver.report()),
                  'the trainer does not notice')
 
@@ -84,7 +81,7 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     if not python.exists():
         pytest.skip('no environment made from requirements-worker.txt in .venv-worker')
     assert subprocess.run([str(python), '-c', 'import tensorflow'], stderr=subprocess.DEVNULL).returncode != 0
-    with trainer.BatchReceiver(address, SETTINGS) as receiver:
+    with BatchReceiver(address, SETTINGS) as receiver:
         worker = start(python, 'pose_dataworker.py', '--master=' + address, '--datapath=%s' % sample_coco)
         receive(receiver, 3)
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
@@ -97,19 +94,20 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     (['--master=tcp://h:1', '--datapath=.'], ['person_keypoints_train2017.json']),
     (['--master=tcp://h:1'], ['--datapath', '$COCO_DIR'])])
 def test_wrong_flags(flags, mentions):
-    environment = {name: value for name, value in os.environ.items() if name != 'COCO_DIR'}
-    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
+    environment = {name: value for name, value in program_environment().items() if name != 'COCO_DIR'}
+    assert_user_error(run_program(WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
 
 
 def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
-    environment = dict(os.environ, COCO_DIR=str(sample_coco))
-    assert_user_error(run_command('-c', WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
-                                  env=environment), 'worker.key_secret', 'make_curve_keys.py')
+    result = run_program(WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
+                         env=program_environment(COCO_DIR=str(sample_coco)))
+    assert_user_error(result, 'worker.key_secret', 'make_curve_keys.py')
 
 
+@pytest.mark.slow
 def test_training_with_two_workers(address, start, sample_coco, tmp_path):
     """train.py goes on when a worker is killed; the other waits while train.py is stopped, and ends when it is done."""
-    workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
+    workers = [start_worker(start, address, sample_coco) for _ in range(2)]
     train = [sys.executable, 'train.py', '--model=mobilenet_fast', '--pretrained=none', '--remote-data=' + address,
              '--input-width=64', '--input-height=64', '--batchsize=2', '--log-every=1',
              '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs')]
@@ -130,13 +128,3 @@ def test_training_with_two_workers(address, start, sample_coco, tmp_path):
     assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
     assert 'resuming from' in trainer.log.read_text() and 'step=%d,' % (step + 20) in trainer.log.read_text()
     assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
-
-
-def test_the_benchmark_prints_its_figures(sample_coco):
-    result = run_command('benchmarks/bench_remote.py', '--seconds=1', '--rounds=1', '--input-size=64x64',
-                         '--batchsize=2', '--json')
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures['samples_per_s'] > 0 and figures['tensorpack_samples_per_s'] > 0
-    assert figures['ratio'] == pytest.approx(figures['samples_per_s'] / figures['tensorpack_samples_per_s'])
-    assert 64 * 64 * 3 < figures['bytes_per_sample'] < 64 * 64 * 3 * 1.5

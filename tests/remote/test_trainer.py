@@ -342,6 +342,7 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
 # --- keys
 
 
+@pytest.mark.slow
 def test_only_workers_with_an_accepted_key_get_in(address, start, tmp_path, caplog):
     keys, others = tmp_path / 'keys', tmp_path / 'others'
     assert make_keys(keys).returncode == 0 and make_keys(others).returncode == 0
