@@ -1,17 +1,13 @@
 """decode_people: from maps to people, on maps of known people and against a slow, literal matching."""
-import sys
-
 import numpy as np
 import pytest
 
-import pose_eval
-from conftest import ROOT, run_command
+from bench_inputs import STANDING, random_people, render_maps
+from conftest import run_program
 from pose_cli import UserError
-from pose_eval import decode_people
+from pose_decode import (MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_legs, match_limbs,
+                         score_limbs)
 from pose_labels import FLIP_ORDER, LIMBS, PART_NAMES, render_heatmaps
-
-sys.path.insert(0, str(ROOT / 'scripts'))
-from bench_inputs import STANDING, random_people, render_maps  # noqa: E402
 
 NECK = PART_NAMES.index('Neck')
 
@@ -59,7 +55,7 @@ def test_refinement_is_exact_for_a_gaussian_anywhere_in_a_cell():
     offsets = np.linspace(-3.5, 3.5, 15)
     joints = np.full((len(offsets), 18, 2), np.nan)
     joints[:, 0] = np.stack([np.linspace(40, 700, len(offsets)) // 8 * 8 + 3.5 + offsets, 100 + offsets[::-1]], axis=1)
-    part, position, score = pose_eval.find_peaks(render_heatmaps(joints, 24, 96, 8)[:, :, :18], 8)
+    part, position, score = find_peaks(render_heatmaps(joints, 24, 96, 8)[:, :, :18], 8)
     assert (part == 0).all()
     assert np.abs(position[np.argsort(position[:, 0])] - joints[:, 0]).max() < 0.01
 
@@ -68,7 +64,7 @@ def test_peaks_at_the_border_are_refined_too():
     corners = np.array([(0, 0), (1.5, 60), (126.5, 62.5), (64, 127)], float)
     joints = np.full((4, 18, 2), np.nan)
     joints[:, 0] = corners
-    _, position, _ = pose_eval.find_peaks(render_heatmaps(joints, 16, 16, 8)[:, :, :18], 8)
+    _, position, _ = find_peaks(render_heatmaps(joints, 16, 16, 8)[:, :, :18], 8)
     for corner in corners:
         assert np.linalg.norm(position - corner, axis=1).min() < 0.6
 
@@ -80,7 +76,7 @@ def test_a_joint_between_cells_is_one_peak():
         joints[0, 3] = joint
         heatmaps = render_heatmaps(joints, 16, 16, 8)[:, :, :18]
         assert (heatmaps == heatmaps.max()).sum() > 1
-        part, position, _ = pose_eval.find_peaks(heatmaps, 8)
+        part, position, _ = find_peaks(heatmaps, 8)
         assert part.tolist() == [3]
         assert np.abs(position[0] - joint).max() < 0.01
 
@@ -141,7 +137,7 @@ def test_people_truncated_at_borders(shift, sizes):
     found = np.isfinite(keypoints[:, :, 0])
     assert sorted(found.sum(axis=1), reverse=True) == sizes
     assert (found.sum(axis=0) == np.isfinite(person[:, 0])).all()
-    assert np.nanmax(np.abs(np.nanmax(keypoints[:, :, :2], axis=0) - person)) < 2
+    assert np.nanmax(np.abs(np.fmax.reduce(keypoints[:, :, :2]) - person)) < 2
 
 
 def test_legs_of_two_people_cut_off_at_the_waist_are_not_mixed():
@@ -206,9 +202,9 @@ def test_matching_equals_brute_force(seed):
     rng = np.random.RandomState(seed)
     maps = render_maps(random_people(rng, 3, 96, 96, 0.6, 0.9), 96, 96, 8)
     maps[:, :, 19:] += rng.normal(0, 0.1, maps[:, :, 19:].shape)
-    part, position, _ = pose_eval.find_peaks(maps[:, :, :18], 8)
-    limb, start, end, score = pose_eval.score_limbs(part, position, maps[:, :, 19:], 8)
-    matched = pose_eval.match_limbs(limb, start, end, score)
+    part, position, _ = find_peaks(maps[:, :, :18], 8)
+    limb, start, end, score = score_limbs(part, position, maps[:, :, 19:], 8)
+    matched = match_limbs(limb, start, end, score)
     expected = brute_force_limbs(part, position, maps[:, :, 19:], 8)
     assert len(expected) > 20
     assert sorted(zip(limb[matched], start[matched], end[matched])) == sorted((k, i, j) for _, k, i, j in expected)
@@ -221,8 +217,8 @@ def test_assembled_people_are_a_partition_without_double_parts(seed):
     rng = np.random.RandomState(seed)
     part = np.sort(rng.randint(0, 18, 40))
     start, end = rng.randint(0, 40, (2, 60))
-    for people in (pose_eval.assemble_people(part, start, end),
-                   pose_eval.join_legs(pose_eval.assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)))):
+    for people in (assemble_people(part, start, end),
+                   join_legs(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)))):
         assert sorted(peak for person in people for peak in person) == list(range(40))
         assert all(len(set(part[person])) == len(person) for person in people)
 
@@ -253,18 +249,13 @@ def test_noise_of_an_untrained_network_is_bounded():
     """More peaks than can be people: only the best of each part are looked at."""
     rng = np.random.RandomState(0)
     maps = rng.uniform(0, 1, (60, 60, 57)).astype(np.float32)
-    part, _, score = pose_eval.find_peaks(maps[:, :, :18], 8)
-    assert np.bincount(part, minlength=18).tolist() == [pose_eval.MAX_PEAKS_PER_PART] * 18
+    part, _, score = find_peaks(maps[:, :, :18], 8)
+    assert np.bincount(part, minlength=18).tolist() == [MAX_PEAKS_PER_PART] * 18
     assert (np.diff(part) >= 0).all() and score.min() > 0.8
     keypoints, scores = decode_people(maps, 8)
     assert np.isfinite(scores).all() and keypoints.shape[1:] == (18, 3)
 
 
 def test_no_tensorflow_is_needed():
-    code = ("import sys; sys.modules['tensorflow'] = sys.modules['tensorpack'] = None; sys.path.insert(0, 'scripts');"
-            "import numpy, pose_eval, pose_draw, bench_decode as b;"
-            "joints = b.random_people(numpy.random.RandomState(0), 1, 128, 128);"
-            "keypoints, _ = pose_eval.decode_people(b.render_maps(joints, 128, 128, 8), 8);"
-            "print(len(keypoints), pose_draw.draw_skeletons(numpy.zeros((128, 128, 3), 'uint8'), keypoints).any())")
-    result = run_command('-c', code)
+    result = run_program('decode_without_tensorflow.py')
     assert result.stdout.split() == ['1', 'True'], result.stderr

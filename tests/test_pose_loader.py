@@ -1,4 +1,5 @@
 """Loader processes: order and seeds, shared memory, and processes that are killed."""
+import contextlib
 import json
 import os
 import signal
@@ -7,14 +8,15 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
-from conftest import ROOT
+from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
 from pose_augment import draw_augmentation
 from pose_cli import UserError
 from pose_loader import BatchLoader
 from pose_order import SampleOrder, batch_positions
-from pose_samples import BadSample, BadSampleCounter, batch_layout
+from pose_samples import BadSample, PoseDataset, batch_layout
 
 
 class NumberedDataset:
@@ -38,6 +40,26 @@ class NumberedDataset:
         return np.full((16, 16, 3), index % 256, np.uint8), heatmap, np.zeros((2, 2, 38)), np.ones((2, 2, 1))
 
 
+def children_of_this_process():
+    return {child.pid for child in psutil.Process().children()}
+
+
+@contextlib.contextmanager
+def watched_loader(samples, workers):
+    """(a BatchLoader whose worker processes are there, the id of its supervisor)."""
+    before = children_of_this_process()
+    with BatchLoader(NumberedDataset(samples, seconds=0.002), 4, workers, seed=1) as loader:
+        supervisor, = children_of_this_process() - before
+        wait_for(lambda: len(descendants(supervisor)) == workers, 'no workers', 20)
+        yield loader, supervisor
+
+
+def shared_mappings():
+    """The lines in which the kernel lists the memory that this process shares with its children."""
+    with open('/proc/self/maps') as maps:
+        return {line for line in maps if ' rw-s ' in line}
+
+
 def take(loader, batches):
     """[(sample number, process, scale, angle)] of so many batches."""
     rows = []
@@ -46,13 +68,6 @@ def take(loader, batches):
         assert (image[:, 0, 0, 0] == heatmap[:, 0, 0, 0] % 256).all()
         rows += heatmap[:, 0, 0, :4].tolist()
     return rows
-
-
-def test_layout():
-    assert batch_layout(4, 64, 96, 8) == [
-        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)),
-        ('paf', np.float32, (4, 12, 8, 38)),
-        ('mask', np.float32, (4, 12, 8, 1))]
 
 
 def test_an_epoch_shows_each_sample_once():
@@ -125,10 +140,10 @@ def test_bad_samples_give_the_same_batches_for_any_number_of_workers():
 def test_killed_workers_lose_and_double_no_sample():
     with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=1, seed=1) as loader:
         undisturbed = content(take(loader, 60))
-    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=3, seed=1) as loader:
+    with watched_loader(200, workers=3) as (loader, supervisor):
         rows = take(loader, 5)
         for _ in range(3):
-            for worker in children_of(loader._supervisor)[:2]:
+            for worker in descendants(supervisor)[:2]:
                 os.kill(worker, signal.SIGKILL)
             rows += take(loader, 15)
         rows += take(loader, 10)
@@ -174,24 +189,11 @@ def test_memory_is_bounded_for_many_workers():
     """48 workers with batches of 64 at 368x368: about one batch in memory for each, not several."""
     layout = batch_layout(64, 368, 368, 8)
     batch = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    before = shared_mappings()
     with BatchLoader(NumberedDataset(48), 2, workers=48, seed=1) as loader:
         take(loader, 60)
-        slots = len(loader._slots)
+        slots = len(shared_mappings() - before) / len(layout)
     assert slots == 51 and slots * batch < 3e9
-
-
-def test_counter():
-    counter = BadSampleCounter(1000)
-    for i in range(20):
-        counter.add_good(4)
-        counter.add_bad('a%d' % i, 'is bad')
-    with pytest.raises(UserError, match=r'21 of 101 samples were bad \(last: b is bad\)'):
-        counter.add_bad('b', 'is bad')
-    counter = BadSampleCounter(1000)
-    for _ in range(99):
-        counter.add_bad('a', 'is bad')
-    with pytest.raises(UserError, match='100 of 100'):
-        counter.add_bad('a', 'is bad')
 
 
 def test_some_bad_samples_are_counted_and_named_once(caplog):
@@ -229,31 +231,10 @@ def test_an_error_in_a_worker_reaches_the_trainer():
 
 # ------------------------------------------------------------------------------------------------- killed processes
 
-def children_of(pid):
-    with open('/proc/%d/task/%d/children' % (pid, pid)) as children:
-        return [int(child) for child in children.read().split()]
-
-
-def is_running(pid):
-    try:
-        with open('/proc/%d/stat' % pid) as status:
-            return status.read().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
-    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=2, seed=1) as loader:
+    with watched_loader(200, workers=2) as (loader, supervisor):
         take(loader, 4)
-        wait_for(lambda: len(children_of(loader._supervisor)) == 2)
-        victim, survivor = children_of(loader._supervisor)
+        victim, survivor = descendants(supervisor)
         os.kill(victim, signal.SIGKILL)
         start, processes = time.monotonic(), set()
         while not processes - {victim, survivor}:
@@ -265,10 +246,10 @@ def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
 
 
 def test_all_workers_killed_again_and_again():
-    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=3, seed=1) as loader:
+    with watched_loader(200, workers=3) as (loader, supervisor):
         for _ in range(3):
             take(loader, 8)
-            for worker in children_of(loader._supervisor):
+            for worker in descendants(supervisor):
                 os.kill(worker, signal.SIGKILL)
         successors, start = set(), time.monotonic()
         while len(successors) < 3:
@@ -287,48 +268,34 @@ def test_workers_that_always_die_end_the_run():
 
 
 def test_a_killed_supervisor_ends_the_run_and_its_workers():
-    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=2, seed=1) as loader:
+    with watched_loader(200, workers=2) as (loader, supervisor):
         take(loader, 2)
-        workers = children_of(loader._supervisor)
-        os.kill(loader._supervisor, signal.SIGKILL)
+        workers = descendants(supervisor)
+        os.kill(supervisor, signal.SIGKILL)
         with pytest.raises(UserError, match='killed; start the command again'):
             take(loader, 10 ** 6)
-    wait_for(lambda: not any(map(is_running, workers)))
+    wait_for(lambda: not any(map(is_running, workers)), 'workers are left over', 20)
 
 
 def test_closing_leaves_no_process():
-    loader = BatchLoader(NumberedDataset(200), 4, workers=3, seed=1)
-    take(loader, 2)
-    wait_for(lambda: len(children_of(loader._supervisor)) == 3)
-    processes = [loader._supervisor] + children_of(loader._supervisor)
-    loader.close()
-    loader.close()
+    with watched_loader(200, workers=3) as (loader, supervisor):
+        take(loader, 2)
+        processes = [supervisor] + descendants(supervisor)
+        loader.close()
+        loader.close()
     assert not any(map(is_running, processes))
-
-
-PARENT = '''
-import sys
-sys.path.insert(0, 'tests')
-from test_pose_loader import *
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-loader = BatchLoader(NumberedDataset(200, seconds=0.01), 4, workers=2, seed=1)
-take(loader, 2)
-wait_for(lambda: len(children_of(loader._supervisor)) == 2)
-print(json.dumps([loader._supervisor] + children_of(loader._supervisor)), flush=True)
-time.sleep(60)
-'''
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_trainer_leaves_no_process(how):
-    parent = subprocess.Popen([sys.executable, '-c', PARENT], cwd=str(ROOT), stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, str(PROGRAMS / 'load_batches.py')], env=program_environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         processes = json.loads(parent.stdout.readline().decode())
         assert len(processes) == 3 and all(map(is_running, processes))
         parent.send_signal(how)
         parent.wait(timeout=20)
-        wait_for(lambda: not any(map(is_running, processes)), seconds=10)
+        wait_for(lambda: not any(map(is_running, processes)), 'processes are left over', 10)
     finally:
         parent.kill()
         parent.communicate()
@@ -336,10 +303,6 @@ def test_a_killed_trainer_leaves_no_process(how):
 
 def test_shared_memory_needs_no_dev_shm():
     """Containers often have 64 MB of /dev/shm; anonymous memory does not count there."""
-    def shared_mappings():
-        with open('/proc/self/maps') as maps:
-            return {line for line in maps if ' rw-s ' in line}
-
     before = shared_mappings()  # semaphores of other tests live in /dev/shm
     with BatchLoader(NumberedDataset(50), 64, workers=2, seed=1) as loader:
         take(loader, 4)
@@ -349,7 +312,6 @@ def test_shared_memory_needs_no_dev_shm():
 
 def test_without_a_stand_in(sample_coco):
     """The real data set, through real processes: what arrives is what training_sample makes."""
-    from pose_dataset import PoseDataset
     dataset = PoseDataset(str(sample_coco), 'train2017', 64, 96, 8)
     order = SampleOrder(len(dataset), 4)
     with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
@@ -359,3 +321,26 @@ def test_without_a_stand_in(sample_coco):
                        for position in batch_positions(number, 3)]
             for array, values in zip(batch, zip(*samples)):
                 np.testing.assert_array_equal(array, np.stack(values))
+
+
+def first_batches(folder, count, seed):
+    dataset = PoseDataset(str(folder), 'train2017', 64, 96, 8)
+    with BatchLoader(dataset, 4, workers=1, seed=seed) as loader:
+        return [[array.copy() for array in loader.get(timeout=30)] for _ in range(count)]
+
+
+def test_batches_of_a_data_set(sample_coco):
+    one, same, other = (first_batches(sample_coco, 6, seed) for seed in (1, 1, 2))
+    assert [(a.shape, a.dtype) for a in one[0]] == [
+        ((4, 96, 64, 3), np.uint8), ((4, 12, 8, 19), np.float32), ((4, 12, 8, 38), np.float32),
+        ((4, 12, 8, 1), np.float32)]
+    for batch, batch_again, different in zip(one, same, other):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, batch_again))
+        assert not np.array_equal(batch[0], different[0])
+    # Each sample of a batch is as training_sample makes it: its maps belong to its image.
+    np.testing.assert_allclose(one[0][1][..., 18], 1 - one[0][1][..., :18].max(axis=-1))
+
+
+def test_the_hint_names_what_loading_depends_on():
+    with BatchLoader(NumberedDataset(50), 4, workers=1, seed=1) as loader:
+        assert '--datapath' in loader.hint() and '\n' not in loader.hint()

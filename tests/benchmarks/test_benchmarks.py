@@ -56,6 +56,14 @@ def test_networks():
 
 
 @pytest.mark.slow
+def test_remote():
+    values = figures('bench_remote.py', '--seconds=1', '--rounds=1', '--input-size=64x64', '--batchsize=2')
+    assert values['samples_per_s'] > 0 and values['tensorpack_samples_per_s'] > 0
+    assert values['ratio'] == pytest.approx(values['samples_per_s'] / values['tensorpack_samples_per_s'])
+    assert 64 * 64 * 3 < values['bytes_per_sample'] < 64 * 64 * 3 * 1.5
+
+
+@pytest.mark.slow
 def test_towers(sample_coco):
     values = figures('bench_towers.py', '--input-size=64x64', '--batchsize=2', '--rounds=1', '--steps=1', '--warm-up=1',
                      '--datapath=%s' % sample_coco)

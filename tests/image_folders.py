@@ -1,0 +1,46 @@
+"""COCO folders for tests with images of our own making."""
+import json
+
+import cv2
+import numpy as np
+
+WIDTH, HEIGHT = 640, 480
+
+
+def write_coco(folder, images, people, split='train2017'):
+    """images: {file name: uint8 image, or bytes of a file}; people: [(file name, keypoints, bbox)] or more fields."""
+    entries, annotations = [], []
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / 'annotations').mkdir(exist_ok=True)
+    for name, image in images.items():
+        size = (WIDTH, HEIGHT)
+        if isinstance(image, np.ndarray):
+            size, image = image.shape[1::-1], jpeg(image)
+        entries.append({'id': len(entries) + 1, 'file_name': name, 'width': size[0], 'height': size[1]})
+        (folder / split / name).write_bytes(image)
+    for name, keypoints, bbox in people:
+        annotations.append({'id': len(annotations) + 1, 'image_id': 1 + list(images).index(name), 'iscrowd': 0,
+                            'category_id': 1, 'num_keypoints': 17, 'keypoints': keypoints, 'bbox': bbox, 'area': 20000})
+    file = folder / 'annotations' / ('person_keypoints_%s.json' % split)
+    file.write_text(json.dumps({'images': entries, 'annotations': annotations,
+                                'categories': [{'id': 1, 'name': 'person'}]}))
+    return folder
+
+
+def jpeg(image, quality=95):
+    return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def keypoints(x=250, y=100):
+    return [value for k in range(17) for value in (x + 5 * k, y + 15 * k, 2)]
+
+
+def grey_image(value=90):
+    return np.full((HEIGHT, WIDTH, 3), value, np.uint8)
+
+
+def many_images(folder, good, bad):
+    names = ['%03d.jpg' % i for i in range(good + bad)]
+    content = jpeg(grey_image())
+    images = {name: content if i < good else content[:-100] for i, name in enumerate(names)}
+    return write_coco(folder, images, [(name, keypoints(), [230, 80, 150, 300]) for name in names])
