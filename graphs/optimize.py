@@ -164,7 +164,7 @@ def optimize(graph, input_shape=None):
         raise UserError('the graph branches at run time, which hides what to fold: %s; build it for inference, with '
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
-    graph = simplify(_set_input_shape(graph, input_shape))
+    graph = simplify(set_input_shape(graph, input_shape))
     return strip_unused(separable.split_layers(fold_affine(fold_depthwise_1x1(graph)), OUTPUT))
 
 
@@ -583,14 +583,14 @@ def input_shape(graph):
 def output_shape(graph, shape):
     """(rows, columns) of OUTPUT for an input of this shape. Raises UserError when the graph does not work at that size."""
     with tf.Graph().as_default() as tf_graph:
-        _import(fold_constants(strip_unused(_set_input_shape(graph, shape))))
+        _import(fold_constants(strip_unused(set_input_shape(graph, shape))))
         found = tf_graph.get_tensor_by_name(OUTPUT + ':0').shape
     if found.rank != 4 or None in found.as_list()[1:3]:
         raise UserError('the node %s of the graph has shape %s, not (batch, height, width, channels)' % (OUTPUT, found))
     return found.as_list()[1:3]
 
 
-def _set_input_shape(graph, shape):
+def set_input_shape(graph, shape):
     """Make INPUT a placeholder, of this shape unless it is None. Raises UserError when it has another size."""
     found = input_shape(graph)
     if shape and not found.is_compatible_with(shape):
