@@ -4,10 +4,16 @@
     python3 pose_eval.py --checkpoint=DIR --model=mobilenet_thin --datapath=COCO  AP of a checkpoint
     python3 pose_eval.py --oracle --datapath=COCO                                 AP of perfect maps: the upper bound
     python3 pose_eval.py --graph=graph_opt.pb --images=DIR --output-dir=DIR       skeletons on photographs
+    python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
-How the figures come about is in pose_metrics.py, how people are found in pose_decode.py. TensorFlow is only imported to
-run a network.
+How the figures come about is in pose_metrics.py. pose_finder.py reads images, runs the network and decodes its maps
+side by side; pose_average.py averages the maps of several sizes; pose_decode.py turns maps into people. TensorFlow is
+only imported to run a network.
 """
+import argparse
+import collections
+import concurrent.futures
+import contextlib
 import json
 import logging
 import os
@@ -17,23 +23,26 @@ import numpy as np
 from tqdm import tqdm
 
 import pose_annotations
+import pose_average
 import pose_cli
 import pose_draw
 from graphs.predict import load_network
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
+from pose_finder import Finder, Job, Picture, start_decoders
 from pose_labels import PART_NAMES, PARTS
-from pose_metrics import (DEFAULT_SIZE, SIZE_MULTIPLE, evaluate, find_people, labelled_people, letterbox, load_coco,
-                          oracle_maps)
+from pose_metrics import evaluate, labelled_people, load_coco, oracle_maps
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+WRITERS = 2  # threads
 
 
-def evaluate_data_set(predict_maps, args):
+def evaluate_data_set(predict_maps, args, decoders):
     """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
     annotation_file, image_folder = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
     summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale,
-                                       args.limit)
+                                       args.limit, args.batchsize, scales=args.scales, flip=args.flip,
+                                       decoders=decoders)
     if args.oracle:
         summary['network_ms'] = None  # there is no network
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % args.split)
@@ -64,32 +73,49 @@ def draw_results(coco, image_folder, results, count, limit=None):
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
 
 
-def draw_photographs(predict_maps, args):
+def draw_photographs(predict_maps, args, decoders):
     """Skeletons on each photograph of a folder, and a JSON file beside each in the manner of OpenPose."""
     names = find_photographs(args.images)[:args.limit]
     stems = [os.path.splitext(name)[0] for name in names]
+    outputs = {name: os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
+               for name, stem in zip(names, stems)}
+    finder = Finder(predict_maps, args.batchsize, decoders)
     summary = {'images': 0, 'people': 0}
-    seconds = []
-    for name, stem in zip(tqdm(names, desc='finding people', unit='image', disable=None), stems):
+    jobs = (Job(name, photograph_reader(name, args)) for name in names)
+    # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
+    with concurrent.futures.ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(finder.find(jobs)) as found:
+        writing = collections.deque()
+        for name, picture, keypoints, scores in tqdm(found, 'finding people', len(names), unit='image', disable=None):
+            summary['images'] += 1
+            summary['people'] += len(scores)
+            writing.append(writers.submit(write_photograph, outputs[name], name, picture.pixels, keypoints, scores))
+            while len(writing) > 2 * WRITERS:
+                writing.popleft().result()
+        for future in writing:
+            future.result()
+    if not summary['images']:
+        raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
+    summary.update(finder.figures(), scales=list(args.scales), flip=args.flip)
+    print('pictures and keypoints: %s' % args.output_dir)
+    print(json.dumps(summary))
+
+
+def photograph_reader(name, args):
+    """The function that reads a photograph, for a pose_finder.Job."""
+    def read():
         pixels = cv2.imread(os.path.join(args.images, name))
         if pixels is None:
             logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
-            continue
-        image, matrix = letterbox(pixels, args.input_size, args.scale)
-        nobody = np.zeros((0, PARTS, 2))
-        [(keypoints, scores)], network, decode = find_people(predict_maps, image[None], [nobody], [matrix])
-        seconds.append((network, decode))
-        summary['images'] += 1
-        summary['people'] += len(scores)
-        output = os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
-        write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints))
-        pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores))
-    if not seconds:
-        raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
-    network_ms, decode_ms = 1000 * np.mean(seconds[1:] or seconds, axis=0)
-    summary.update(decode_ms=round(float(decode_ms), 3), network_ms=round(float(network_ms), 3))
-    print('pictures and keypoints: %s' % args.output_dir)
-    print(json.dumps(summary))
+            return None
+        views = pose_average.make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
+                                        args.flip)
+        return Picture(pixels, 1, views, None)
+    return read
+
+
+def write_photograph(output, name, pixels, keypoints, scores):
+    write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints))
+    pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores))
 
 
 def find_photographs(folder):
@@ -114,6 +140,17 @@ def write_image(path, image):
     pose_cli.write_file(path, cv2.imencode('.png', image)[1].tobytes())
 
 
+def scales(text):
+    """argparse type: '0.5,1' -> (0.5, 1.0)."""
+    try:
+        values = tuple(float(part) for part in text.split(','))
+    except ValueError:
+        values = ()
+    if not values or not all(0.1 <= value <= 4 for value in values) or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError('%r is not a list of different factors from 0.1 to 4, like 0.5,1,1.5,2' % text)
+    return values
+
+
 def parse_flags():
     parser = pose_cli.ArgumentParser(description='Find people with a network: COCO AP, or pictures and JSON files.')
     network = parser.add_mutually_exclusive_group(required=True)
@@ -131,9 +168,16 @@ def parse_flags():
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
                       help="of the network's input, as 432x368; images are letterboxed into it (the graph's own, or "
-                           '%dx%d)' % DEFAULT_SIZE)
+                           '%dx%d)' % pose_average.DEFAULT_SIZE)
     size.add_argument('--scale', type=pose_cli.positive_int, metavar='PIXELS',
                       help='short edge of the input; each image keeps its shape')
+    parser.add_argument('--scales', type=scales, default=(1.0,), metavar='A,B,...',
+                        help='average the maps of the input at these scales, as 0.5,1,1.5,2 (1)')
+    parser.add_argument('--flip', action='store_true', help='also average in the maps of the mirrored images')
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4,
+                        help='images of equal size that go through the network at once')
+    parser.add_argument('--decoders', type=pose_cli.non_negative_int,
+                        help='processes that decode maps, besides the one that runs the network (one a spare core)')
     parser.add_argument('--output-dir', default=os.path.join('logs', 'eval'), help='where results and pictures go')
     parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
                         help='number of images in the picture beside the results')
@@ -149,8 +193,9 @@ def parse_flags():
     if args.oracle and args.images:
         parser.error('--oracle needs labels: give --datapath')
     for side in args.input_size or ():
-        if side % SIZE_MULTIPLE:
-            parser.error('--input-size=%dx%d: both sides must be multiples of %d' % (*args.input_size, SIZE_MULTIPLE))
+        if side % pose_average.SIZE_MULTIPLE:
+            parser.error('--input-size=%dx%d: both sides must be multiples of %d'
+                         % (*args.input_size, pose_average.SIZE_MULTIPLE))
     if args.images and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
         parser.error('--output-dir is the folder of the photographs; give another one')
     return args
@@ -164,20 +209,26 @@ def main():
         pose_annotations.find_split(args.datapath, args.split, args.imgpath)
     else:
         find_photographs(args.images)
+    with start_decoders(args.decoders) as decoders:
+        predict_maps = prepare_network(args)
+        pose_cli.make_folder(args.output_dir)
+        if args.datapath:
+            evaluate_data_set(predict_maps, args, decoders)
+        else:
+            draw_photographs(predict_maps, args, decoders)
+
+
+def prepare_network(args):
+    """The function that runs the network of the flags; sets args.input_size where the network has but one."""
     if args.oracle:
-        predict_maps, fixed_size = oracle_maps(args.oracle), None
-    else:
-        predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads)
+        return oracle_maps(args.oracle)
+    predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads)
     if fixed_size:
-        if args.scale or (args.input_size or fixed_size) != fixed_size:
-            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size and --scale, or freeze the '
-                            'graph with --input-size=dynamic' % (args.graph, *fixed_size))
+        if args.scale or set(args.scales) != {1.0} or (args.input_size or fixed_size) != fixed_size:
+            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size, --scale and --scales, or '
+                            'freeze the graph with --input-size=dynamic' % (args.graph, *fixed_size))
         args.input_size = fixed_size
-    pose_cli.make_folder(args.output_dir)
-    if args.datapath:
-        evaluate_data_set(predict_maps, args)
-    else:
-        draw_photographs(predict_maps, args)
+    return predict_maps
 
 
 if __name__ == '__main__':

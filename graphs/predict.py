@@ -6,6 +6,8 @@
 
 Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
 """
+import numpy as np
+
 from pose_cli import UserError
 
 
@@ -51,12 +53,14 @@ def graph_network(graph_def, name, threads=None):
             image, output = (graph.get_tensor_by_name(name + ':0') for name in (graphdef.INPUT, graphdef.OUTPUT))
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, name, error))
-    shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
+    batch, *shape = image.shape.as_list()[:3] if image.shape.rank == 4 else [None, None, None]
     config = tf.ConfigProto(intra_op_parallelism_threads=threads or 0, inter_op_parallelism_threads=threads or 0)
     session = tf.Session(graph=graph, config=config)
 
     def predict_maps(images, joints):
         try:
+            if batch == 1 and len(images) > 1:  # as graphs that were made elsewhere often are
+                return np.concatenate([session.run(output, {image: single[None]}) for single in images])
             return session.run(output, {image: images})
         except (tf.errors.OpError, ValueError) as error:
             reason = getattr(error, 'message', str(error)).splitlines()[0]

@@ -1,9 +1,12 @@
 """Running .tflite files: no TensorFlow, only an interpreter of TensorFlow Lite.
 
-The interpreter is that of ai-edge-litert (Python 3.10 and newer) or of tflite-runtime (3.7). TensorFlow's own is not used:
-1.15's computes 8-bit layers with reference code, 80 times slower, and 2.x's is deprecated in favour of ai-edge-litert's.
+The interpreter is that of ai-edge-litert (Python 3.10 and newer) or of tflite-runtime (3.7). TensorFlow's own is not
+used: 2.x's is deprecated in favour of ai-edge-litert's, and 1.15's knows fewer ops. On x86 processors the 8-bit layers
+are fast in ai-edge-litert only: tflite-runtime computes them there with reference code, some 50 times slower.
 """
+import collections
 import os
+import struct
 
 import numpy as np
 
@@ -11,9 +14,14 @@ from pose_cli import UserError
 
 IDENTIFIER = b'TFL3'  # bytes 4 to 8 of every .tflite file
 
+# Numbers of fields in the schema of TensorFlow Lite.
+OPERATOR_CODES, SUBGRAPHS, BUFFERS = 1, 2, 4  # of a model
+TENSORS, OPERATORS = 0, 3  # of a subgraph
+BUFFER_DATA = 0
+
 
 def load_network(path, threads=None):
-    """A .tflite file as a function of images; see graphs.predict.load_network.
+    """A .tflite file as a function of images, and the size that they must have; see graphs.predict.load_network.
 
     Images go in one by one, as the pixels that they are: files in 8 bits take uint8, others float32.
     """
@@ -35,28 +43,32 @@ def load_network(path, threads=None):
 
 
 def open_interpreter(path, threads=None):
-    """An interpreter of a network of this project, ready to run.
+    """An interpreter of a network of this project, ready to run on so many threads (None: all cores).
 
     Raises:
         UserError: the file is missing, broken or not of this project, or no interpreter is installed.
     """
-    read_model(path)
-    Interpreter = find_interpreter()
+    check_file(path)
     try:
-        interpreter = Interpreter(model_path=path, num_threads=threads or os.cpu_count())
+        interpreter = interpreter_class()(model_path=path, num_threads=threads or os.cpu_count())
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        raise UserError('the interpreter cannot read %s: %s; convert the graph again' % (path, error))
+        raise UserError('the interpreter cannot run %s: %s; convert the graph again' % (path, error))
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if (len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]['shape']) != 4 or inputs[0]['shape'][3] != 3
             or inputs[0]['dtype'] not in (np.uint8, np.float32) or len(outputs[0]['shape']) != 4
             or outputs[0]['dtype'] != np.float32):
-        raise UserError('%s is not a network of this project, which takes one image (1, height, width, 3) and gives float '
-                        'maps (1, rows, columns, channels); make it with scripts/freeze_and_optimize.sh --tflite' % path)
+        raise UserError('%s is not a network of this project: it must take one image (1, height, width, 3) of uint8 or '
+                        'float32 and give float32 maps (1, rows, columns, channels); make it with '
+                        'scripts/freeze_and_optimize.sh --tflite' % path)
+    quantization = inputs[0]['quantization']
+    if inputs[0]['dtype'] == np.uint8 and not (abs(quantization[0] - 1) < 1e-3 and quantization[1] == 0):
+        raise UserError('%s does not take pixels as they are, but in steps of %g from %d; make it with '
+                        'scripts/freeze_and_optimize.sh --quantize=int8' % ((path,) + tuple(quantization)))
     return interpreter
 
 
-def find_interpreter():
+def interpreter_class():
     """The class Interpreter of the package that is installed. Raises UserError when none is."""
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -64,17 +76,84 @@ def find_interpreter():
         try:
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
-            raise UserError('no interpreter for .tflite files is installed; pip install -r requirements-infer.txt')
+            raise UserError('no interpreter for .tflite files is installed; run TF=lite bash scripts/setup_env.sh, or '
+                            'pip install -r requirements-infer.txt')
     return Interpreter
 
 
-def read_model(path):
-    """The bytes of a .tflite file. Raises UserError when it is missing, cut short or something else."""
+def runtime_name():
+    """What runs .tflite files here, as in reports."""
+    return interpreter_class().__module__.split('.')[0].replace('_', '-')
+
+
+def count_ops(path):
+    """{op: how many} of a .tflite file, the most frequent first."""
+    interpreter = open_interpreter(path, threads=1)
+    # The one way to them in Python; what stands for a group of the others is no op of the file.
+    names = [op['op_name'] for op in interpreter._get_ops_details()]
+    return dict(collections.Counter(name for name in names if name != 'DELEGATE').most_common())
+
+
+def check_file(path):
+    """Raises UserError when a .tflite file is missing, cut short or something else.
+
+    tflite-runtime does not check, and ends the process when it follows an offset out of the file. So the offsets that
+    lead to the operators, tensors and weights are followed here.
+    """
     try:
         with open(path, 'rb') as file:
             data = file.read()
     except OSError as error:
         raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
     if data[4:8] != IDENTIFIER:
-        raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made' % path)
-    return data
+        raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made'
+                        % path)
+    try:
+        model = _target(data, 0)
+        _tables(data, model, OPERATOR_CODES)
+        for subgraph in _tables(data, model, SUBGRAPHS):
+            _tables(data, subgraph, TENSORS)
+            _tables(data, subgraph, OPERATORS)
+        for buffer in _tables(data, model, BUFFERS):
+            _vector(data, buffer, BUFFER_DATA, item_bytes=1)
+    except (struct.error, IndexError):
+        raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
+
+
+# FlatBuffers: a table starts with the distance back to a list of its fields' places; a vector with its length.
+
+def _target(data, at):
+    return at + struct.unpack_from('<I', data, at)[0]
+
+
+def _field(data, table, number):
+    """The place of a table's field, or None when it is left out."""
+    places = table - struct.unpack_from('<i', data, table)[0]
+    if places < 0:
+        raise IndexError
+    places_bytes, table_bytes = struct.unpack_from('<HH', data, places)
+    if places + places_bytes > len(data) or table + table_bytes > len(data):
+        raise IndexError
+    place = struct.unpack_from('<H', data, places + 4 + 2 * number)[0] if 4 + 2 * number < places_bytes else 0
+    return table + place if place else None
+
+
+def _vector(data, table, number, item_bytes):
+    """(start, length) of the vector that is a table's field."""
+    field = _field(data, table, number)
+    if field is None:
+        return 0, 0
+    start = _target(data, field)
+    length = struct.unpack_from('<I', data, start)[0]
+    if start + 4 + length * item_bytes > len(data):
+        raise IndexError
+    return start + 4, length
+
+
+def _tables(data, table, number):
+    """The places of the tables in the vector that is a table's field; all of each is in the data."""
+    start, length = _vector(data, table, number, item_bytes=4)
+    tables = [_target(data, start + 4 * i) for i in range(length)]
+    for entry in tables:
+        _field(data, entry, 0)
+    return tables

@@ -19,9 +19,12 @@ import pose_eval
 import pose_metrics
 from conftest import assert_user_error, run_command
 from pose_annotations import find_split
+from pose_average import make_views
 from pose_cli import UserError
+from pose_finder import Finder, Job, Picture
 
-SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'decode_ms', 'network_ms']
+SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'decode_ms', 'network_ms',
+                'waiting', 'input', 'scales', 'flip']
 
 
 def write_graph(path, maps, image_shape=(None, None, None, 3)):
@@ -109,7 +112,7 @@ def test_pictures_and_json_of_a_folder(photo_graph, tmp_path):
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['000000197388_keypoints.json',
                                                                           '000000197388_rendered.png']
     summary = json.loads(result.stdout.splitlines()[-1])
-    assert summary['images'] == 1 and summary['people'] == 5
+    assert summary['images'] == 1 and summary['people'] == 5 and summary['flip'] is False
 
     content = json.loads((tmp_path / 'out' / '000000197388_keypoints.json').read_text())
     assert (content['image'], content['width'], content['height']) == ('000000197388.jpg', 640, 392)
@@ -165,7 +168,8 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), 'for 1 images')):
         predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
         with pytest.raises(UserError, match=mention):
-            pose_metrics.find_people(predict_maps, np.zeros((1, 64, 64, 3), np.uint8), [None], [np.eye(2, 3)])
+            job = Job('photo', lambda: Picture(np.zeros((64, 64, 3), np.uint8), 1, make_views(64, 64, (64, 64)), None))
+            list(Finder(predict_maps).find([job]))
 
 
 # Flags.
@@ -183,6 +187,10 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     (['--oracle', '--datapath=d', '--input-size=368x368', '--scale=368'], '--scale'),
     (['--oracle', '--datapath=d', '--limit=0'], '--limit'),
     (['--graph=g.pb', '--images=d', '--output-dir=d'], '--output-dir'),
+    (['--oracle', '--datapath=d', '--scales=1,nan'], '--scales'),
+    (['--oracle', '--datapath=d', '--scales=1,1'], 'different'),
+    (['--oracle', '--datapath=d', '--scales=100'], '0.1 to 4'),
+    (['--oracle', '--datapath=d', '--decoders=-1'], '--decoders'),
 ])
 def test_impossible_flags(monkeypatch, args, mention):
     monkeypatch.delenv('COCO_DIR', raising=False)
@@ -212,7 +220,7 @@ def test_errors_of_the_command_are_one_line(tmp_path, args, mention):
 def test_a_graph_of_fixed_size_says_so(photo_graph, coco_photos, monkeypatch, tmp_path):
     folder, _ = photo_graph
     args = ['--graph=%s' % (folder / 'graph.pb'), '--datapath=%s' % coco_photos, '--output-dir=%s' % (tmp_path / 'out')]
-    for size in ('--scale=368', '--input-size=368x368'):
+    for size in ('--scale=368', '--input-size=368x368', '--scales=0.5,1'):
         parse(monkeypatch, *(args + [size]))
         with pytest.raises(UserError, match='640x400'):
             pose_eval.main()

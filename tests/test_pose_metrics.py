@@ -1,11 +1,10 @@
-"""COCO AP from perfect maps, from worse ones and on odd data; letterboxes and the way back to image pixels."""
+"""COCO AP from perfect maps, from worse ones and on odd data; the way back to image pixels."""
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-import pose_metrics
 from pose_annotations import find_split
 from pose_cli import UserError
 from pose_metrics import evaluate, load_coco, oracle_maps
@@ -92,35 +91,6 @@ def test_a_bad_image_stops_the_evaluation(sample_coco, tmp_path, damage):
         victim.write_bytes(data[:len(data) // 2] if damage == 'truncated' else b'no image')
     with pytest.raises(UserError, match=victim.name):
         oracle_summary(tmp_path / 'coco', 'val2017', input_size=(128, 128))
-
-
-@pytest.mark.parametrize('shape', [(100, 300), (300, 100), (37, 41), (3000, 2000)])
-def test_photographs_are_letterboxed_and_not_distorted(shape):
-    pixels = np.full(shape + (3,), 255, np.uint8)
-    image, matrix = pose_metrics.letterbox(pixels, (256, 192))
-    assert image.shape == (192, 256, 3)
-    assert matrix[0, 0] == matrix[1, 1] and matrix[0, 1] == matrix[1, 0] == 0
-    corners = np.array([[0, 0], [shape[1] - 1, shape[0] - 1]]) @ matrix[:, :2].T + matrix[:, 2]
-    assert np.allclose(corners.sum(axis=0), [255, 191])  # centred
-    rows, columns = np.nonzero((image > 191).all(axis=2))  # half-way between the white image and the grey border
-    expected = min(256 / shape[1], 192 / shape[0]) * np.array(shape)
-    assert np.abs(np.array([np.ptp(rows) + 1, np.ptp(columns) + 1]) - expected).max() <= 2
-    assert (image[0, 0] == 128).all() or (image[-1, -1] == 128).all() or shape == (37, 41)
-
-
-def test_large_photographs_are_averaged_down():
-    """Single-pixel stripes become grey instead of aliasing."""
-    stripes = np.zeros((2000, 2000, 3), np.uint8)
-    stripes[:, ::2] = 255
-    image, _ = pose_metrics.letterbox(stripes, (128, 128))
-    assert np.abs(image[1:-1, 1:-1].astype(int) - 128).max() < 8
-
-
-def test_short_edge_keeps_the_shape_of_the_image():
-    assert pose_metrics.fitted_size(640, 480, short_edge=368) == (496, 368)
-    assert pose_metrics.fitted_size(480, 640, short_edge=736) == (736, 984)
-    assert pose_metrics.fitted_size(333, 333, short_edge=100) == (104, 104)
-    assert pose_metrics.fitted_size(640, 480, input_size=(432, 368)) == (432, 368)
 
 
 def test_people_come_back_in_image_pixels(coco_photos):

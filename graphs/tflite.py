@@ -1,0 +1,107 @@
+"""From a frozen graph to TensorFlow Lite: in float, and in 8 bits by post-training quantization.
+
+The converter is the one in either platform's TensorFlow, 1.15 and 2.x. It takes frozen graphs as they are: it folds
+batch norm itself, and the layers that graphs/separable.py splits for TensorFlow are slower in TensorFlow Lite.
+graphs/tflite_runtime.py runs the files.
+"""
+import contextlib
+import os
+import sys
+import tempfile
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tensorflow.lite.python.convert import ConverterError
+
+from graphs import freeze, graphdef, optimize
+from pose_cli import UserError
+
+
+def convert(graph, input_shape):
+    """A frozen graph as the bytes of a .tflite file: float32 pixels (1, height, width, 3) -> float32 maps.
+
+    Args:
+        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
+        input_shape: [1, height, width, 3].
+    Raises:
+        UserError: the converter refuses the graph.
+    """
+    with _converter(graph, input_shape) as converter:
+        return converter.convert()
+
+
+def quantize(graph, images):
+    """A frozen graph in 8 bits as the bytes of a .tflite file: uint8 pixels (1, height, width, 3) -> float32 maps.
+
+    Full-integer post-training quantization: weights have a step for each output channel, activations one for each
+    tensor, wide enough for all values that the tensor takes on the images.
+
+    Args:
+        graph: as for convert.
+        images: uint8 (N, height, width, 3) BGR, like those that the network will see.
+    Raises:
+        UserError: the converter refuses the graph.
+    """
+    images = _with_all_pixel_values(images)
+    with _converter(graph, [1] + list(images.shape[1:])) as converter:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.float32
+        return converter.convert()
+
+
+def _with_all_pixel_values(images):
+    """The images with a black and a white pixel in each: then the steps of the quantized input are the pixels' own."""
+    images = np.array(images, np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = 0, 255
+    return images
+
+
+@contextlib.contextmanager
+def _converter(graph, input_shape):
+    """A TFLiteConverter of the graph. It is quiet; what stops it becomes a UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = os.path.join(folder, 'graph.pb'), os.path.join(folder, 'log')
+        freeze.save_graph(optimize.simplify(graphdef.set_input_shape(graph, input_shape)), path)
+        try:
+            with _stderr_to(log), _programs_on_path():
+                yield tf.lite.TFLiteConverter.from_frozen_graph(path, [graphdef.INPUT], [graphdef.OUTPUT],
+                                                                {graphdef.INPUT: input_shape})
+        except (ConverterError, RuntimeError, ValueError, tf.errors.OpError) as error:
+            raise UserError('the converter to TensorFlow Lite of TensorFlow %s refuses the graph: %s; give '
+                            'graph_frozen.pb, not an optimized graph' % (tf.__version__, _reason(error)))
+
+
+def _reason(error):
+    """The line that says most of an error of the converter, which may hold the log of a program."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    telling = [line for line in lines if 'not supported' in line or 'rror' in line and 'Traceback' not in line]
+    return (telling or lines)[-1][:300]
+
+
+@contextlib.contextmanager
+def _stderr_to(path):
+    """Send what this process and its children write to stderr into a file: the converter reports each of its steps."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(path, 'wb') as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextlib.contextmanager
+def _programs_on_path():
+    """TensorFlow 1.15 starts toco_from_protos, which lies beside the interpreter, by its name."""
+    before = os.environ.get('PATH', os.defpath)
+    os.environ['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), before])
+    try:
+        yield
+    finally:
+        os.environ['PATH'] = before

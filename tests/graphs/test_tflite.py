@@ -1,0 +1,149 @@
+"""TensorFlow Lite files: converted here, run by an interpreter that is not TensorFlow's, and broken in many ways."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import networks
+from conftest import ROOT
+from graphs import freeze, graphdef, optimize, saved_model, tflite, tflite_runtime
+from graphs.predict import graph_network, load_network
+from pose_cli import UserError
+
+SIZE = 64
+WITHOUT_TENSORFLOW = '''
+import sys
+import numpy as np
+sys.path.insert(0, %r)
+from graphs.predict import load_network
+predict_maps, size = load_network(sys.argv[1], threads=1)
+np.save(sys.argv[3], predict_maps(np.load(sys.argv[2]), None))
+assert not [name for name in sys.modules if name.split('.')[0] == 'tensorflow']
+''' % str(ROOT)
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.random.RandomState(0).randint(0, 256, (4, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def frozen(tmp_path_factory):
+    """mobilenet_thin, untrained, with outputs of the size that a trained one has."""
+    def build():
+        image = tf.placeholder(tf.float32, (None, SIZE, SIZE, 3), name=graphdef.INPUT)
+        networks.get_network('mobilenet_thin', image, is_training=False)
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(0)
+        build()
+        session.run(tf.global_variables_initializer())
+        last = [v for v in tf.global_variables() if '_5_pointwise/' in v.op.name and v.op.name.endswith('weights')]
+        session.run([tf.assign(v, 4 * v) for v in last])  # they start near 0
+        prefix = tf.train.Saver().save(session, str(tmp_path_factory.mktemp('checkpoint') / 'model'))
+    return freeze.freeze(freeze.inference_graph(build), prefix)
+
+
+@pytest.fixture(scope='module')
+def expected(frozen, images):
+    return graph_network(frozen, 'frozen')[0](images, None)
+
+
+@pytest.fixture(scope='module')
+def files(frozen, images, tmp_path_factory):
+    """{'float': path, 'int8': path}"""
+    folder = tmp_path_factory.mktemp('tflite')
+    contents = {'float': tflite.convert(frozen, [1, SIZE, SIZE, 3]), 'int8': tflite.quantize(frozen, images)}
+    for name, data in contents.items():
+        (folder / (name + '.tflite')).write_bytes(data)
+    return {name: folder / (name + '.tflite') for name in contents}
+
+
+@pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('int8', 0.15)])
+def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path, kind, tolerance):
+    np.save(str(tmp_path / 'images.npy'), images)
+    subprocess.run([sys.executable, '-c', WITHOUT_TENSORFLOW, str(files[kind]), str(tmp_path / 'images.npy'),
+                    str(tmp_path / 'maps.npy')], check=True, timeout=240)
+    maps = np.load(str(tmp_path / 'maps.npy'))
+    assert maps.shape == expected.shape and maps.dtype == np.float32
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(maps - expected).max() <= tolerance * np.abs(expected).max()
+    assert kind == 'float' or np.abs(maps - expected).max() > 0
+
+
+def test_eight_bits_take_a_third_of_the_space_and_pixels_as_they_are(files, frozen):
+    assert files['int8'].stat().st_size <= 0.34 * frozen.ByteSize()
+    details = tflite_runtime.open_interpreter(str(files['int8'])).get_input_details()[0]
+    assert details['dtype'] == np.uint8 and details['quantization'] == (1.0, 0)
+    ops = tflite_runtime.count_ops(str(files['int8']))
+    assert ops['CONV_2D'] == 72 and ops['DEPTHWISE_CONV_2D'] == 71 and ops['DEQUANTIZE'] == 1
+
+
+def test_calibration_on_grey_images_still_takes_pixels_as_they_are(frozen, tmp_path):
+    grey = np.full((1, SIZE, SIZE, 3), 100, np.uint8)
+    (tmp_path / 'grey.tflite').write_bytes(tflite.quantize(frozen, grey))
+    assert load_network(str(tmp_path / 'grey.tflite'))[1] == (SIZE, SIZE)
+
+
+def test_another_size_is_refused(files):
+    predict_maps, size = load_network(str(files['float']))
+    assert size == (SIZE, SIZE)
+    with pytest.raises(UserError, match='64x64, not 72x64'):
+        predict_maps(np.zeros((1, 64, 72, 3), np.uint8), None)
+
+
+@pytest.mark.parametrize('kind', ['float', 'int8'])
+def test_a_file_cut_anywhere_is_refused(files, tmp_path, kind):
+    """In this process, which tflite-runtime would end."""
+    data = files[kind].read_bytes()
+    cut = tmp_path / 'cut.tflite'
+    for length in [len(data) * i // 20 for i in range(20)] + [len(data) - i for i in (1, 2, 8, 100)]:
+        cut.write_bytes(data[:length])
+        with pytest.raises(UserError, match='cut.tflite'):
+            load_network(str(cut))
+
+
+def test_files_that_are_no_network_of_this_project(files, tmp_path):
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, (1, SIZE, SIZE, 3), name=graphdef.INPUT)
+        tf.reduce_mean(image, axis=[1, 2], name=graphdef.OUTPUT)
+    (tmp_path / 'other.tflite').write_bytes(tflite.convert(graph.as_graph_def(), [1, SIZE, SIZE, 3]))
+    (tmp_path / 'photo.tflite').write_bytes(b'\xff\xd8\xff\xe0 this is a JPEG file')
+    for name, mention in (('other', 'not a network of this project'), ('photo', 'not a TensorFlow Lite file'),
+                          ('absent', 'cannot read the graph')):
+        with pytest.raises(UserError, match=mention):
+            load_network(str(tmp_path / (name + '.tflite')))
+
+
+def test_without_an_interpreter(files, tmp_path):
+    """A Python that has neither package: one line with the remedy."""
+    program = ('import sys; sys.modules["ai_edge_litert"] = sys.modules["tflite_runtime"] = None; '
+               'sys.path.insert(0, %r); from graphs.predict import load_network; load_network(%r)'
+               % (str(ROOT), str(files['float'])))
+    result = subprocess.run([sys.executable, '-c', program], stderr=subprocess.PIPE, universal_newlines=True)
+    assert result.stderr.splitlines()[-1].startswith('pose_cli.UserError: no interpreter')
+    assert 'requirements-infer.txt' in result.stderr
+
+
+def test_the_converters_refusal_is_one_line(capfd):
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, (1, SIZE, SIZE, 3), name='image')
+        tf.multiply(1.0, tf.py_func(lambda x: x, [image], tf.float32), name=graphdef.OUTPUT)
+    with pytest.raises(UserError, match='refuses the graph') as error:
+        tflite.convert(graph.as_graph_def(), [1, SIZE, SIZE, 3])
+    assert '\n' not in str(error.value) and len(str(error.value)) < 600
+    assert capfd.readouterr().err.count('\n') < 5
+
+
+def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expected, tmp_path):
+    folder = tmp_path / 'saved_model' / '1'
+    saved_model.save(optimize.optimize(frozen), str(folder))
+    saved_model.save(optimize.optimize(frozen), str(folder))  # again: the new one takes its place
+    assert [path.name for path in folder.parent.iterdir()] == ['1']
+    with tf.Graph().as_default(), tf.Session() as session:
+        model = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], str(folder))
+        signature = model.signature_def[saved_model.SIGNATURE]
+        maps = session.run(signature.outputs[saved_model.MAPS].name,
+                           {signature.inputs[saved_model.IMAGE].name: images.astype(np.float32)})
+    np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
