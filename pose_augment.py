@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from pose_labels import FLIP_ORDER
+import pose_skeleton
 
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
 BORDER_GREY = 128
@@ -78,13 +78,13 @@ def warp_image(image, matrix, input_width, input_height):
                           borderMode=cv2.BORDER_CONSTANT, borderValue=(BORDER_GREY,) * 3)
 
 
-def transform_joints(joints, matrix):
-    """Send joints (people, 18, 2) through the affine, in float; NaN stays NaN.
+def transform_joints(joints, matrix, skeleton=pose_skeleton.COCO):
+    """Send joints (people, parts, 2) through the affine, in float; NaN stays NaN.
 
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.
     """
     moved = joints @ matrix[:, :2].T + matrix[:, 2]
-    return moved[:, FLIP_ORDER] if _determinant(matrix) < 0 else moved
+    return moved[:, list(skeleton.flip_order)] if _determinant(matrix) < 0 else moved
 
 
 def _determinant(matrix):

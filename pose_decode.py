@@ -7,9 +7,8 @@ together from the limbs. It works on the grid of the maps; no map is enlarged.
 import cv2
 import numpy as np
 
-from pose_annotations import NECK
+import pose_skeleton
 from pose_cli import UserError
-from pose_labels import HEATMAP_CHANNELS, LIMBS, MAP_CHANNELS, PAF_CHANNELS, PART_NAMES, PARTS
 
 PEAK_THRESHOLD = 0.1
 LABEL_SIGMA = 7.0  # of pose_labels.render_heatmaps, in input pixels
@@ -19,32 +18,36 @@ LIMB_SAMPLES = 10  # points of a line integral
 LIMB_THRESHOLD = 0.05  # on the PAF along the limb ...
 LIMB_SUPPORT = 0.8  # ... for at least this share of the points
 MIN_PARTS = 3
-R_HIP, R_KNEE, L_HIP, L_KNEE = (PART_NAMES.index(name) for name in ('RHip', 'RKnee', 'LHip', 'LKnee'))
+LEGS = ('RHip', 'RKnee', 'LHip', 'LKnee', 'Neck')  # parts of the skeletons whose legs only the neck connects
 MAX_HIP_DISTANCE = 1.0  # of two legs of one person, in lengths of the longer thigh
 
 
-def decode_people(maps, stride, min_parts=MIN_PARTS):
+def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO):
     """Find the people in the maps of one image.
 
     Args:
-        maps: float (h, w, 57), 19 heatmaps, then 38 PAF channels, as the network gives them.
+        maps: float (h, w, skeleton.map_channels), heatmaps, then PAFs, as the network gives them.
         stride: input pixels per cell.
         min_parts: people with fewer parts are left out.
     Returns:
-        keypoints: float32 (people, 18, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
+        keypoints: float32 (people, parts, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
         scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
             that a few certain parts count less than a whole person.
     Raises:
         UserError: maps of another shape, or with NaN or infinity in them.
     """
-    maps = _checked_maps(maps)
-    part, position, peak_score = find_peaks(maps[:, :, :PARTS], stride)
-    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, HEATMAP_CHANNELS:], stride)
+    maps = _checked_maps(maps, skeleton)
+    parts = len(skeleton.parts)
+    part, position, peak_score = find_peaks(maps[:, :, :parts], stride)
+    limb, start, end, limb_score = score_limbs(part, position, maps[:, :, skeleton.heatmap_channels:], stride,
+                                               skeleton.limbs)
     chosen = match_limbs(limb, start, end, limb_score)
-    people = join_legs(assemble_people(part, start[chosen], end[chosen]), part, position)
+    people = assemble_people(part, start[chosen], end[chosen])
+    if set(LEGS) <= set(skeleton.parts):
+        people = join_legs(people, part, position, *map(skeleton.parts.index, LEGS))
     people = [person for person in people if len(person) >= min_parts]
 
-    keypoints = np.full((len(people), PARTS, 3), np.nan, np.float32)
+    keypoints = np.full((len(people), parts, 3), np.nan, np.float32)
     owner = np.full(len(part), -1)
     for number, person in enumerate(people):
         owner[person] = number
@@ -53,16 +56,17 @@ def decode_people(maps, stride, min_parts=MIN_PARTS):
     inside = chosen[(owner[start[chosen]] >= 0) & (owner[start[chosen]] == owner[end[chosen]])]
     total = np.bincount(owner[owner >= 0], peak_score[owner >= 0], minlength=len(people))
     total += np.bincount(owner[start[inside]], limb_score[inside], minlength=len(people))
-    scores = (total / (PARTS + len(LIMBS))).astype(np.float32)
+    scores = (total / (parts + len(skeleton.limbs))).astype(np.float32)
     best_first = np.argsort(-scores, kind='stable')
     return keypoints[best_first], scores[best_first]
 
 
-def _checked_maps(maps):
+def _checked_maps(maps, skeleton):
     maps = np.asarray(maps, np.float32)
-    if maps.ndim != 3 or maps.shape[2] != MAP_CHANNELS or not maps.size:
+    if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
         raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
-                        'this project' % (maps.shape, MAP_CHANNELS, HEATMAP_CHANNELS, PAF_CHANNELS))
+                        'this project' % (maps.shape, skeleton.map_channels, skeleton.heatmap_channels,
+                                          skeleton.paf_channels))
     if not np.isfinite(maps).all():
         raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
     return maps
@@ -75,7 +79,7 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
     vertex at the exact centre. Where two cells of a peak are equal, only the first one is taken.
 
     Args:
-        heatmaps: float32 (h, w, 18).
+        heatmaps: float32 (h, w, parts).
     Returns:
         part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32 (peaks,).
     """
@@ -116,7 +120,7 @@ def _best_of_each_part(part, score):
     return np.sort(order[rank < MAX_PEAKS_PER_PART])
 
 
-def score_limbs(part, position, pafs, stride):
+def score_limbs(part, position, pafs, stride, limbs=pose_skeleton.COCO.limbs):
     """Line integrals (Cao et al., equation 10) between all pairs of peaks that could be a limb.
 
     The PAF is sampled at LIMB_SAMPLES points, bilinearly. Its cell g stands for the input pixel stride * g (the
@@ -125,16 +129,16 @@ def score_limbs(part, position, pafs, stride):
 
     Args:
         part (peaks,), position (peaks, 2): as from find_peaks.
-        pafs: float32 (h, w, 38).
+        pafs: float32 (h, w, 2 * limbs).  limbs: pairs of parts.
     Returns:
         limb, start, end: int64 (candidates,), the limb and its two peaks; score: float64 (candidates,), above 0, at
         most about 1. Candidates without the PAF's support are left out.
     """
     height, width = pafs.shape[:2]
-    first = np.searchsorted(part, np.arange(PARTS + 1))
+    first = np.searchsorted(part, np.arange(np.max(limbs) + 2))
     peaks = np.arange(len(part))
     pairs = [np.meshgrid(k, peaks[first[a]:first[a + 1]], peaks[first[b]:first[b + 1]], indexing='ij')
-             for k, (a, b) in enumerate(LIMBS)]
+             for k, (a, b) in enumerate(limbs)]
     limb, start, end = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in range(3))
 
     vector = position[end] - position[start]
@@ -147,10 +151,10 @@ def score_limbs(part, position, pafs, stride):
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
     x, y = (x - left).astype(np.float32), (y - top).astype(np.float32)
 
-    cells = pafs.reshape(height * width * len(LIMBS), 2)
+    cells = pafs.reshape(height * width * len(limbs), 2)
 
     def along(row, column):
-        vectors = cells.take((row * width + column) * len(LIMBS) + limb[:, None], axis=0)
+        vectors = cells.take((row * width + column) * len(limbs) + limb[:, None], axis=0)
         return vectors[:, :, 0] * unit[:, None, 0] + vectors[:, :, 1] * unit[:, None, 1]
 
     integrand = ((1 - y) * ((1 - x) * along(top, left) + x * along(top, right))
@@ -201,7 +205,7 @@ def assemble_people(part, start, end):
     return [person for person in people if person]
 
 
-def join_legs(people, part, position):
+def join_legs(people, part, position, right_hip, right_knee, left_hip, left_knee, neck):
     """Join right and left legs that belong together though no neck, the only link between them, is in the picture.
 
     The upper edge of a picture often cuts people off. Of two legs side by side, the pair whose hips are the nearest in
@@ -209,18 +213,19 @@ def join_legs(people, part, position):
 
     Args:
         people: as from assemble_people; part (peaks,), position (peaks, 2): as from find_peaks.
+        right_hip, right_knee, left_hip, left_knee, neck: the numbers of these parts.
     Returns:
         people in the same form.
     """
-    legs = {R_HIP: [], L_HIP: []}  # hip -> [(person, hip position, thigh length)]
+    legs = {right_hip: [], left_hip: []}  # hip -> [(person, hip position, thigh length)]
     for number, person in enumerate(people):
         peak_of = dict(zip(part[person].tolist(), person))
-        for hip, knee, other_hip in ((R_HIP, R_KNEE, L_HIP), (L_HIP, L_KNEE, R_HIP)):
-            if hip in peak_of and knee in peak_of and other_hip not in peak_of and NECK not in peak_of:
+        for hip, knee, other_hip in ((right_hip, right_knee, left_hip), (left_hip, left_knee, right_hip)):
+            if hip in peak_of and knee in peak_of and other_hip not in peak_of and neck not in peak_of:
                 thigh = np.linalg.norm(position[peak_of[hip]] - position[peak_of[knee]])
                 legs[hip].append((number, position[peak_of[hip]], thigh))
-    pairs = [(np.linalg.norm(right_hip - left_hip) / max(right_thigh, left_thigh), right, left)
-             for right, right_hip, right_thigh in legs[R_HIP] for left, left_hip, left_thigh in legs[L_HIP]]
+    pairs = [(np.linalg.norm(right_end - left_end) / max(right_thigh, left_thigh), right, left)
+             for right, right_end, right_thigh in legs[right_hip] for left, left_end, left_thigh in legs[left_hip]]
     people = [list(person) for person in people]
     joined = set()
     for distance, right, left in sorted(pairs):

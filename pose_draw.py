@@ -7,7 +7,7 @@ cv2.resize aligns a small picture with a large one.
 import cv2
 import numpy as np
 
-from pose_labels import LIMBS
+import pose_skeleton
 
 # OpenPose's colours of the 18 COCO parts, written here in RGB as they are published. A limb takes the colour of its
 # second part.
@@ -15,7 +15,6 @@ PART_COLOURS = tuple((blue, green, red) for red, green, blue in (
     (255, 0, 85), (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
     (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (255, 0, 170), (170, 0, 255),
     (255, 0, 255), (85, 0, 255)))
-LIMB_COLOURS = tuple(PART_COLOURS[second] for _, second in LIMBS)
 # Ear to shoulder helps to tell people apart, but drawn it would only cover the face; OpenPose leaves it out as well.
 HIDDEN_LIMBS = ((2, 16), (5, 17))
 
@@ -25,12 +24,21 @@ PAPER = (255, 255, 255)
 INK = (40, 40, 40)
 
 
-def draw_skeletons(image, keypoints, opacity=0.8):
+def part_colours(skeleton):
+    """A BGR colour for each part: OpenPose's for COCO's, else evenly around the colour circle."""
+    if skeleton == pose_skeleton.COCO:
+        return PART_COLOURS
+    hues = np.arange(len(skeleton.parts)) * 180 / len(skeleton.parts)
+    hsv = np.stack([hues, np.full(len(hues), 255), np.full(len(hues), 255)], axis=1).astype(np.uint8)
+    return [tuple(colour) for colour in cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0].tolist()]
+
+
+def draw_skeletons(image, keypoints, opacity=0.8, skeleton=pose_skeleton.COCO):
     """Draw people in OpenPose's colours, with strokes in proportion to each person's size.
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        keypoints: (people, 18, 2) or (people, 18, 3) of x, y(, score) in image pixels, NaN where absent.
+        keypoints: (people, parts, 2) or (people, parts, 3) of x, y(, score) in image pixels, NaN where absent.
         opacity: 0..1, how much of the photograph the strokes cover.
     Returns:
         a new uint8 (H, W, 3) image.
@@ -38,26 +46,28 @@ def draw_skeletons(image, keypoints, opacity=0.8):
         ValueError: keypoints of another shape.
     """
     keypoints = np.asarray(keypoints, np.float64)
-    if keypoints.ndim != 3 or keypoints.shape[1] != len(PART_COLOURS) or keypoints.shape[2] not in (2, 3):
-        raise ValueError('keypoints have shape %s, not (people, 18, 2) or (people, 18, 3)' % (keypoints.shape,))
+    if keypoints.ndim != 3 or keypoints.shape[1] != len(skeleton.parts) or keypoints.shape[2] not in (2, 3):
+        raise ValueError('keypoints have shape %s, not (people, %d, 2 or 3)' % (keypoints.shape, len(skeleton.parts)))
     # Far outside of the picture OpenCV's integer coordinates would overflow; such a point is of no use in it anyway.
     points = keypoints[:, :, :2]
     reach = 4 * max(image.shape[:2])
     present = (np.abs(np.where(np.isfinite(points), points, np.inf)) < reach).all(axis=2)
     drawn = image.copy()
+    colours = part_colours(skeleton)
+    hidden = HIDDEN_LIMBS if skeleton == pose_skeleton.COCO else ()
     for person, here in zip(points, present):
         if not here.any():
             continue
         width = _stroke_width(person[here], image.shape)
-        limbs = [(person[a], person[b], colour) for (a, b), colour in zip(LIMBS, LIMB_COLOURS)
-                 if here[a] and here[b] and (a, b) not in HIDDEN_LIMBS]
+        limbs = [(person[a], person[b], colours[b]) for a, b in skeleton.limbs
+                 if here[a] and here[b] and (a, b) not in hidden]
         for start, end, _ in limbs:  # the dark rims of all limbs first, so that no rim cuts through a neighbour
             _fill_limb(drawn, start, end, width + max(1.0, width / 4), (0, 0, 0))
         for start, end, colour in limbs:
             _fill_limb(drawn, start, end, width, colour)
         for part in np.nonzero(here)[0]:
             _fill_circle(drawn, person[part], 0.62 * width + max(0.5, width / 8), (0, 0, 0))
-            _fill_circle(drawn, person[part], 0.62 * width, PART_COLOURS[part])
+            _fill_circle(drawn, person[part], 0.62 * width, colours[part])
     return cv2.addWeighted(drawn, opacity, image, 1 - opacity, 0)
 
 
@@ -66,12 +76,12 @@ def overlay_heatmap(image, heatmap, opacity=0.75):
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        heatmap: (h, w, 19) with the background in the last channel, or (h, w, 18); values are clipped to 0..1.
+        heatmap: (h, w, parts + 1), the background in the last channel; values are clipped to 0..1.
         opacity: of a certain part, 0..1.
     Returns:
         a new uint8 (H, W, 3) image.
     """
-    heat = _grow(np.clip(heatmap[:, :, :len(PART_COLOURS)].max(axis=2), 0, 1), image)
+    heat = _grow(np.clip(heatmap[:, :, :-1].max(axis=2), 0, 1), image)
     colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_JET)
     return _blend(_faded(image), colours, opacity * np.sqrt(heat))
 
@@ -84,7 +94,7 @@ def overlay_paf(image, paf, opacity=0.7):
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        paf: (h, w, 38), limb k in channels 2k (x) and 2k + 1 (y).
+        paf: (h, w, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
         opacity: of a vector of length 1 or more, 0..1.
     Returns:
         a new uint8 (H, W, 3) image.

@@ -1,42 +1,32 @@
 """What the network learns to predict: heatmaps, part affinity fields (PAFs) and the loss mask.
 
-Parts, limbs and maps follow Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields"
-(CVPR 2017, section 2) in CMU's COCO-18 order. Maps are written straight at the output stride. Everything here is a
+Maps follow Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR 2017, section 2);
+which parts and limbs there are is the skeleton's affair (pose_skeleton.py). Maps are written straight at the output stride. Everything here is a
 pure function on numpy arrays.
 """
 import cv2
 import numpy as np
 
-PART_NAMES = ('Nose', 'Neck', 'RShoulder', 'RElbow', 'RWrist', 'LShoulder', 'LElbow', 'LWrist', 'RHip', 'RKnee',
-              'RAnkle', 'LHip', 'LKnee', 'LAnkle', 'REye', 'LEye', 'REar', 'LEar')
-PARTS = len(PART_NAMES)
-# Limb k is written to PAF channels 2k (x) and 2k + 1 (y); its vector points from the first part to the second.
-LIMBS = ((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 2), (2, 3), (3, 4), (2, 16), (1, 5), (5, 6), (6, 7),
-         (5, 17), (1, 0), (0, 14), (0, 15), (14, 16), (15, 17))
-BACKGROUND = PARTS  # the heatmap's last channel
-HEATMAP_CHANNELS = PARTS + 1
-PAF_CHANNELS = 2 * len(LIMBS)
-MAP_CHANNELS = HEATMAP_CHANNELS + PAF_CHANNELS  # of a network's output: the heatmaps, then the PAFs
-LIMB_STARTS, LIMB_ENDS = (np.array(parts) for parts in zip(*LIMBS))
-# joints[:, FLIP_ORDER] swaps left and right parts, as a mirrored image needs it.
-FLIP_ORDER = (0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16)
+import pose_skeleton
 
+LIMB_HALF_WIDTH = 8.0  # input pixels, at any stride, as in Cao et al.'s code
 GAUSSIAN_CUTOFF = 4.6052  # a heatmap is exactly 0 where its exponent passes this: below 1 %
 SUBPIXEL_BITS = 4  # of OpenCV's fixed-point drawing coordinates
 FAR_OUTSIDE = 1 << 20  # input pixels; beyond, OpenCV's coordinates would overflow
 
 
-def render_heatmaps(joints, height, width, stride, sigma=7.0):
+def render_heatmaps(joints, height, width, stride, sigma=7.0, skeleton=pose_skeleton.COCO):
     """Confidence maps of all parts: the maximum over people of exp(-d^2 / (2 sigma^2)), and the background.
 
     Args:
-        joints: (people, 18, 2) in input pixels, NaN where not labelled.
+        joints: (people, parts, 2) in input pixels, NaN where not labelled.
         height, width: of the maps, in cells.
         stride: input pixels per cell; cell g has its centre at stride * g + stride / 2 - 0.5.
         sigma: in input pixels.
     Returns:
-        float32 (height, width, 19); channel 18 = 1 - the maximum of the others (Cao et al., equation 7).
+        float32 (height, width, parts + 1); the last channel = 1 - the maximum of the others (Cao et al., equation 7).
     """
+    parts, channels = len(skeleton.parts), skeleton.heatmap_channels
     joints = np.asarray(joints, np.float64).reshape(-1, 2)
     grid = np.array([width, height])
     radius = (2 * GAUSSIAN_CUTOFF) ** 0.5 * sigma / stride  # in cells
@@ -44,7 +34,7 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     with np.errstate(invalid='ignore'):
         inside = np.abs(centre - (grid - 1) / 2) < grid / 2 + radius  # False for NaN and infinity
         near = np.flatnonzero(inside.all(axis=1))
-    centre, part = centre[near], near % PARTS
+    centre, part = centre[near], near % parts
 
     # A Gaussian is the product of one in x and one in y: both are taken over a window of cells around the joint.
     cell = np.ceil(centre - radius)[:, :, None] + np.arange(int(2 * radius) + 1)
@@ -53,14 +43,14 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0):
     gaussian = np.exp(-exponent)
     keep = exponent[:, 1, :, None] + exponent[:, 0, None, :] <= GAUSSIAN_CUTOFF
     value = (gaussian[:, 1, :, None] * gaussian[:, 0, None, :])[keep].astype(np.float32)
-    cell *= HEATMAP_CHANNELS
+    cell *= channels
     position = (cell[:, 1, :, None] * width + cell[:, 0, None, :] + part[:, None, None])[keep].astype(np.int64)
 
-    heatmaps = np.zeros((height, width, HEATMAP_CHANNELS), np.float32)
+    heatmaps = np.zeros((height, width, channels), np.float32)
     _put_largest(heatmaps.reshape(-1), position, value)
     largest = np.zeros(height * width, np.float32)
-    _put_largest(largest, position // HEATMAP_CHANNELS, value)
-    heatmaps[..., BACKGROUND] = 1 - largest.reshape(height, width)
+    _put_largest(largest, position // channels, value)
+    heatmaps[..., skeleton.background] = 1 - largest.reshape(height, width)
     return heatmaps
 
 
@@ -72,54 +62,54 @@ def _put_largest(flat, position, value):
         position, value = position[lost], value[lost]
 
 
-def render_pafs(joints, height, width, stride, limb_width=1.0):
+def render_pafs(joints, height, width, stride, skeleton=pose_skeleton.COCO):
     """Part affinity fields: on each limb its unit vector, averaged over the people whose limb covers the cell.
 
-    With joints divided by the stride, cell g belongs to the limb a -> b when |cross(g - a, unit)| <= limb_width and g
-    lies in the box from round(min(a, b) - limb_width) (inclusive) to round(max(a, b) + limb_width) (exclusive).
-    Source: Cao et al., equations 8 and 9. Limbs of zero length are left out.
+    With joints divided by the stride and w = LIMB_HALF_WIDTH / stride, cell g belongs to the limb a -> b when
+    |cross(g - a, unit)| <= w and g lies in the box from round(min(a, b) - w) (inclusive) to round(max(a, b) + w)
+    (exclusive). Source: Cao et al., equations 8 and 9. Limbs of zero length are left out.
 
     Args:
-        joints: (people, 18, 2) in input pixels, NaN where not labelled.
+        joints: (people, parts, 2) in input pixels, NaN where not labelled.
         height, width: of the maps, in cells.
         stride: input pixels per cell.
-        limb_width: half the width of a limb, in cells.
     Returns:
-        float32 (height, width, 38), limb k in channels 2k (x) and 2k + 1 (y).
+        float32 (height, width, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
     """
-    joints = np.asarray(joints, np.float64).reshape(-1, PARTS, 2) / stride
-    limb, segments = _limb_segments(joints, height, width, limb_width)
-    owner, x, y = _cells_of_segments(segments, limb_width)
+    joints = np.asarray(joints, np.float64).reshape(-1, len(skeleton.parts), 2) / stride
+    limbs, half_width = len(skeleton.limbs), LIMB_HALF_WIDTH / stride
+    limb, segments = _limb_segments(joints, skeleton.limbs, height, width, half_width)
+    owner, x, y = _cells_of_segments(segments, half_width)
     unit = segments[:, 1].astype(np.float32).view(np.complex64)[:, 0]  # x and y in one number
-    pafs = np.zeros(height * width * len(LIMBS), np.complex64)
-    _put_mean(pafs, (y * width + x) * len(LIMBS) + limb[owner], unit[owner])
-    return pafs.view(np.float32).reshape(height, width, PAF_CHANNELS)
+    pafs = np.zeros(height * width * limbs, np.complex64)
+    _put_mean(pafs, (y * width + x) * limbs + limb[owner], unit[owner])
+    return pafs.view(np.float32).reshape(height, width, 2 * limbs)
 
 
-def _limb_segments(joints, height, width, limb_width):
+def _limb_segments(joints, limbs, height, width, half_width):
     """The limbs of all people that may cover a cell of the grid.
 
     Args:
-        joints: (people, 18, 2) in cells.
+        joints: (people, parts, 2) in cells.  limbs: pairs of parts.  half_width: of a limb, in cells.
     Returns:
-        limb: int64 (segments,), the index in LIMBS.
+        limb: int64 (segments,), the index in limbs.
         segments: float64 (segments, 4, 2), x and y of the start, of the unit vector, and of the first and the last
             (exclusive) corner of the box of cells, which lies within the grid and is not empty.
     """
-    start, end = joints[:, LIMB_STARTS].reshape(-1, 2), joints[:, LIMB_ENDS].reshape(-1, 2)
+    start, end = (joints[:, list(parts)].reshape(-1, 2) for parts in zip(*limbs))
     with np.errstate(invalid='ignore', over='ignore'):
         vector = end - start
         length = np.sqrt((vector ** 2).sum(axis=1))
-        low = np.maximum(np.round(np.minimum(start, end) - limb_width), 0)
-        high = np.minimum(np.round(np.maximum(start, end) + limb_width), [width, height])
+        low = np.maximum(np.round(np.minimum(start, end) - half_width), 0)
+        high = np.minimum(np.round(np.maximum(start, end) + half_width), [width, height])
         covers = np.flatnonzero((length > 0) & (length < np.inf) & (low < high).all(axis=1))
     segments = np.stack([start, vector, low, high], axis=1)[covers]
     segments[:, 1] /= length[covers, None]
-    return covers % len(LIMBS), segments
+    return covers % len(limbs), segments
 
 
-def _cells_of_segments(segments, limb_width):
-    """The cells within limb_width of each segment and in its box.
+def _cells_of_segments(segments, half_width):
+    """The cells within half_width of each segment and in its box.
 
     Args:
         segments: as from _limb_segments.
@@ -137,13 +127,13 @@ def _cells_of_segments(segments, limb_width):
     along = np.arange(len(owner)) - (np.cumsum(steps) - steps)[owner] + low_along
 
     done = along - start_along
-    reach = limb_width / np.abs(unit_along) + 1e-6  # more than rounding can lose; the exact test follows
+    reach = half_width / np.abs(unit_along) + 1e-6  # more than rounding can lose; the exact test follows
     first = np.ceil(start_across + done * unit_across / unit_along - reach)
     first = np.minimum(np.maximum(first, low_across), high_across)
-    candidates = int(2 * 2 ** 0.5 * limb_width + 1e-5) + 1
+    candidates = int(2 * 2 ** 0.5 * half_width + 1e-5) + 1
     across = first[:, None] + np.arange(candidates)
     cross = (done * unit_across)[:, None] - (across - start_across[:, None]) * unit_along[:, None]
-    keep = (np.abs(cross) <= limb_width) & (across < high_across[:, None])
+    keep = (np.abs(cross) <= half_width) & (across < high_across[:, None])
 
     step = np.repeat(np.arange(len(owner)), candidates)[keep.ravel()]
     owner, along, across = owner[step], along[step].astype(np.int64), across[keep].astype(np.int64)

@@ -13,9 +13,10 @@ import numpy as np
 import pose_annotations
 import pose_augment
 import pose_labels
+import pose_skeleton
 from pose_cli import UserError
 
-# joints (people, 18, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
+# joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -80,13 +81,13 @@ class PoseDataset:
         pixels, reduction = read_image(os.path.join(self.image_folder, name), self.annotations.image_size[image],
                                        pose_augment.matrix_scale(matrix))
         people, _ = pose_annotations.people_of(self.annotations, image)
-        joints = pose_augment.transform_joints(people.astype(np.float64), matrix)
+        joints = pose_augment.transform_joints(people.astype(np.float64), matrix, self.skeleton)
         cells = (self.input_height // self.stride, self.input_width // self.stride, self.stride)
         return Sample(
             image=pose_augment.warp_image(pixels, pose_augment.reduced_matrix(matrix, reduction),
                                           self.input_width, self.input_height),
-            heatmap=pose_labels.render_heatmaps(joints, *cells),
-            paf=pose_labels.render_pafs(joints, *cells),
+            heatmap=pose_labels.render_heatmaps(joints, *cells, skeleton=self.skeleton),
+            paf=pose_labels.render_pafs(joints, *cells, skeleton=self.skeleton),
             mask=pose_labels.render_mask(*pose_annotations.ignored_regions(self.annotations, image), matrix, *cells),
             joints=joints, augmentation=augmentation, name=name)
 
@@ -174,12 +175,12 @@ def check_input_size(input_width, input_height, stride, flag=None):
                                (side // stride + 1) * stride))
 
 
-def batch_layout(batchsize, input_width, input_height, stride):
+def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_skeleton.COCO):
     """[(name, dtype, shape)] of the four arrays of a batch."""
     cells = (batchsize, input_height // stride, input_width // stride)
     return [('image', np.uint8, (batchsize, input_height, input_width, 3)),
-            ('heatmap', np.float32, cells + (pose_labels.HEATMAP_CHANNELS,)),
-            ('paf', np.float32, cells + (pose_labels.PAF_CHANNELS,)), ('mask', np.float32, cells + (1,))]
+            ('heatmap', np.float32, cells + (skeleton.heatmap_channels,)),
+            ('paf', np.float32, cells + (skeleton.paf_channels,)), ('mask', np.float32, cells + (1,))]
 
 
 class BadSample(Exception):
