@@ -13,8 +13,7 @@ import shutil
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError
-from training.runlog import write_json
+from pose_cli import UserError, write_json
 
 BASENAME = 'model'
 DIVERGED_EXIT_CODE = 3
@@ -68,7 +67,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         saver: see create_saver.
         folder: --modelpath.
         every: steps between checkpoints.
-        training: a train.Training, of which step, rate, finite and network.variables are watched.
+        training: a towers.Training, of which step, rate, health and network.variables are watched.
     Attributes:
         first_step: the step that the session starts at.
     Raises:
@@ -77,7 +76,7 @@ class CheckpointHook(tf.train.SessionRunHook):
 
     def __init__(self, saver, folder, every, training):
         self._saver, self._folder, self._every = saver, folder, every
-        self._watched = {'step': training.step, 'rate': training.rate, 'finite': training.finite}
+        self._watched = {'step': training.step, 'rate': training.rate, 'health': training.health}
         # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
         self._state = tf.train.get_global_step(), tf.add_n([tf.reduce_sum(v) for v in training.network.variables])
         self.first_step = self._saved_step = None
@@ -92,8 +91,8 @@ class CheckpointHook(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs(self._watched)
 
     def after_run(self, run_context, run_values):
-        step, rate, finite = (run_values.results[name] for name in ('step', 'rate', 'finite'))
-        if not np.isfinite(finite):
+        step, rate, health = (run_values.results[name] for name in ('step', 'rate', 'health'))
+        if not np.isfinite(health):
             self._diverged('loss or a gradient', step, 'with lr=%g' % rate)
         if step % self._every == 0:
             self._save(run_context.session, 'with lr=%g' % rate)
@@ -145,5 +144,5 @@ class BestCheckpoint:
             self.loss_ll = loss_ll
             os.makedirs(self._folder, exist_ok=True)
             self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
-            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)})
+            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)}, indent=1)
             logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)

@@ -1,7 +1,7 @@
 """Keeps TensorFlow's input queue filled from a batch source, and knows how long the trainer waited for data.
 
-A batch source is a context manager with get(timeout) -> (image, heatmap, paf, mask) or None, ready(), report() and
-close(): pose_loader.BatchLoader for local data, trainer.BatchReceiver for data workers.
+A batch source is a context manager with samples, get(timeout) -> (image, heatmap, paf, mask) or None, ready(),
+report(), hint() and close(): pose_loader.BatchLoader for local data, remote.trainer.BatchReceiver for data workers.
 """
 import logging
 import threading
@@ -11,6 +11,35 @@ import tensorflow.compat.v1 as tf
 
 QUEUE_BATCHES = 4
 REPORT_SECONDS = 30
+POLL_SECONDS = 0.2
+
+
+class Waiting:
+    """Says from time to time that no data comes, and what may help."""
+
+    def __init__(self, source, report_seconds):
+        self._source, self._report_seconds = source, report_seconds
+        self._start = self._reported = time.monotonic()
+
+    def report(self):
+        """Log the line if it is due."""
+        now = time.monotonic()
+        if now - self._reported >= self._report_seconds:
+            self._reported = now
+            for line in self._source.report():
+                logging.info(line)
+            logging.warning('waiting for data: no batch for %.0f s; %s', now - self._start, self._source.hint())
+
+
+def wait_for_samples(source, stop, report_seconds=REPORT_SECONDS):
+    """Wait until data workers have told how many samples there are. Raises Stopped after a signal."""
+    if source.samples is None:
+        logging.info('waiting for the first data worker')
+    waiting = Waiting(source, report_seconds)
+    while source.samples is None:
+        stop.check()
+        source.wait_for_worker(timeout=POLL_SECONDS)
+        waiting.report()
 
 
 class FeedHook(tf.train.SessionRunHook):
@@ -18,18 +47,17 @@ class FeedHook(tf.train.SessionRunHook):
 
     Args:
         source: a batch source.
-        layout: [(name, dtype, shape)] of its batches, see pose_loader.batch_layout.
-        hint: what may help when no data comes; it ends the line that is logged then.
-        report_seconds: how often it is logged.
+        layout: [(name, dtype, shape)] of its batches, see pose_samples.batch_layout.
+        report_seconds: how often it is logged that no data comes, with the source's hint.
     Attributes:
         batch: the next batch, a list of tensors on the CPU.
         wait_seconds: how long wait_for_batch has waited in all.
     """
 
-    def __init__(self, source, layout, hint, report_seconds=REPORT_SECONDS):
-        self._source, self._hint, self._report_seconds = source, hint, report_seconds
-        self._available = threading.Semaphore(0)
-        self._in_queue = 0
+    def __init__(self, source, layout, report_seconds=REPORT_SECONDS):
+        self._source, self._report_seconds = source, report_seconds
+        self._filled = threading.Condition()
+        self._in_queue = 0  # batches in TensorFlow's queue, changed under the condition's lock
         self._stop = threading.Event()
         self._error = None
         self.wait_seconds = 0.0
@@ -50,27 +78,32 @@ class FeedHook(tf.train.SessionRunHook):
         session.run(self._close_queue)
         self._thread.join()
 
-    def wait_for_batch(self, is_stopping):
+    def wait_for_batch(self, stop):
         """Wait until the queue holds a batch; the caller then runs the step that takes it.
 
         Logs every report_seconds what it is waiting for.
 
         Args:
-            is_stopping: a function; when it returns True the wait ends.
+            stop: a function; when it returns True the wait ends.
         Returns:
-            True, or False when the wait ended because of is_stopping, or because the source failed (see check).
+            True, or False when the wait ended because of stop, or because the source failed (see check).
         """
-        start = last_report = time.monotonic()
-        while not self._available.acquire(timeout=0.2):
-            now = time.monotonic()
-            if self._error or is_stopping():
+        start = time.monotonic()
+        waiting = Waiting(self._source, self._report_seconds)
+        while not self._take():
+            if self._error or stop():
                 return False
-            if now - last_report >= self._report_seconds:
-                last_report = now
-                logging.warning('waiting for data: no batch for %.0f s; %s', now - start, self._hint)
-        self._in_queue -= 1
+            waiting.report()
         self.wait_seconds += time.monotonic() - start
         return True
+
+    def _take(self):
+        """Whether a batch is in the queue, waiting a moment for it; it then counts as taken."""
+        with self._filled:
+            if not self._filled.wait_for(lambda: self._in_queue > 0, timeout=POLL_SECONDS):
+                return False
+            self._in_queue -= 1
+            return True
 
     def check(self):
         """Raise what the source raised, if it did: UserError, for example."""
@@ -89,8 +122,9 @@ class FeedHook(tf.train.SessionRunHook):
                     # A copy: TensorFlow takes over the memory of what is fed, and the source will reuse it.
                     session.run(self._enqueue, {placeholder: field.copy()
                                                 for placeholder, field in zip(self._placeholders, batch)})
-                    self._in_queue += 1
-                    self._available.release()
+                    with self._filled:
+                        self._in_queue += 1
+                        self._filled.notify()
         except tf.errors.CancelledError:
             pass  # the queue was closed: training ended
         except BaseException as error:

@@ -3,6 +3,7 @@ import csv
 import json
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_draw
+from pose_cli import UserError
 
-CURVES_FILE = 'curves.csv'
+CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
+LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
-CURVE_COLUMNS = ('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES + ('loss_ll_background', 'queue',
-                                                                             'data_wait', 'AP')
+CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
+                 + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
 
 
 class RunLog:
@@ -152,6 +155,37 @@ def _git_revision():
         return 'unknown'
 
 
-def write_json(path, value):
-    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
-    pose_cli.write_file(path, json.dumps(value, indent=1, sort_keys=True).encode())
+def note_start(modelpath, flags, resumes):
+    """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one."""
+    path = os.path.join(modelpath, RUN_FILE)
+    earlier = read_run(modelpath).get('starts', []) if resumes else []
+    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
+    pose_cli.write_json(path, {'flags': flags, 'starts': earlier + [start]}, indent=1)
+
+
+def read_run(modelpath):
+    """The content of run.json, {} when there is none. Raises UserError when it is damaged."""
+    path = os.path.join(modelpath, RUN_FILE)
+    try:
+        with open(path) as file:
+            run = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        run = None
+    if not isinstance(run, dict) or not isinstance(run.get('flags', {}), dict) \
+            or not isinstance(run.get('starts', []), list):
+        raise UserError('%s is damaged; choose another --modelpath, and give the checkpoint with --checkpoint' % path)
+    return run
+
+
+def check_resume(modelpath, flags):
+    """Raise UserError unless the run in modelpath can go on with these flags (a dict): model and input size stay."""
+    started = read_run(modelpath).get('flags', {})
+    if any(name not in started for name in LASTING_FLAGS):
+        raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
+                        '--modelpath, or give the checkpoint with --checkpoint' % modelpath)
+    for name in LASTING_FLAGS:
+        if started[name] != flags[name]:
+            raise UserError('%s holds a run with --%s=%s, which cannot go on with %s; choose another --modelpath'
+                            % (modelpath, name.replace('_', '-'), started[name], flags[name]))

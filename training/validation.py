@@ -1,0 +1,105 @@
+"""How good the network is while it trains: losses and pictures of the validation images, and their AP."""
+import contextlib
+import logging
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import networks
+import pose_draw
+import pose_metrics
+from networks.losses import build_losses
+from pose_cli import Stopped
+from pose_labels import BACKGROUND, HEATMAP_CHANNELS
+from pose_samples import batch_layout, validation_samples
+
+from .runlog import comparison_row
+
+PICTURED_IMAGES = 4
+
+
+class Validator:
+    """The network in inference mode, on the variables of training, and one pass over the validation images.
+
+    Args:
+        model, device: name of the network and where it runs.
+        dataset: a PoseDataset of the validation split.
+        batchsize: images per step; the last batch may be smaller.
+    Attributes:
+        network: the networks.Network.  input_size: its (width, height).
+    """
+
+    def __init__(self, model, device, dataset, batchsize):
+        self._dataset, self._batchsize = dataset, batchsize
+        self.input_size = dataset.input_width, dataset.input_height
+        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
+        with tf.device(device), tf.name_scope('validation'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            self._fields = [tf.placeholder(dtype, (None,) + shape[1:]) for _, dtype, shape in layout]
+            image, heatmap, paf, mask = self._fields
+            self.network = networks.get_network(model, image, is_training=False)
+            self._losses = build_losses(self.network.stages, heatmap, paf, mask, batchsize=1.0)
+
+    def predict_maps(self, session, images, stop):
+        """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, 57)."""
+        stop.check()
+        return session.run(self.network.output, {self._fields[0]: images})
+
+    def batches(self):
+        """All validation images in order, as lists of four arrays."""
+        rows = []
+        for sample in validation_samples(self._dataset):
+            rows.append((sample.image, sample.heatmap, sample.paf, sample.mask))
+            if len(rows) == self._batchsize:
+                yield [np.stack(field) for field in zip(*rows)]
+                rows = []
+        if rows:
+            yield [np.stack(field) for field in zip(*rows)]
+
+    def run(self, session, stop):
+        """Losses over the validation images, per image, and pictures of the first ones.
+
+        Returns:
+            (figures: dict of means, number of images, picture).
+        Raises:
+            Stopped: a signal came meanwhile.
+        """
+        totals, images, rows = dict.fromkeys(self._losses, 0.0), 0, []
+        for batch in self.batches():
+            stop.check()
+            losses, maps = session.run([self._losses, self.network.output], dict(zip(self._fields, batch)))
+            images += len(batch[0])
+            totals = {name: totals[name] + float(losses[name]) for name in totals}
+            for image, heatmap, paf, output in list(zip(*batch[:3], maps))[:PICTURED_IMAGES - len(rows)]:
+                rows.append(comparison_row(image, heatmap, paf, output[..., :HEATMAP_CHANNELS],
+                                           output[..., HEATMAP_CHANNELS:]))
+        return {name: total / images for name, total in totals.items()}, images, pose_draw.contact_sheet(rows)
+
+
+def validate(session, validator, tag, step, log, best, stop):
+    """One validation: log line, pictures, and the best checkpoint. A signal ends it."""
+    with contextlib.suppress(Stopped):
+        figures, images, picture = validator.run(session, stop)
+        log.validation(step, images, tag, figures)
+        log.picture(step, 'validation', picture)
+        best.update(session, step, figures['loss_ll'])
+
+
+def evaluate(session, validator, annotation_file, image_folder, step, log, stop):
+    """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
+    with contextlib.suppress(Stopped):
+        summary, _, _ = pose_metrics.evaluate(
+            lambda images, joints: validator.predict_maps(session, images, stop), annotation_file, image_folder,
+            input_size=validator.input_size, progress=False)
+        log.evaluation(step, summary['AP'])
+
+
+def log_background_loss(validation, stop):
+    """Log the loss of predicting an empty image, which a network must get below to have learned anything."""
+    total, images = 0.0, 0
+    background = np.eye(HEATMAP_CHANNELS)[BACKGROUND]
+    for sample in validation_samples(validation):
+        stop.check()
+        total += ((sample.mask * sample.paf) ** 2).sum() / 2
+        total += ((sample.mask * (sample.heatmap - background)) ** 2).sum() / 2
+        images += 1
+    logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
