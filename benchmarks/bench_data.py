@@ -158,7 +158,7 @@ def parse_flags(args=None):
     parser.add_argument('--processes', type=pose_cli.positive_int, default=max(2, os.cpu_count()),
                         help='largest number of loader processes')
     flags = parser.parse_args(args)
-    check_input_size(*flags.input_size, stride=flags.stride)
+    check_input_size(*flags.input_size, stride=flags.stride, flag='--input-size')
     return flags
 
 

@@ -172,7 +172,7 @@ def parse_flags(args=None):
     flags = parser.parse_args(args)
     flags.models = flags.models.split(',')
     for name in flags.models:
-        check_input_size(*flags.input_size, stride=networks.stride(name))
+        check_input_size(*flags.input_size, stride=networks.stride(name), flag='--input-size')
     return flags
 
 

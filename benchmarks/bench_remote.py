@@ -193,7 +193,7 @@ def parse_flags(args=None):
     parser.add_argument('--people', type=pose_cli.positive_int, default=3, help='per sample')
     parser.add_argument('--datapath', help='COCO folder for the measurement with real data workers')
     flags = parser.parse_args(args)
-    check_input_size(*flags.input_size, stride=flags.stride)
+    check_input_size(*flags.input_size, stride=flags.stride, flag='--input-size')
     return flags
 
 

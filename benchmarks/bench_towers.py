@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 import time
-import types
 
 from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
 import bench_remote
@@ -27,8 +26,8 @@ import tensorflow.compat.v1 as tf
 
 import networks
 import pose_samples
-import train
 from training.runlog import read_curves
+from training.towers import build_training, tower_devices
 
 MAX_TOWER_OVERHEAD, MAX_TRAINER_OVERHEAD = 0.10, 0.03
 
@@ -43,9 +42,8 @@ class BareTraining:
             with tf.device('/cpu:0'):
                 batch = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
                                          use_resource=False) for name, dtype, shape in layout]
-            devices, config = train.tower_devices(towers, gpus=0)
-            training = train.build_training(types.SimpleNamespace(model=flags.model, lr=[1e-4]), batch, devices,
-                                            steps_per_epoch=1000, max_steps=10000)
+            devices, config = tower_devices(towers, gpus=0)
+            training = build_training(flags.model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000)
             self._step = training.step
             self._session = tf.Session(config=config)
             self._session.run(tf.global_variables_initializer())
@@ -152,7 +150,7 @@ def parse_flags(args=None):
     parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='first steps of train.py, not counted')
     parser.add_argument('--datapath', help='COCO root (default: rendered people)')
     flags = parser.parse_args(args)
-    pose_samples.check_input_size(*flags.input_size, stride=networks.stride(flags.model))
+    pose_samples.check_input_size(*flags.input_size, stride=networks.stride(flags.model), flag='--input-size')
     return flags
 
 

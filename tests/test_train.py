@@ -16,7 +16,7 @@ import networks
 import train
 from conftest import assert_user_error, run_command
 from pose_cli import UserError
-from pose_dataset import PoseDataset
+from pose_samples import PoseDataset
 from training.runlog import LOSSES
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
@@ -56,6 +56,7 @@ def events(run):
     return found
 
 
+@pytest.mark.slow
 def test_every_step_is_logged_once_in_the_documented_form(run):
     lines = [LOG_LINE.search(line) for line in run.log.splitlines() if 'examples/sec' in line]
     assert all(lines), run.log
@@ -68,15 +69,18 @@ def test_every_step_is_logged_once_in_the_documented_form(run):
         assert loss_ll == pytest.approx(paf + heat, rel=1e-4) and loss > loss_ll
 
 
+@pytest.mark.slow
 def test_two_towers_on_the_cpu_warn_once(run):
     assert run.log.count('TensorFlow sees no GPU: the 2 towers run on CPU devices') == 1
 
 
+@pytest.mark.slow
 def test_truncated_jpeg_is_named_and_skipped(run):
     assert len(re.findall(r'WARNING skipped bad sample 1: \S*%s is a truncated JPEG' % run.broken, run.log)) == 1
     assert 'bad samples skipped, from 1 files' in run.log
 
 
+@pytest.mark.slow
 def test_validation_counts_every_image(run):
     lines = re.findall(r'validation\((\d+)\) first loss=([\d.e+]+), loss_ll=([\d.e+]+), loss_ll_paf=([\d.e+]+), '
                        r'loss_ll_heat=([\d.e+]+)', run.log)
@@ -84,6 +88,7 @@ def test_validation_counts_every_image(run):
     assert [int(row['step']) for row in curves(run, 'validation')] == [5, 10, 12]
 
 
+@pytest.mark.slow
 def test_validation_loss_is_that_of_the_saved_weights(run):
     """The last validation, of batches of 4 and 2, against one image at a time with weights read from the checkpoint."""
     dataset = PoseDataset(str(run.data), 'val2017', 64, 64, 8)
@@ -106,11 +111,13 @@ def test_validation_loss_is_that_of_the_saved_weights(run):
         assert float(reported[name]) == pytest.approx(totals[name] / VALIDATION_IMAGES, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_background_loss_is_logged_and_recorded(run):
     logged = float(re.search(r'predicting only background: validation\(6\) loss_ll=([\d.]+)', run.log).group(1))
     assert float(curves(run, 'validation')[0]['loss_ll_background']) == pytest.approx(logged, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_apart(run):
     losses = {int(row['step']): float(row['loss_ll']) for row in curves(run, 'validation')}
     record = json.loads((run.model / 'best' / 'best.json').read_text())
@@ -120,11 +127,13 @@ def test_the_best_checkpoint_is_kept_apart(run):
     assert len(list((run.model / 'best').glob('*.index'))) == 1
 
 
+@pytest.mark.slow
 def test_keeps_as_many_checkpoints_as_asked(run):
     assert sorted(path.name for path in run.model.glob('*.index')) == ['model-12.index', 'model-9.index']
     assert re.findall(r'saved the checkpoint of step (\d+)', run.log) == ['0', '3', '6', '9', '12']
 
 
+@pytest.mark.slow
 def test_curves_agree_with_the_log(run):
     rows = curves(run, 'train')
     lines = LOG_LINE.findall(run.log)
@@ -136,6 +145,7 @@ def test_curves_agree_with_the_log(run):
     assert [row['step'] for row in curves(run, 'evaluation')] == ['10', '12']
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_figures_of_the_curves(run):
     tags = events(run)
     for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
@@ -148,6 +158,7 @@ def test_tensorboard_has_the_figures_of_the_curves(run):
     assert [step for step, _ in tags['evaluation/AP']] == [10, 12]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_pictures_of_truth_and_prediction(run):
     pictures = events(run)['validation']
     assert [step for step, _ in pictures] == [5, 10, 12]
@@ -161,6 +172,7 @@ def test_tensorboard_has_pictures_of_truth_and_prediction(run):
     np.testing.assert_array_equal(cv2.imread(str(run.model / 'logs' / 'validation.png')), sheets[-1])
 
 
+@pytest.mark.slow
 def test_run_json_tells_how_the_run_was_made(run):
     record = json.loads((run.model / 'run.json').read_text())
     start, = record['starts']
@@ -172,40 +184,9 @@ def test_run_json_tells_how_the_run_was_made(run):
     assert re.match(r'[0-9a-f]{40}|unknown', start['versions']['git'])
 
 
+@pytest.mark.slow
 def test_the_log_ends_with_where_things_are(run):
     assert 'done: step 12, checkpoints in %s' % run.model in run.log
-
-
-class Signal:
-    """A stop signal that comes after `calls` questions."""
-
-    def __init__(self, calls=10 ** 9):
-        self.calls = calls
-
-    def check(self):
-        self.calls -= 1
-        if self.calls < 0:
-            raise train.Stopped
-
-
-def test_validation_leaves_the_weights_alone_and_repeats_itself(run):
-    dataset = PoseDataset(str(run.data), 'val2017', 64, 64, 8)
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.train.get_or_create_global_step()
-        networks.get_network('mobilenet_thin', tf.zeros((4, 64, 64, 3)), is_training=True)
-        validator = train.Validator('mobilenet_thin', '/cpu:0', dataset, batchsize=4)
-        session.run(tf.global_variables_initializer())
-        before = session.run(tf.global_variables())
-        first, images, picture = validator.run(session, Signal())
-        second, _, same_picture = validator.run(session, Signal())
-        after = session.run(tf.global_variables())
-        for a, b in zip(before, after):
-            np.testing.assert_array_equal(a, b)
-        assert first == second and images == VALIDATION_IMAGES
-        np.testing.assert_array_equal(picture, same_picture)
-        with pytest.raises(train.Stopped):  # a signal after the first of two batches
-            validator.run(session, Signal(calls=1))
-        assert [len(batch[0]) for batch in validator.batches()] == [4, 2]
 
 
 def parse(args):
@@ -220,7 +201,6 @@ def refusal(*args):
     """The message with which train.py refuses these flags, before it reads data."""
     with pytest.raises(UserError) as caught:
         flags = parse(args)
-        flags.logpath = flags.logpath or flags.modelpath + '/logs'
         train.check_flags(flags)
     assert caught.value.exit_code == 2
     return str(caught.value)
@@ -234,7 +214,6 @@ def good(sample_coco, tmp_path):
 
 def test_good_flags_are_accepted(good):
     flags = parse(good)
-    flags.logpath = flags.modelpath
     train.check_flags(flags)
 
 
@@ -274,14 +253,16 @@ def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_c
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_weights_to_start_from_are_named_once(good, run):
     message = refusal(*(good + ['--checkpoint=%s' % run.model, '--pretrained=vgg.npy']))
     assert '--checkpoint' in message and '--pretrained' in message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
-    result = run_command('train.py', '--model=mobilenet_fast', '--checkpoint=%s' % run.model, '--datapath=%s' % run.data,
-                         '--modelpath=%s' % (tmp_path / 'new'), *SMALL)
+    result = run_command('train.py', '--model=mobilenet_fast', '--checkpoint=%s' % run.model,
+                         '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'new'), *SMALL)
     assert_user_error(result, 'a file of mobilenet_fast with --checkpoint=PATH')
     assert not list((tmp_path / 'new').glob('model-*'))
 
@@ -290,6 +271,7 @@ def test_folder_without_annotations(tmp_path):
     assert str(tmp_path) in refusal('--datapath=%s' % tmp_path, *SMALL)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_its_own_model_and_input_size(run):
     flags = ['--datapath=%s' % run.data, '--modelpath=%s' % run.model] + SMALL
     message = refusal('--model=mobilenet_fast', *flags)
@@ -298,6 +280,7 @@ def test_a_run_goes_on_only_with_its_own_model_and_input_size(run):
     assert '--input-width=64' in message and '96' in message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_run_is_refused(run, tmp_path):
     shutil.copytree(str(run.model), str(tmp_path / 'model'))
     flags = ['--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model')] + SMALL
@@ -307,6 +290,7 @@ def test_a_checkpoint_without_its_run_is_refused(run, tmp_path):
         assert 'run.json' in refusal(*flags)
 
 
+@pytest.mark.slow
 def test_missing_checkpoint_files_are_not_taken_for_a_new_run(run, tmp_path):
     shutil.copytree(str(run.model), str(tmp_path / 'model'))
     (tmp_path / 'model' / 'model-12.index').unlink()
@@ -314,12 +298,14 @@ def test_missing_checkpoint_files_are_not_taken_for_a_new_run(run, tmp_path):
         '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model'), *SMALL)
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_still_found(run, tmp_path):
     shutil.copytree(str(run.model), str(tmp_path / 'moved'))
     latest = tf.train.latest_checkpoint(str(tmp_path / 'moved'))
     assert latest == str(tmp_path / 'moved' / 'model-12')
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(sample_coco, tmp_path):
     """The real command, once for a flag and once for data that turns out to be broken."""
     shutil.copytree(str(sample_coco / 'annotations'), str(tmp_path / 'annotations'))

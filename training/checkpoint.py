@@ -149,5 +149,5 @@ class BestCheckpoint:
             self.loss_ll = loss_ll
             os.makedirs(self._folder, exist_ok=True)
             self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
-            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)})
+            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)}, indent=1)
             logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)

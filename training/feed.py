@@ -17,7 +17,7 @@ POLL_SECONDS = 0.2
 class Waiting:
     """Says from time to time that no data comes, and what may help."""
 
-    def __init__(self, source, report_seconds=REPORT_SECONDS):
+    def __init__(self, source, report_seconds):
         self._source, self._report_seconds = source, report_seconds
         self._start = self._reported = time.monotonic()
 
@@ -31,11 +31,11 @@ class Waiting:
             logging.warning('waiting for data: no batch for %.0f s; %s', now - self._start, self._source.hint())
 
 
-def wait_for_samples(source, stop):
+def wait_for_samples(source, stop, report_seconds=REPORT_SECONDS):
     """Wait until data workers have told how many samples there are. Raises Stopped after a signal."""
     if source.samples is None:
         logging.info('waiting for the first data worker')
-    waiting = Waiting(source)
+    waiting = Waiting(source, report_seconds)
     while source.samples is None:
         stop.check()
         source.wait_for_worker(timeout=POLL_SECONDS)
@@ -47,7 +47,7 @@ class FeedHook(tf.train.SessionRunHook):
 
     Args:
         source: a batch source.
-        layout: [(name, dtype, shape)] of its batches, see pose_loader.batch_layout.
+        layout: [(name, dtype, shape)] of its batches, see pose_samples.batch_layout.
         report_seconds: how often it is logged that no data comes, with the source's hint.
     Attributes:
         batch: the next batch, a list of tensors on the CPU.

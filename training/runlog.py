@@ -20,8 +20,8 @@ from pose_cli import UserError
 CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
 LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
-CURVE_COLUMNS = ('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES + ('loss_ll_background', 'queue',
-                                                                             'data_wait', 'AP')
+CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
+                 + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
 
 
 class RunLog:

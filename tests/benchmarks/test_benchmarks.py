@@ -78,4 +78,4 @@ def test_memory():
 
 
 def test_input_that_does_not_fit_the_stride():
-    assert_user_error(run_command('benchmarks/bench_data.py', '--input-size=60x64'), '60', '8')
+    assert_user_error(run_command('benchmarks/bench_data.py', '--input-size=60x64'), '--input-size=60x64', '8')

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import pose_loader
-import train
 from pose_cli import UserError
+from pose_samples import batch_layout
+from training.towers import build_training, learning_rate_schedule, tower_devices
 
 SIZE = 64
 
 
 def random_batch(batchsize, stride=8, seed=0):
     rng = np.random.RandomState(seed)
-    image, heatmap, paf, mask = pose_loader.batch_layout(batchsize, SIZE, SIZE, stride)
+    image, heatmap, paf, mask = batch_layout(batchsize, SIZE, SIZE, stride)
     return [rng.randint(0, 256, image[2]).astype(np.uint8), rng.uniform(0, 1, heatmap[2]).astype(np.float32),
             rng.uniform(-1, 1, paf[2]).astype(np.float32), rng.randint(0, 2, mask[2]).astype(np.float32)]
 
@@ -25,11 +25,9 @@ class Towers:
     def __init__(self, model, towers, batchsize, rate, optimize_graph=True):
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.fields = [tf.placeholder(dtype, shape)
-                           for _, dtype, shape in pose_loader.batch_layout(batchsize, SIZE, SIZE, 8)]
-            devices, config = train.tower_devices(towers, gpus=0)
-            flags = types.SimpleNamespace(model=model, lr=[rate])
-            self.training = train.build_training(flags, self.fields, devices, steps_per_epoch=10, max_steps=100)
+            self.fields = [tf.placeholder(dtype, shape) for _, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)]
+            devices, config = tower_devices(towers, gpus=0)
+            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100)
             config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
@@ -86,6 +84,7 @@ def one_tower():
     return three_steps(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('towers', [2, 4])
 def test_towers_train_as_one(one_tower, towers):
     gradients, weights = three_steps(towers)
@@ -114,6 +113,7 @@ def two_towers():
                                  measured=measured, partitions=partitions)
 
 
+@pytest.mark.slow
 def test_batch_norm_averages_are_updated_once(two_towers):
     rate = 1 - 1 / 10  # the first step's decay, see network_base.batch_norm_decay
     for name, before in two_towers.before.items():
@@ -127,17 +127,19 @@ def canonical(device):
     return device.lower().replace('/device:', '/')
 
 
+@pytest.mark.slow
 def test_each_tower_is_on_its_own_device(two_towers):
     for k in range(2):
+        heavy = 'Conv2D', 'DepthwiseConv2dNative', 'L2Loss', 'Conv2DBackpropFilter', 'FusedBatchNormV3'
         ops = [op for op in two_towers.graph.get_operations()
-               if ('/tower_%d/' % k) in '/' + op.name and op.type in ('Conv2D', 'DepthwiseConv2dNative', 'L2Loss',
-                                                                     'Conv2DBackpropFilter', 'FusedBatchNormV3')]
+               if ('/tower_%d/' % k) in '/' + op.name and op.type in heavy]
         assert len(ops) > 100
         assert {canonical(op.device) for op in ops} == {'/cpu:%d' % k}
     variables = [op for op in two_towers.graph.get_operations() if op.type == 'VariableV2']
     assert {canonical(op.device) for op in variables} <= {'/cpu:0', ''}  # '': Adam's slots, beside their variable
 
 
+@pytest.mark.slow
 def test_what_runs_where(two_towers):
     partitions = two_towers.partitions
     assert set(partitions) == {'device:cpu:0', 'device:cpu:1'}
@@ -156,6 +158,7 @@ def sent(two_towers, start, end):
             if node.op in ('_Send', '_HostSend') and node.attr['recv_device'].s.decode().lower().endswith(end)]
 
 
+@pytest.mark.slow
 def test_slices_cross_once_and_images_as_uint8(two_towers):
     to_tower_1 = sent(two_towers, 'device:cpu:0', 'device:cpu:1')
     images = [name for dtype, name in to_tower_1 if dtype == tf.uint8.as_datatype_enum]
@@ -164,6 +167,7 @@ def test_slices_cross_once_and_images_as_uint8(two_towers):
     assert len(slices) == 4, slices  # image, heatmap, paf, mask
 
 
+@pytest.mark.slow
 def test_no_outputs_are_gathered(two_towers):
     """Back from tower 1 come its gradients and losses; the losses are computed there."""
     back = [name for _, name in sent(two_towers, 'device:cpu:1', 'device:cpu:0')]
@@ -175,13 +179,13 @@ def test_no_outputs_are_gathered(two_towers):
 
 def test_gpu_towers_need_as_many_gpus():
     with pytest.raises(UserError, match='--gpus=8, but TensorFlow sees only 2'):
-        train.tower_devices(8, gpus=2)
-    devices, _ = train.tower_devices(2, gpus=2)
+        tower_devices(8, gpus=2)
+    devices, _ = tower_devices(2, gpus=2)
     assert devices == ['/gpu:0', '/gpu:1']
 
 
 def test_cpu_towers_warn_once(caplog):
-    devices, config = train.tower_devices(2, gpus=0)
+    devices, config = tower_devices(2, gpus=0)
     assert devices == ['/cpu:0', '/cpu:1'] and config.device_count['CPU'] == 2
     assert [record.getMessage() for record in caplog.records] == [
         'TensorFlow sees no GPU: the 2 towers run on CPU devices of this machine']
@@ -190,7 +194,7 @@ def test_cpu_towers_warn_once(caplog):
 def rates_at(rates, steps, steps_per_epoch, max_steps):
     with tf.Graph().as_default(), tf.Session() as session:
         step = tf.placeholder(tf.int64, ())
-        rate = train.learning_rate_schedule(rates, step, steps_per_epoch, max_steps)
+        rate = learning_rate_schedule(rates, step, steps_per_epoch, max_steps)
         return [float(session.run(rate, {step: s})) for s in steps]
 
 

@@ -1,0 +1,101 @@
+"""What the commands share: signals, files that are never half-written, flags' types, one-line errors."""
+import argparse
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+import pose_cli
+from conftest import run_program
+from pose_cli import Stopped, UserError
+
+
+def test_two_signals_at_once_are_one():
+    """`timeout` and others signal a process and then its group; only a later signal kills."""
+    result = run_program('two_signals.py')
+    assert result.stdout == 'alive\n' and result.returncode == -signal.SIGTERM
+
+
+def test_a_signal_that_came_ends_what_asks_for_it():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stop = pose_cli.StopSignal()
+        stop.check()
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        with pytest.raises(Stopped, match='stopped by a signal before the first step'):
+            stop.check()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_json_file_is_replaced_in_one_move(tmp_path):
+    path = tmp_path / 'a.json'
+    pose_cli.write_json(str(path), {'b': 1, 'a': [2]})
+    assert path.read_text() == '{"a": [2], "b": 1}'
+    with pytest.raises(TypeError):
+        pose_cli.write_json(str(path), {'a': object()})
+    pose_cli.write_json(str(path), {'a': 3}, indent=1)
+    assert json.loads(path.read_text()) == {'a': 3} and '\n "a"' in path.read_text()
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.json']
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match='nowhere/file'):
+        pose_cli.write_file(str(tmp_path / 'nowhere' / 'file'), b'x')
+    (tmp_path / 'taken').write_text('')
+    with pytest.raises(UserError, match='taken/folder'):
+        pose_cli.make_folder(str(tmp_path / 'taken' / 'folder'))
+
+
+def test_the_message_of_an_error_is_one_line():
+    assert str(UserError('a\n  b\tc')) == 'a b c'
+
+
+@pytest.mark.parametrize('parse, text, value', [
+    (pose_cli.positive_int, '1', 1), (pose_cli.non_negative_int, '0', 0), (pose_cli.size, '432x368', (432, 368)),
+    (pose_cli.size, '8X16', (8, 16))])
+def test_flags_that_are_accepted(parse, text, value):
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize('parse, text', [
+    (pose_cli.positive_int, '0'), (pose_cli.positive_int, '1.5'), (pose_cli.positive_int, ''),
+    (pose_cli.non_negative_int, '-1'), (pose_cli.size, '368'), (pose_cli.size, '368x'), (pose_cli.size, '0x8'),
+    (pose_cli.size, '1x2x3')])
+def test_flags_that_are_refused(parse, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
+
+
+def test_data_flags_default_to_the_environment(monkeypatch):
+    for folder in (None, '/data/coco'):
+        monkeypatch.delenv('COCO_DIR', raising=False) if folder is None else monkeypatch.setenv('COCO_DIR', folder)
+        parser = pose_cli.ArgumentParser()
+        pose_cli.add_data_flags(parser)
+        assert vars(parser.parse_args([])) == {'datapath': folder, 'imgpath': None}
+
+
+@pytest.mark.parametrize('outcome, code, line', [
+    (None, 0, ''), (3, 3, ''), (UserError('no', 4), 4, 'error: no\n'), (KeyboardInterrupt(), 130, 'interrupted\n')])
+def test_how_a_command_ends(outcome, code, line, capsys):
+    def main():
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as caught:
+        pose_cli.run(main)
+    assert caught.value.code == code and capsys.readouterr().err == line
+
+
+def test_flags_are_not_abbreviated(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['command.py'])
+    parser = pose_cli.ArgumentParser()
+    parser.add_argument('--batchsize')
+    with pytest.raises(UserError, match='--batch'):
+        parser.parse_args(['--batch=3'])

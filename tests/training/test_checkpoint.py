@@ -1,0 +1,99 @@
+"""Checkpoints where every moment can be had: a session around one variable, in this process."""
+import contextlib
+import os
+import types
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import train
+from pose_cli import UserError
+from saved_weights import load_all, saved_step
+from training import checkpoint
+from training.towers import Training
+
+
+class TinyTraining:
+    """A session with a CheckpointHook around one variable that grows by `rate` a step."""
+
+    def __init__(self, folder, every=2, keep=5):
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(tf.Graph().as_default())
+        global_step = tf.train.get_or_create_global_step()
+        self.weight = tf.get_variable('weight', initializer=np.zeros(1000, np.float32), use_resource=False)
+        self.amount = tf.placeholder_with_default(1.0, ())
+        with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
+            self.step = tf.assign_add(global_step, 1)
+        self.health = tf.placeholder_with_default(0.0, ())
+        self.saver = checkpoint.create_saver(keep)
+        self.best = checkpoint.BestCheckpoint(self.saver, folder)
+        network = types.SimpleNamespace(variables=[self.weight])
+        hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
+            network, tf.identity(self.step), tf.constant(0.25), {}, self.health))
+        self.session = self._stack.enter_context(
+            train.open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
+
+    def run(self, steps=1, **feed):
+        for _ in range(steps):
+            self.session.run(self.step, {getattr(self, name): value for name, value in feed.items()})
+
+    def between_steps(self, function):
+        """function(session), with a session whose runs are no training steps."""
+        return self.session.run_step_fn(lambda step_context: function(step_context.session))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._stack.__exit__(*exception)
+
+
+def modification_times(folder):
+    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder) if entry.is_file()}
+
+
+def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
+    with TinyTraining(str(tmp_path)) as training:
+        training.run(3)
+    before = modification_times(str(tmp_path))
+    assert 'model-3.index' in before
+    with TinyTraining(str(tmp_path)):
+        pass
+    assert modification_times(str(tmp_path)) == before
+
+
+@pytest.mark.parametrize('feed, what', [({'health': np.nan}, 'loss or a gradient'),
+                                        ({'health': np.inf}, 'loss or a gradient'), ({'amount': np.inf}, 'weight')])
+def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
+    with pytest.raises(UserError, match='a %s became NaN or infinite at step 4, with lr=0.25' % what) as caught:
+        with TinyTraining(str(tmp_path)) as training:
+            training.run(3)
+            training.run(1, **feed)
+    assert caught.value.exit_code == 3 and 'model-2' in str(caught.value)
+    assert saved_step(tmp_path) == 2
+    with TinyTraining(str(tmp_path)) as training:
+        np.testing.assert_array_equal(training.between_steps(lambda session: session.run(training.weight)), 2)
+
+
+def test_old_checkpoints_go_and_the_best_stays(tmp_path):
+    for start in (0, 10):  # the second time it has to know what the first one left
+        with TinyTraining(str(tmp_path), keep=3) as training:
+            for step in range(start + 1, start + 11):
+                training.run()
+                training.between_steps(lambda session: training.best.update(session, step, abs(step - 13)))
+    assert sorted(path.stem for path in tmp_path.glob('*.index')) == ['model-16', 'model-18', 'model-20']
+    assert [path.name for path in (tmp_path / 'best').glob('*.index')] == ['model-13.index']
+    np.testing.assert_array_equal(load_all(str(tmp_path / 'best' / 'model-13'))['weight'], 13)
+
+
+def test_leftovers(tmp_path):
+    with TinyTraining(str(tmp_path)) as training:
+        training.run(2)
+    kept = modification_times(str(tmp_path))
+    (tmp_path / 'model-4_temp_0123' / 'part').mkdir(parents=True)
+    for name in ('model-4.data-00000-of-00001', 'model-2.index.tempstate77', 'checkpoint.tmp0123'):
+        (tmp_path / name).write_text('half')
+    (tmp_path / 'notes.txt').write_text('mine')
+    checkpoint.remove_leftovers(str(tmp_path))
+    assert set(os.listdir(str(tmp_path))) == set(kept) | {'notes.txt'}

@@ -1,0 +1,227 @@
+"""Runs that are killed, stopped, starved of data, that diverge or fill the disk: what they leave goes on.
+
+The real train.py in real processes. benchmarks/check_kill_resume.py does the same with as many kills as one likes.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import tensorflow.compat.v1 as tf
+
+from conftest import ROOT
+from saved_weights import load_all, saved_step
+
+pytestmark = pytest.mark.slow
+SAVE_EVERY = 2
+
+
+class Run:
+    """train.py in a process group of its own, as under a terminal; its log goes to a file."""
+
+    def __init__(self, data, model, *flags):
+        self.model, self.log_path = model, '%s.log' % model
+        with open(self.log_path, 'w') as log:
+            self.process = subprocess.Popen(
+                [sys.executable, 'train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none',
+                 '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1']
+                + list(flags), cwd=str(ROOT), stderr=log, start_new_session=True)
+
+    def log(self):
+        with open(self.log_path) as file:
+            return file.read()
+
+    def wait_until(self, happened, seconds=300):
+        """Poll until happened() is true, or the process ends."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.001)
+
+    def last_logged_step(self):
+        return int(([0] + re.findall(r' step=(\d+),', self.log()))[-1])
+
+    def kill(self):
+        """kill -9 of the trainer alone: its loader processes have to notice."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+
+    def stop(self, number):
+        """Signal the whole process group; the run has to end well."""
+        os.killpg(self.process.pid, number)
+        assert self.process.wait(timeout=300) == 0, self.log()
+
+    def close(self):
+        """End it, however the test ended: a process that is left over would disturb what comes next."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # also those that a test has suspended
+            self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('no_lost_work')
+
+
+@pytest.fixture(scope='module')
+def start_run(sample_coco):
+    """start_run(model, *flags) starts a Run, which ends with this file's tests."""
+    runs = []
+
+    def start_run(model, *flags):
+        runs.append(Run(sample_coco, model, *flags))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture(scope='module')
+def full_disk(start_run, folder):
+    """A run on a file system with room for one checkpoint and no second one, or why there is none."""
+    path = folder / 'disk'
+    path.mkdir()
+    mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=40m', 'tmpfs', str(path)], stderr=subprocess.PIPE)
+    if mount.returncode:
+        yield mount.stderr.decode().strip()
+        return
+    run = start_run(path / 'model', '--max-steps=1000', '--save-every=2', '--valid-every=0')
+    yield run
+    run.close()
+    subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+@pytest.fixture(scope='module')
+def first_run(start_run, folder, full_disk):  # full_disk goes on meanwhile
+    """A run that was killed twice, the second time in the middle of a save, and the step it had reached."""
+    model = folder / 'killed'
+    flags = ['--max-steps=1000', '--save-every=%d' % SAVE_EVERY, '--valid-every=0']
+    early = start_run(model, *flags)
+    early.wait_until(lambda: 'no GPU' in early.log())  # while the graph is built
+    early.kill()
+    run = start_run(model, *flags)
+    run.wait_until(lambda: run.last_logged_step() >= 5)
+    run.wait_until(lambda: any('temp' in name for name in os.listdir(str(model))))
+    run.kill()
+    return model, run.last_logged_step()
+
+
+@pytest.fixture(scope='module')
+def resumed(start_run, first_run):
+    """The run after the kills: where it resumed; stopped by SIGTERM to its group; the log."""
+    model, _ = first_run
+    leftovers = [name for name in os.listdir(str(model)) if 'temp' in name]
+    before = saved_step(model)
+    run = start_run(model, '--max-steps=1000', '--save-every=100000', '--valid-every=1')
+    run.wait_until(lambda: run.last_logged_step() >= before + 3)
+    last = run.last_logged_step()
+    run.stop(signal.SIGTERM)
+    return model, leftovers, before, last, run.log()
+
+
+def test_a_killed_run_resumes_within_one_save_interval(first_run, resumed):
+    _, reached = first_run
+    _, _, before, _, log = resumed
+    assert reached - before <= SAVE_EVERY
+    assert 'resuming from %s-%d' % (resumed[0] / 'model', before) in log
+    assert re.findall(r' step=(\d+),', log)[0] == str(before + 1)
+
+
+def test_leftovers_of_a_killed_save_are_removed(resumed):
+    model, leftovers, _, _, log = resumed
+    if not leftovers:
+        pytest.skip('the kill came after the save; test_leftovers covers the same by hand-made files')
+    assert not [name for name in os.listdir(str(model)) if 'temp' in name]
+    assert 'left by a save that was cut short' in log
+
+
+def test_sigterm_saves_within_one_step(resumed):
+    """While training with a validation after each step."""
+    model, _, _, last, log = resumed
+    steps = [int(step) for step in re.findall(r' step=(\d+),', log)]
+    assert 'stopped by a signal at step %d' % steps[-1] in log
+    assert saved_step(model) == steps[-1] <= last + 2
+
+
+def test_curves_have_each_step_once(resumed):
+    with open(str(resumed[0] / 'logs' / 'curves.csv')) as file:
+        steps = [int(line.split(',')[1]) for line in file if line.startswith('train')]
+    assert steps == list(range(1, saved_step(resumed[0]) + 1))
+
+
+@pytest.fixture(scope='module')
+def diverging(start_run, folder, resumed):
+    """A new run from the weights of another, with an absurd learning rate; and those weights."""
+    source = tf.train.latest_checkpoint(str(resumed[0]))
+    run = start_run(folder / 'diverged', '--checkpoint=%s' % source, '--lr=1e30', '--max-steps=1000',
+                    '--save-every=100000', '--valid-every=0')
+    return run, source
+
+
+def test_ctrl_c_while_waiting_for_data(start_run, resumed, diverging):  # diverging goes on meanwhile
+    """Loader processes that stand still: the trainer waits, and Ctrl-C, to all of them, still saves."""
+    model, before = resumed[0], saved_step(resumed[0])
+    run = start_run(model, '--max-steps=1000', '--save-every=100000', '--valid-every=0')
+    run.wait_until(lambda: run.last_logged_step() > before)
+    supervisor, = psutil.Process(run.process.pid).children()
+    for worker in supervisor.children():
+        worker.suspend()
+    quiet_since, step = time.monotonic(), run.last_logged_step()
+    while time.monotonic() - quiet_since < 2:
+        if run.last_logged_step() != step:
+            quiet_since, step = time.monotonic(), run.last_logged_step()
+        time.sleep(0.1)
+    run.stop(signal.SIGINT)
+    assert 'stopped by a signal at step %d' % step in run.log()
+    assert saved_step(model) == step > before
+    # The run that was killed first had not come to a checkpoint.
+    assert len(json.loads((model / 'run.json').read_text())['starts']) == 3
+
+
+def test_divergence_ends_the_run_with_code_3(diverging, folder):
+    run, _ = diverging
+    assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()
+    message, = [line for line in run.log().splitlines() if line.startswith('error: ')]
+    assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+(29|30);' % (run.last_logged_step() + 1), message)
+    assert str(folder / 'diverged' / 'model-0') in message
+
+
+def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverging, folder):
+    """They are also what is still there after the divergence."""
+    run, source = diverging
+    run.process.wait(timeout=300)
+    assert 'Restore pretrained weights... %s' % source in run.log()
+    source, good = load_all(source), load_all(str(folder / 'diverged' / 'model-0'))
+    assert good['global_step'] == 0 and source['global_step'] > 0
+    for name in good:
+        if 'Adam' not in name and name.startswith(('MobilenetV1', 'Openpose')):
+            np.testing.assert_array_equal(good[name], source[name])
+
+
+def test_full_disk_leaves_the_previous_checkpoint(full_disk):
+    if isinstance(full_disk, str):
+        pytest.skip('mounting a small file system needs root: %s' % full_disk)
+    assert full_disk.process.wait(timeout=300) == 2 and 'Traceback' not in full_disk.log()
+    message, = [line for line in full_disk.log().splitlines() if line.startswith('error: ')]
+    assert 'disk of %s is full' % full_disk.model in message and 'model-0' in message
+    weights = load_all(tf.train.latest_checkpoint(str(full_disk.model)))
+    assert weights['global_step'] == 0 and all(np.isfinite(value).all() for value in weights.values())
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(start_run, tmp_path):
+    run = start_run(tmp_path / 'model', '--valid-every=0')
+    run.wait_until(lambda: 'no GPU' in run.log())  # the graph is being built
+    run.stop(signal.SIGTERM)
+    assert 'stopped by a signal before the first step' in run.log()
+    assert not list((tmp_path / 'model').glob('model*'))

@@ -1,0 +1,96 @@
+"""Validation beside training: it repeats itself, leaves the weights alone, sees every good image, can be stopped."""
+import logging
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import networks
+from pose_cli import Stopped
+from pose_samples import PoseDataset
+from training.validation import Validator, log_background_loss, validate
+
+VALIDATION_IMAGES = 6
+
+
+class Signal:
+    """A stop signal that comes after `calls` questions."""
+
+    def __init__(self, calls=10 ** 9):
+        self.calls = calls
+
+    def check(self):
+        self.calls -= 1
+        if self.calls < 0:
+            raise Stopped
+
+
+@pytest.fixture(scope='module')
+def dataset(sample_coco):
+    return PoseDataset(str(sample_coco), 'val2017', 64, 64, 8)
+
+
+@pytest.fixture(scope='module')
+def validator(dataset):
+    """(a Validator of batches of 4, a session with random weights)."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.train.get_or_create_global_step()
+        networks.get_network('mobilenet_thin', tf.zeros((4, 64, 64, 3)), is_training=True)
+        validator = Validator('mobilenet_thin', '/cpu:0', dataset, batchsize=4)
+        session.run(tf.global_variables_initializer())
+        yield validator, session
+
+
+@pytest.mark.slow
+def test_validation_leaves_the_weights_alone_and_repeats_itself(validator):
+    validator, session = validator
+    variables = session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+    before = session.run(variables)
+    first, images, picture = validator.run(session, Signal())
+    second, _, same_picture = validator.run(session, Signal())
+    after = session.run(variables)
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a, b)
+    assert first == second and images == VALIDATION_IMAGES
+    np.testing.assert_array_equal(picture, same_picture)
+    with pytest.raises(Stopped):  # a signal after the first of two batches
+        validator.run(session, Signal(calls=1))
+    assert [len(batch[0]) for batch in validator.batches()] == [4, 2]
+
+
+@pytest.mark.slow
+def test_a_signal_during_validation_leaves_log_and_best_checkpoint_alone(validator):
+    """Half a validation is none: had it reached the log or the best checkpoint, None would have failed."""
+    validator, session = validator
+    assert validate(session, validator, 'tag', 1, log=None, best=None, stop=Signal(calls=1)) is None
+
+
+def test_background_loss_is_that_of_empty_maps(dataset, caplog):
+    caplog.set_level(logging.INFO)
+    total = 0.0
+    for index in range(VALIDATION_IMAGES):
+        sample = dataset.validation_sample(index)
+        empty = np.zeros_like(sample.heatmap)
+        empty[..., -1] = 1
+        total += 0.5 * float(((sample.mask * sample.paf) ** 2).sum())
+        total += 0.5 * float(((sample.mask * (sample.heatmap - empty)) ** 2).sum())
+    log_background_loss(dataset, Signal())
+    images, loss = re.search(r'predicting only background: validation\((\d+)\) loss_ll=([\d.]+)', caplog.text).groups()
+    assert int(images) == VALIDATION_IMAGES and float(loss) == pytest.approx(total / VALIDATION_IMAGES, rel=1e-4)
+
+
+def test_background_loss_of_the_good_images_when_one_is_broken(sample_coco, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    shutil.copytree(str(sample_coco), str(tmp_path / 'data'))
+    broken = sorted((tmp_path / 'data' / 'val2017').glob('*.jpg'))[2]
+    broken.write_bytes(broken.read_bytes()[:1000])
+    log_background_loss(PoseDataset(str(tmp_path / 'data'), 'val2017', 64, 64, 8), Signal())
+    assert 'validation(%d)' % (VALIDATION_IMAGES - 1) in caplog.text
+    assert '%s is a truncated JPEG' % broken.name in caplog.text
+
+
+def test_a_signal_ends_the_background_loss(dataset):
+    with pytest.raises(Stopped):
+        log_background_loss(dataset, Signal(calls=3))
