@@ -22,7 +22,7 @@ def read_arrays(annotation_file, make, version, fit_together):
 
     Args:
         make: function (annotation_file) -> dict of arrays; it runs in a process of its own and may raise UserError.
-        version: int, another one when make returns other arrays for the same file.
+        version: text, another one when make returns other arrays for the same file.
         fit_together: function (dict of arrays) -> whether these, from a file that anybody may have written, are what
             make returns; it may raise anything if they are not.
     Raises:
@@ -38,7 +38,7 @@ def _cache_key(annotation_file, version):
         status = os.stat(annotation_file)
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
-    return '%d %d %d' % (version, status.st_size, status.st_mtime_ns)
+    return '%s %d %d' % (version, status.st_size, status.st_mtime_ns)
 
 
 def _cache_paths(annotation_file):

@@ -5,63 +5,62 @@ as their reference counts are touched. Arrays are shared by all processes. The a
 starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
-import contextlib
-import io
-import json
 import logging
 import math
 import os
 from array import array
 
 import numpy as np
-from pycocotools.coco import COCO
 
 import pose_annotation_cache
+import pose_coco
+import pose_skeleton
 from pose_cli import UserError
-from pose_labels import PARTS
-
-# The COCO index of the 18 parts; the neck (1) is made from the shoulders.
-COCO_PARTS = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-NECK, COCO_LEFT_SHOULDER, COCO_RIGHT_SHOULDER = 1, 5, 6
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-MAX_SIDE = (1 << 15) - 1  # of an image: OpenCV warps no larger ones
-MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
-
-CACHE_VERSION = 3  # of the arrays below
+CACHE_VERSION = 4  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
 # person_start int64 (I + 1): people of image i are person_start[i] .. person_start[i + 1] of
-#   joints float32 (P, 18, 2), NaN where not labelled, and bbox float32 (P, 4)
+#   joints float32 (P, parts, 2), NaN where not labelled, and bbox float32 (P, 4)
 # polygon_start (I + 1) -> point_range (polygons, 2) -> points float32 (N, 2): regions that nobody labelled; polygon p
 #   has the points point_range[p, 0] .. point_range[p, 1]
+# spared_start (I + 1) -> spared_range (polygons, 2) -> spared float32 (N, 2): labelled people in images with such regions
 # run_start (I + 1) -> count_range (regions, 2) -> counts uint32: the same as COCO run lengths
 # sample_image, sample_person int64 (S): the main people, in the order of the annotation file
+# skeleton: the pose_skeleton.Skeleton of the category
 Annotations = collections.namedtuple('Annotations', (
     'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_range', 'points',
-    'run_start', 'count_range', 'counts', 'sample_image', 'sample_person'))
+    'spared_start', 'spared_range', 'spared', 'run_start', 'count_range', 'counts', 'sample_image', 'sample_person',
+    'skeleton'))
 
 
 def find_split(datapath, split, imgpath=None):
-    """Find the annotation file and the image folder of a split ('train2017' or 'val2017').
+    """Find the annotation file and the image folder of a split.
 
     Args:
         datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
+        split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
         imgpath: overrides where the image folders are.
     Returns:
         (annotation file, image folder).
     Raises:
         UserError: naming what is missing.
     """
-    name = 'person_keypoints_%s.json' % split
     if not os.path.isdir(datapath):
         raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
                         % (datapath, split))
-    candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
+    if split.endswith('.json'):
+        candidates = [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
+        split = _split_of_file(split)
+        name = candidates[0]
+    else:
+        name = 'person_keypoints_%s.json' % split
+        candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
     found = [path for path in candidates if os.path.isfile(path)]
     if not found:
         raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
@@ -70,35 +69,47 @@ def find_split(datapath, split, imgpath=None):
     folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
     if imgpath:
         folders.append(imgpath)
+    elif name.endswith('.json') and not name.startswith('person_keypoints_'):
+        folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'), os.path.dirname(annotation_file)]
     for folder in folders:
         if os.path.isdir(folder):
             return annotation_file, folder
     raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
 
 
-def read_annotations(annotation_file, image_folder):
+def _split_of_file(path):
+    """The split that an annotation file is named after: person_keypoints_train.json -> train."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    return name[len('person_keypoints_'):] if name.startswith('person_keypoints_') else name
+
+
+def read_annotations(annotation_file, image_folder, category=None):
     """Read a COCO keypoint annotation file, from its cache when there is a valid one.
 
     Images that are not in image_folder are left out, counted and named in the log.
 
+    Args:
+        category: the name of one, where the file has several with keypoints.
     Returns:
         Annotations.
     Raises:
         UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
     """
     arrays = pose_annotation_cache.read_arrays(
-        annotation_file, lambda path: build_arrays(load_json(path), path), CACHE_VERSION, _fit_together)
-    for problem in arrays['problems']:
-        logging.warning('%s: %s', annotation_file, problem.decode())
+        annotation_file, lambda path: build_arrays(pose_coco.read_dataset(path, category), path),
+        '%d %s' % (CACHE_VERSION, category or ''), _fit_together)
+    for line in arrays['summary']:
+        logging.warning('%s: %s', annotation_file, line.decode())
     return _drop_missing_images(_annotations_of(arrays), annotation_file, image_folder)
 
 
 def _annotations_of(arrays):
-    return Annotations(**{name: arrays[name] for name in Annotations._fields})
+    skeleton = pose_skeleton.from_json(arrays['skeleton'][0].decode(), 'the cache')
+    return Annotations(**dict({name: arrays[name] for name in Annotations._fields}, skeleton=skeleton))
 
 
 def people_of(annotations, image):
-    """joints float32 (people, 18, 2) and bbox float32 (people, 4) of one image, in image pixels."""
+    """joints float32 (people, parts, 2) and bbox float32 (people, 4) of one image, in image pixels."""
     rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
     return annotations.joints[rows], annotations.bbox[rows]
 
@@ -107,28 +118,25 @@ def ignored_regions(annotations, image):
     """The regions of one image in which people are not labelled.
 
     Returns:
-        (polygons, bitmaps): a list of float32 (points, 2) arrays in image pixels, and a list of uint8 (height, width).
+        (polygons, bitmaps, spared): a list of float32 (points, 2) arrays in image pixels, a list of uint8
+        (height, width), and polygons of labelled people, which count although they lie in such a region.
     """
     a = annotations
-    polygons = [a.points[first:last]
-                for first, last in a.point_range[a.polygon_start[image]:a.polygon_start[image + 1]]]
+    polygons, spared = ([points[first:last] for first, last in ranges[starts[image]:starts[image + 1]]]
+                        for points, ranges, starts in ((a.points, a.point_range, a.polygon_start),
+                                                       (a.spared, a.spared_range, a.spared_start)))
     width, height = a.image_size[image]
     bitmaps = [_decode_run_lengths(a.counts[first:last], height, width)
                for first, last in a.count_range[a.run_start[image]:a.run_start[image + 1]]]
-    return polygons, bitmaps
+    return polygons, bitmaps, spared
 
 
-def coco_to_joints(keypoints):
-    """COCO keypoints (people, 17, 3) as x, y, v -> joints float32 (people, 18, 2) in CMU's order, NaN where v < 1."""
-    keypoints = np.asarray(keypoints, np.float64).reshape(-1, 17, 3)
-    labelled = np.where(keypoints[:, :, 2:] >= 1, keypoints[:, :, :2], np.nan)
-    labelled[~np.isfinite(labelled).all(axis=2)] = np.nan
-    joints = labelled[:, COCO_PARTS]
-    joints[:, NECK] = (labelled[:, COCO_LEFT_SHOULDER] + labelled[:, COCO_RIGHT_SHOULDER]) / 2
-    return joints.astype(np.float32)
+def least_keypoints(skeleton):
+    """How many labelled keypoints a main person has at least: 5, or half of them where a skeleton has fewer than 10."""
+    return min(MAIN_MIN_KEYPOINTS, (len(skeleton.keypoints) + 1) // 2)
 
 
-def select_main_people(num_keypoints, area, bbox):
+def select_main_people(num_keypoints, area, bbox, least=MAIN_MIN_KEYPOINTS):
     """The main people of one image, for each of which there is one sample (Cao et al.'s training code).
 
     A main person has at least 5 labelled keypoints and an area of at least 32 * 32, and no earlier main person (largest
@@ -136,6 +144,7 @@ def select_main_people(num_keypoints, area, bbox):
 
     Args:
         num_keypoints (people,), area (people,), bbox (people, 4) of the people of one image; no crowds.
+        least: labelled keypoints of a main person, see least_keypoints.
     Returns:
         list of indices, largest first.
     """
@@ -143,26 +152,11 @@ def select_main_people(num_keypoints, area, bbox):
     for person in sorted(range(len(area)), key=lambda person: -area[person]):
         x, y, width, height = bbox[person]
         x, y = x + width / 2, y + height / 2
-        if (num_keypoints[person] >= MAIN_MIN_KEYPOINTS and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
+        if (num_keypoints[person] >= least and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
                 and all(math.hypot(x - other_x, y - other_y) >= radius for other_x, other_y, radius in circles)):
             chosen.append(person)
             circles.append((x, y, MAIN_MIN_DISTANCE * max(width, height)))
     return chosen
-
-
-class _People:
-    """The labelled people, each noted in flat arrays as soon as it is looked at."""
-
-    def __init__(self):
-        self.keypoints, self.boxes = array('d'), array('d')
-        self.areas, self.num_keypoints, self.image_rows = [], [], []
-
-    def add(self, image_row, annotation):
-        self.keypoints.fromlist(annotation['keypoints'])
-        self.boxes.fromlist(annotation['bbox'])
-        self.areas.append(annotation.get('area', 0))
-        self.num_keypoints.append(annotation['num_keypoints'])
-        self.image_rows.append(image_row)
 
 
 class _Regions:
@@ -186,182 +180,112 @@ class _Regions:
 
 
 def build_arrays(dataset, annotation_file):
-    """The content of a COCO annotation file -> the arrays of Annotations and `problems`, lines about bad entries."""
-    problems = collections.Counter()
-    images = [image for image in _unique(dataset['images'], 'image', problems) if _image_is_sane(image, problems)]
-    people, polygons, runs = _collect(dataset['annotations'], images, problems)
+    """A pose_coco.Dataset -> the arrays of Annotations, `skeleton`, and `summary`, lines for the log.
 
-    order, person_start = _group_by_image(people.image_rows, len(images))
-    boxes = np.array(people.boxes).reshape(-1, 4)[order]
-    sample_image, sample_person = _select_samples(
-        person_start, np.array(people.num_keypoints)[order], np.array(people.areas)[order], boxes)
-    if not len(sample_image):
-        raise UserError('%s has no person with %d keypoints and an area of %d pixels to train on; give a COCO keypoint '
-                        'annotation file' % (annotation_file, MAIN_MIN_KEYPOINTS, MAIN_MIN_AREA))
+    Raises UserError, which counts the causes, when there is nobody to train on.
+    """
+    images, skeleton = dataset.images, dataset.skeleton
+    row_of_image = {image['id']: row for row, image in enumerate(images)}
+    people = [annotation for annotation in dataset.annotations if annotation['num_keypoints']]
+    order, person_start = _group_by_image([row_of_image[person['image_id']] for person in people], len(images))
+    people = [people[k] for k in order]
+    boxes = np.array([person['bbox'] for person in people], np.float64).reshape(-1, 4)
+    samples = _select_samples(person_start, least_keypoints(skeleton), [person['num_keypoints'] for person in people],
+                              [person['area'] for person in people], boxes.tolist())
+    if not len(samples[0]):
+        raise UserError(_nobody(dataset, people, annotation_file))
+    polygons, runs, spared = _ignored_regions(dataset.annotations, row_of_image)
     polygon_start, coordinate_range = polygons.ranges(len(images))
+    spared_start, spared_range = spared.ranges(len(images))
     run_start, count_range = runs.ranges(len(images))
-    lines = ['%d %s (left out)' % (count, what) for what, count in problems.items() if count]
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start, 'joints': coco_to_joints(people.keypoints)[order],
+        'person_start': person_start, 'joints': skeleton.joints([person['keypoints'] for person in people]),
         'bbox': boxes.astype(np.float32),
-        'polygon_start': polygon_start, 'point_range': coordinate_range // 2,
-        # COCO's polygons count from the corner of the first pixel, everything else here from its centre.
-        'points': np.array(polygons.numbers, np.float32).reshape(-1, 2) - np.float32(0.5),
+        'polygon_start': polygon_start, 'point_range': coordinate_range // 2, 'points': _points(polygons.numbers),
+        'spared_start': spared_start, 'spared_range': spared_range // 2, 'spared': _points(spared.numbers),
         'run_start': run_start, 'count_range': count_range, 'counts': np.array(runs.numbers, np.uint32),
-        'sample_image': sample_image, 'sample_person': sample_person,
-        'problems': np.array([line.encode() for line in lines], np.bytes_),
+        'sample_image': samples[0], 'sample_person': samples[1],
+        'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
+        'summary': np.array([line.encode() for line in [pose_coco.summary(dataset)] if line], np.bytes_),
     }
 
 
-def _collect(annotations, images, problems):
-    """Look at each annotation once: (_People, _Regions of polygons, _Regions of run lengths); problems are counted.
+def _points(coordinates):
+    """COCO's polygons count from the corner of the first pixel, everything else here from its centre."""
+    return np.array(coordinates, np.float32).reshape(-1, 2) - np.float32(0.5)
 
-    All are in the order of the file, which is that of the objects in memory: half of the time goes into waiting for
-    memory. They are put in the order of the images afterwards.
+
+def _nobody(dataset, people, annotation_file):
+    """The error line of a file without a sample: how many people it has, and what each lacks."""
+    least = least_keypoints(dataset.skeleton)
+    causes = collections.Counter()
+    for annotation in dataset.annotations:
+        if annotation['iscrowd']:
+            causes['crowds'] += 1
+        elif not annotation['num_keypoints']:
+            causes['without labelled keypoints'] += 1
+    for person in people:
+        few, small = person['num_keypoints'] < least, person['area'] < MAIN_MIN_AREA
+        causes['with fewer than %d labelled keypoints' % least] += few
+        causes['smaller than %d pixels' % MAIN_MIN_AREA] += small
+        causes['with a box of no size'] += not few and not small
+    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count) or 'it has no annotations'
+    left_out = pose_coco.summary(dataset)
+    return ('%s has no person with %d keypoints and an area of %d pixels to train on: of %d annotations %s%s; give a '
+            'COCO keypoint annotation file' % (annotation_file, least, MAIN_MIN_AREA, len(dataset.annotations), counts,
+                                               '; ' + left_out if left_out else ''))
+
+
+def _ignored_regions(annotations, row_of_image):
+    """Regions that nobody labelled, and the labelled people in the same images.
+
+    Returns:
+        (polygons, runs, spared): _Regions of coordinates, of run lengths, and of coordinates.
     """
-    row_of_image = {image['id']: row for row, image in enumerate(images)}
-    people, polygons, runs = _People(), _Regions('d'), _Regions('I')
-    for annotation in _unique(annotations, 'annotation', problems):
-        image_id = annotation.get('image_id')
-        row = row_of_image.get(image_id) if isinstance(image_id, int) else None
-        if row is None:
-            problems['annotations of images that are not listed'] += 1
+    polygons, runs, spared = _Regions('d'), _Regions('I'), _Regions('d')
+    ignored = set()
+    for annotation in annotations:
+        segmentation, row = annotation['segmentation'], row_of_image[annotation['image_id']]
+        if annotation['num_keypoints'] or not segmentation:
             continue
-        is_labelled = annotation.get('num_keypoints') and not annotation.get('iscrowd')
-        if is_labelled and _person_is_sane(annotation):
-            people.add(row, annotation)
-            continue
-        problems['people with broken keypoints or boxes'] += bool(is_labelled)
-        segmentation = annotation.get('segmentation') or []
+        ignored.add(row)
         if isinstance(segmentation, dict):
-            counts = _run_lengths(segmentation, images[row])
-            if counts is None:
-                problems['segmentations that do not fit their image'] += 1
-            else:
-                runs.add(row, counts)
+            runs.add(row, segmentation['counts'])
         else:
-            for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
-                if _polygon_is_sane(polygon):
-                    polygons.add(row, polygon)
-                else:
-                    problems['broken polygons'] += 1
-    return people, polygons, runs
+            for polygon in segmentation:
+                polygons.add(row, polygon)
+    for annotation in annotations:
+        row = row_of_image[annotation['image_id']]
+        if annotation['num_keypoints'] and row in ignored:
+            for polygon in _outlines(annotation):
+                spared.add(row, polygon)
+    return polygons, runs, spared
 
 
-def _select_samples(person_start, *columns):
+def _outlines(person):
+    """The polygons of a person, else the corners of the box."""
+    if person['segmentation'] and isinstance(person['segmentation'], list):
+        return person['segmentation']
+    x, y, width, height = person['bbox']
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def _select_samples(person_start, least, *columns):
     """The main people of all images: their images and themselves, int64 (samples,) each.
 
     Args:
-        person_start: as in Annotations.
-        columns: what select_main_people takes, of all people in the order of the images.
+        person_start: as in Annotations.  least: labelled keypoints of a main person.
+        columns: what select_main_people takes, lists of all people in the order of the images.
     """
-    columns = [column.tolist() for column in columns]  # numpy would be slow on so few people at a time
     samples = []
     for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
         if last > first:
-            chosen = select_main_people(*(column[first:last] for column in columns))
+            chosen = select_main_people(*(column[first:last] for column in columns), least=least)
             samples += [(row, first + person) for person in chosen]
     return np.array(samples, np.int64).reshape(-1, 2).T
-
-
-def load_json(annotation_file):
-    """The content of a COCO annotation file. Raises UserError when it is missing or broken."""
-    try:
-        with open(annotation_file, 'rb') as file:
-            dataset = json.loads(file.read().decode())  # json.load would decode it in slow small steps
-    except OSError as error:
-        raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
-    except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
-        raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
-    if not isinstance(dataset, dict) or not (
-            isinstance(dataset.get('images'), list) and isinstance(dataset.get('annotations'), list)):
-        raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
-                        % annotation_file)
-    return dataset
-
-
-def load_coco(annotation_file):
-    """pycocotools' COCO of an annotation file. Raises UserError when it is missing or broken."""
-    coco = COCO()
-    coco.dataset = load_json(annotation_file)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-            coco.createIndex()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError('%s is not a COCO annotation file (%s: %s)' % (annotation_file, type(error).__name__, error))
-    return coco
-
-
-def _unique(entries, kind, problems):
-    seen = set()
-    for entry in entries:
-        number = entry.get('id') if isinstance(entry, dict) else None
-        if not isinstance(number, int):
-            problems['%ss without an id' % kind] += 1
-        elif number in seen:
-            problems['%ss with the id of an earlier one' % kind] += 1
-        else:
-            seen.add(number)
-            yield entry
-
-
-def _image_is_sane(image, problems):
-    name = image.get('file_name')
-    sane = (isinstance(name, str) and name.isprintable() and 0 < len(name) < 256
-            and abs(image['id']) < 1 << 63
-            and all(isinstance(image.get(side), int) and 0 < image[side] <= MAX_SIDE for side in ('width', 'height')))
-    problems['images without a file name or a usable size'] += not sane
-    return sane
-
-
-def _person_is_sane(annotation):
-    keypoints, bbox = annotation.get('keypoints'), annotation.get('bbox')
-    return (isinstance(keypoints, list) and len(keypoints) == 51 and isinstance(bbox, list) and len(bbox) == 4
-            and _are_numbers_below(keypoints + bbox, MAX_COORDINATE) and bbox[2] >= 0 and bbox[3] >= 0
-            and _are_numbers_below([annotation.get('area', 0), annotation['num_keypoints']], MAX_COORDINATE ** 2))
-
-
-def _polygon_is_sane(polygon):
-    return (isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            and _are_numbers_below(polygon, MAX_COORDINATE))
-
-
-def _are_numbers_below(values, limit):
-    try:
-        return -limit < min(values) and max(values) < limit and sum(values) * 0 == 0  # the last is False with a NaN
-    except TypeError:
-        return False
-
-
-def _run_lengths(segmentation, image):
-    """COCO's run lengths (column by column, first run outside) as a list, or None when they do not fit the image."""
-    counts = segmentation.get('counts')
-    if isinstance(counts, str):
-        counts = _unpack_counts(counts)
-    fit = (segmentation.get('size') == [image['height'], image['width']] and isinstance(counts, list)
-           and all(isinstance(count, int) and count >= 0 for count in counts)
-           and sum(counts) == image['height'] * image['width'])
-    return counts if fit else None
-
-
-def _unpack_counts(text):
-    """COCO's compressed run lengths -> list, or None: 5 bits a character, from the third on differences to the last but
-    one (pycocotools has this only together with drawing the bitmap, which trusts the lengths)."""
-    counts, value, shift = [], 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:  # the last character of a number; its highest bit is the sign
-            value -= (bits & 16) << shift - 4
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value, shift = 0, 0
-    return counts
 
 
 def _decode_run_lengths(counts, height, width):
@@ -399,13 +323,15 @@ def _drop_missing_images(annotations, annotation_file, image_folder):
 
 def _fit_together(arrays):
     """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
-    a, problems = _annotations_of(arrays), arrays['problems']
+    a, lines = _annotations_of(arrays), arrays['summary']
+    parts = len(a.skeleton.parts)
     images, people, samples = len(a.image_id), len(a.joints), len(a.sample_image)
     return (a.file_name.shape == (images,) and a.file_name.dtype.kind == 'S' and a.image_size.shape == (images, 2)
-            and a.joints.shape == (people, PARTS, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
-            and a.counts.ndim == problems.ndim == 1 and a.sample_image.shape == a.sample_person.shape == (samples,)
+            and a.joints.shape == (people, parts, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
+            and a.counts.ndim == lines.ndim == a.spared.ndim - 1 == 1 and a.spared.shape[1] == 2 and a.sample_image.shape == a.sample_person.shape == (samples,)
             and _are_starts(a.person_start, images, people)
             and _are_starts(a.polygon_start, images, len(a.point_range)) and _are_ranges(a.point_range, len(a.points))
+            and _are_starts(a.spared_start, images, len(a.spared_range)) and _are_ranges(a.spared_range, len(a.spared))
             and _are_starts(a.run_start, images, len(a.count_range)) and _are_ranges(a.count_range, len(a.counts))
             and 0 <= a.sample_image.min() and a.sample_image.max() < images
             and (a.person_start[a.sample_image] <= a.sample_person).all()

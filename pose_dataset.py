@@ -14,6 +14,7 @@ import numpy as np
 
 import pose_cli
 import pose_draw
+import pose_skeleton
 from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples, validation_samples
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, as is right on helper nodes
@@ -52,14 +53,14 @@ def get_dataflow(datapath, split, input_width, input_height, stride, is_train, i
     return PoseDataFlow(dataset, is_train, seed)
 
 
-def draw_sample(sample):
+def draw_sample(sample, skeleton=pose_skeleton.COCO):
     """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
     text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
     if sample.augmentation is not None:
         a = sample.augmentation
         text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
             a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
-    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints), text),
+    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints, skeleton=skeleton), text),
                 (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
                 (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
                 (pose_draw.shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
@@ -73,7 +74,8 @@ def parse_flags():
     parser = pose_cli.ArgumentParser(description='Draw augmented samples with their label maps.')
     pose_cli.add_data_flags(parser)
     parser.add_argument('--output-dir', required=True, help='where the pictures go')
-    parser.add_argument('--split', default='train2017', help='train2017 or val2017')
+    parser.add_argument('--split', default='train2017', help='train2017, val2017, or a path to an annotation file')
+    parser.add_argument('--category', help='of the annotations, where several have keypoints')
     parser.add_argument('--count', type=pose_cli.positive_int, default=8, help='number of samples')
     parser.add_argument('--input-width', type=pose_cli.positive_int, default=368)
     parser.add_argument('--input-height', type=pose_cli.positive_int, default=368)
@@ -90,14 +92,14 @@ def main():
     flags = parse_flags()
     pose_cli.log_to_stderr()
     dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
-                          flags.imgpath)
+                          flags.imgpath, category=flags.category)
     pose_cli.make_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
     rows = []
     while len(rows) < flags.count:
         for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
-            rows.append(draw_sample(sample))
+            rows.append(draw_sample(sample, dataset.skeleton))
     for number, row in enumerate(rows):
         cv2.imwrite(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(flags.output_dir, 'contact_sheet.png')

@@ -19,7 +19,6 @@ from remote.worker import ConnectionLost, TrainerConnection
 from pose_samples import PoseDataset
 from pose_loader import BatchLoader
 
-SPLIT = 'train2017'
 WAIT_LINE_SECONDS = 30.0
 REPORT_SECONDS = 60.0
 TURN_SECONDS = 0.2
@@ -121,6 +120,7 @@ def parse_flags():
     parser.add_argument('--master', required=True, metavar='tcp://HOST:PORT',
                         help="the trainer's address: HOST and the port of its --remote-data")
     pose_cli.add_data_flags(parser)
+    parser.add_argument('--train-split', default='train2017', help='split of --datapath, or a path to its annotations')
     parser.add_argument('--workers', type=pose_cli.positive_int, default=len(os.sched_getaffinity(0)),
                         help='loader processes; the default is one per core')
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
@@ -133,14 +133,19 @@ def main():
     check_address(args.master, '--master')
     if not args.datapath:
         raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
-    pose_annotations.find_split(args.datapath, SPLIT, args.imgpath)
+    pose_annotations.find_split(args.datapath, args.train_split, args.imgpath)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
                      args.workers)
-        dataset = PoseDataset(args.datapath, SPLIT, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath, wire.augmentation_ranges(settings))
+        dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
+                              settings['stride'], args.imgpath, wire.augmentation_ranges(settings),
+                              settings['category'] or None)
+        if dataset.skeleton != wire.skeleton_of(settings):
+            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR '
+                                     'with the same data' % (args.datapath, ', '.join(dataset.skeleton.keypoints),
+                                                             ', '.join(wire.skeleton_of(settings).keypoints)))
         return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
 
     serve_trainers(args.master, open_loader, args.curve_keys)

@@ -25,37 +25,41 @@ from tqdm import tqdm
 import pose_annotations
 import pose_average
 import pose_cli
+import pose_coco
 import pose_draw
-from graphs.predict import load_network
+import pose_skeleton
+from graphs.predict import load_network, read_skeleton
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
 from pose_finder import Finder, Job, Picture, start_decoders
-from pose_labels import PART_NAMES, PARTS
-from pose_metrics import evaluate, labelled_people, load_coco, oracle_maps
+from pose_metrics import evaluate, labelled_people, oracle_maps
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 WRITERS = 2  # threads
 
 
-def evaluate_data_set(predict_maps, args, decoders):
+def evaluate_data_set(predict_maps, dataset, args, decoders):
     """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
     annotation_file, image_folder = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
     summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale,
                                        args.limit, args.batchsize, scales=args.scales, flip=args.flip,
-                                       decoders=decoders)
+                                       decoders=decoders, dataset=dataset)
     if args.oracle:
         summary['network_ms'] = None  # there is no network
-    results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % args.split)
-    pose_cli.write_json(results_file, results)
-    picture = os.path.join(args.output_dir, 'people_%s.png' % args.split)
-    write_image(picture, draw_results(load_coco(annotation_file), image_folder, results, args.pictures, args.limit))
+    name = os.path.splitext(os.path.basename(args.split))[0]
+    original = {image['id']: image['original_id'] for image in dataset.images}
+    results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
+    pose_cli.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
+    picture = os.path.join(args.output_dir, 'people_%s.png' % name)
+    write_image(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures, args.limit,
+                                      dataset.skeleton))
     print(table, end='')
     print('results: %s' % results_file)
     print('picture: %s' % picture)
     print(json.dumps(summary))
 
 
-def draw_results(coco, image_folder, results, count, limit=None):
+def draw_results(coco, image_folder, results, count, limit=None, skeleton=pose_skeleton.COCO):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
     found, labelled = {}, {}
     for result in results:
@@ -67,19 +71,20 @@ def draw_results(coco, image_folder, results, count, limit=None):
         pixels = cv2.imread(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']),
                             cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
-            joints = pose_annotations.coco_to_joints(people.get(image_id, []))
+            joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
-            cells.append(pose_draw.caption(pose_draw.draw_skeletons(pixels, joints), '%s %s' % (image_id, title)))
+            drawn = pose_draw.draw_skeletons(pixels, joints, skeleton=skeleton)
+            cells.append(pose_draw.caption(drawn, '%s %s' % (image_id, title)))
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
 
 
-def draw_photographs(predict_maps, args, decoders):
+def draw_photographs(predict_maps, skeleton, args, decoders):
     """Skeletons on each photograph of a folder, and a JSON file beside each in the manner of OpenPose."""
     names = find_photographs(args.images)[:args.limit]
     stems = [os.path.splitext(name)[0] for name in names]
     outputs = {name: os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
                for name, stem in zip(names, stems)}
-    finder = Finder(predict_maps, args.batchsize, decoders)
+    finder = Finder(predict_maps, args.batchsize, decoders, skeleton=skeleton)
     summary = {'images': 0, 'people': 0}
     jobs = (Job(name, photograph_reader(name, args)) for name in names)
     # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
@@ -88,7 +93,8 @@ def draw_photographs(predict_maps, args, decoders):
         for name, picture, keypoints, scores in tqdm(found, 'finding people', len(names), unit='image', disable=None):
             summary['images'] += 1
             summary['people'] += len(scores)
-            writing.append(writers.submit(write_photograph, outputs[name], name, picture.pixels, keypoints, scores))
+            writing.append(writers.submit(write_photograph, outputs[name], name, picture.pixels, keypoints, scores,
+                                          skeleton))
             while len(writing) > 2 * WRITERS:
                 writing.popleft().result()
         for future in writing:
@@ -113,9 +119,9 @@ def photograph_reader(name, args):
     return read
 
 
-def write_photograph(output, name, pixels, keypoints, scores):
-    write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints))
-    pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores))
+def write_photograph(output, name, pixels, keypoints, scores, skeleton):
+    write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
+    pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
 
 
 def find_photographs(folder):
@@ -128,10 +134,10 @@ def find_photographs(folder):
     return names
 
 
-def openpose_json(name, shape, keypoints, scores):
-    """People as OpenPose's JSON: 18 times x, y, score in image pixels in one list, 0, 0, 0 where a part is absent."""
-    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * PARTS)
-    return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(PART_NAMES),
+def openpose_json(name, shape, keypoints, scores, skeleton=pose_skeleton.COCO):
+    """People as OpenPose's JSON: for each part x, y, score in image pixels in one list, 0, 0, 0 where a part is absent."""
+    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * len(skeleton.parts))
+    return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
             'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
                        for person, score in zip(flat, scores)]}
 
@@ -163,7 +169,8 @@ def parse_flags():
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
     task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
-    parser.add_argument('--split', default='val2017', help='split of --datapath')
+    parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
+    parser.add_argument('--category', help='of the annotations, where several have keypoints')
     parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images')
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
@@ -210,19 +217,42 @@ def main():
     else:
         find_photographs(args.images)
     with start_decoders(args.decoders) as decoders:
-        predict_maps = prepare_network(args)
+        dataset = read_labels(args) if args.datapath else None
+        skeleton = choose_skeleton(args, dataset)
+        predict_maps = prepare_network(args, skeleton)
         pose_cli.make_folder(args.output_dir)
         if args.datapath:
-            evaluate_data_set(predict_maps, args, decoders)
+            evaluate_data_set(predict_maps, dataset, args, decoders)
         else:
-            draw_photographs(predict_maps, args, decoders)
+            draw_photographs(predict_maps, skeleton, args, decoders)
 
 
-def prepare_network(args):
+def read_labels(args):
+    """The pose_coco.Dataset of --datapath; what was derived and left out is logged."""
+    annotation_file, _ = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
+    dataset = pose_coco.read_dataset(annotation_file, args.category)
+    if pose_coco.summary(dataset):
+        logging.warning('%s: %s', annotation_file, pose_coco.summary(dataset))
+    return dataset
+
+
+def choose_skeleton(args, dataset):
+    """The skeleton that the network was trained with, as its file says; else that of the data set, else COCO's.
+
+    Raises UserError when network and data set have different ones.
+    """
+    own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
+    if own and dataset and own.keypoints != dataset.skeleton.keypoints:
+        raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
+                        % (', '.join(own.keypoints), args.datapath, ', '.join(dataset.skeleton.keypoints)))
+    return own or (dataset.skeleton if dataset else pose_skeleton.COCO)
+
+
+def prepare_network(args, skeleton):
     """The function that runs the network of the flags; sets args.input_size where the network has but one."""
     if args.oracle:
-        return oracle_maps(args.oracle)
-    predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads)
+        return oracle_maps(args.oracle, skeleton)
+    predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
     if fixed_size:
         if args.scale or set(args.scales) != {1.0} or (args.input_size or fixed_size) != fixed_size:
             raise UserError('the input of %s is fixed to %dx%d; leave out --input-size, --scale and --scales, or '

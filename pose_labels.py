@@ -1,8 +1,8 @@
 """What the network learns to predict: heatmaps, part affinity fields (PAFs) and the loss mask.
 
 Maps follow Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR 2017, section 2);
-which parts and limbs there are is the skeleton's affair (pose_skeleton.py). Maps are written straight at the output stride. Everything here is a
-pure function on numpy arrays.
+which parts and limbs there are is the skeleton's affair (pose_skeleton.py). Maps are written straight at the output
+stride. Everything here is a pure function on numpy arrays.
 """
 import cv2
 import numpy as np
@@ -152,12 +152,13 @@ def _put_mean(flat, position, value):
         flat[cells] = total / np.bincount(number)
 
 
-def render_mask(polygons, bitmaps, matrix, height, width, stride):
+def render_mask(polygons, bitmaps, spared, matrix, height, width, stride):
     """Where the loss counts: 1, but 0 over people that nobody labelled, averaged down to the grid.
 
     Args:
         polygons: list of (points, 2) arrays in image pixels, regions to leave out of the loss.
         bitmaps: list of uint8 (image height, image width) arrays, 1 on pixels to leave out of the loss.
+        spared: list of polygons whose inside counts all the same.
         matrix: 2x3 affine, image pixels -> input pixels.
         height, width: of the mask, in cells.
         stride: input pixels per cell.
@@ -172,9 +173,10 @@ def render_mask(polygons, bitmaps, matrix, height, width, stride):
     for bitmap in bitmaps:
         warped = cv2.warpAffine(bitmap, matrix, (width * stride, height * stride), flags=cv2.INTER_NEAREST)
         ignored[warped > 0] = full
-    for polygon in polygons:
-        points = np.minimum(np.maximum(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE), FAR_OUTSIDE)
-        cv2.fillPoly(ignored, [np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)], full, shift=SUBPIXEL_BITS)
+    for value, shapes in ((full, polygons), (0, spared)):
+        for polygon in shapes:
+            points = np.minimum(np.maximum(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE), FAR_OUTSIDE)
+            cv2.fillPoly(ignored, [np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)], value, shift=SUBPIXEL_BITS)
     while stride % 2 == 0:  # OpenCV halves with SIMD; all means stay whole numbers
         stride //= 2
         ignored = cv2.resize(ignored, (width * stride, height * stride), interpolation=cv2.INTER_AREA)

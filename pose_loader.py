@@ -51,16 +51,16 @@ class BatchLoader:
             `request` names are made, and delivered as they are ready.
         share, shares: which part of each batch this loader makes, see pose_order.batch_positions.
     Attributes:
-        samples: of the data set.
+        samples: of the data set.  skeleton: of its labels.
         number: of the batch that get() returned last.
     Raises:
         UserError, from get(): too many bad samples, or loader processes that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, share=0, shares=1):
-        self.samples, self.number = len(dataset), None
+        self.samples, self.skeleton, self.number = len(dataset), dataset.skeleton, None
         self._counter = BadSampleCounter(self.samples)
-        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
+        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
         self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
         self._free = set(range(len(self._slots)))

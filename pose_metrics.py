@@ -12,36 +12,39 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-import pose_annotations
 import pose_augment
 import pose_average
+import pose_coco
 import pose_labels
-from pose_annotations import COCO_PARTS
+import pose_skeleton
 from pose_cli import UserError
 from pose_finder import Finder, Job, Picture
 from pose_samples import BadSample, read_image
 
-PART_OF_COCO = [COCO_PARTS.index(coco_part) for coco_part in range(17)]  # the neck is no COCO keypoint
 METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
+PCK_SHARE = 0.2  # of the torso
+# Diagonals of the torso, by the names that its corners have in files.
+TORSO = (('left_shoulder', 'right_hip'), ('right_shoulder', 'left_hip'))
 
 
-def oracle_maps(stride):
+def oracle_maps(stride, skeleton=pose_skeleton.COCO):
     """A predict_maps that gives the ground truth's own label maps at this stride: what a perfect network would give."""
     def predict_maps(images, joints):
         cells = (images.shape[1] // stride, images.shape[2] // stride, stride)
-        return np.stack([np.concatenate([pose_labels.render_heatmaps(people, *cells),
-                                         pose_labels.render_pafs(people, *cells)], axis=2) for people in joints])
+        return np.stack([np.concatenate([pose_labels.render_heatmaps(people, *cells, skeleton=skeleton),
+                                         pose_labels.render_pafs(people, *cells, skeleton=skeleton)], axis=2)
+                         for people in joints])
     return predict_maps
 
 
 def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1,
-             progress=True, scales=(1.0,), flip=False, decoders=None):
+             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None):
     """COCO keypoint AP of a network, or of anything else that makes maps.
 
     A TensorFlow session is used as `lambda images, joints: session.run(output, {image: images})`.
 
     Args:
-        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, 57); see pose_finder.Finder.
+        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, channels); see pose_finder.Finder.
         annotation_file, image_folder: COCO, as from pose_annotations.find_split.
         input_size: (width, height) of the network's input; or short_edge: images keep their shape.
         limit: only the first so many images, by id.
@@ -49,6 +52,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
         progress: whether to show a progress bar.
         scales, flip: the maps of the input at these scales, and of its mirror images, are averaged.
         decoders: as from pose_finder.start_decoders.
+        dataset: the pose_coco.Dataset of annotation_file, if it has been read.
     Returns:
         summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
             detections; decode_ms, network_ms and waiting (pose_finder.Finder.figures); input, scales and flip: the
@@ -58,31 +62,31 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     Raises:
         UserError: an image is missing or broken, or the maps are not a network's of this project.
     """
-    coco = load_coco(annotation_file)
+    dataset = dataset or pose_coco.read_dataset(annotation_file)
+    coco = pose_coco.as_pycocotools(dataset)
     image_ids = sorted(coco.getImgIds())[:limit]
     if not image_ids:
         raise UserError('%s lists no images; there is nothing to evaluate' % annotation_file)
-    category = person_category(coco)
     views = {image_id: pose_average.make_views(entry['width'], entry['height'], input_size, short_edge, scales, flip)
              for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
     by_size = sorted(image_ids, key=lambda image_id: [view[1:] for view in views[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
-    finder = Finder(predict_maps, batchsize, decoders, min_parts=1)
-    jobs = (Job(image_id, _reader(coco, image_id, image_folder, views[image_id])) for image_id in by_size)
+    finder = Finder(predict_maps, batchsize, decoders, min_parts=1, skeleton=dataset.skeleton)
+    jobs = (Job(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, views[image_id])) for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
             contextlib.closing(finder.find(jobs)) as found:
         for image_id, _, keypoints, scores in found:
-            results += coco_results(image_id, keypoints, scores, category)
+            results += coco_results(image_id, keypoints, scores, dataset.skeleton)
             bar.update()
     results.sort(key=lambda result: result['image_id'])
-    summary, table = measure(coco, image_ids, results)
+    summary, table = measure(coco, image_ids, results, dataset.skeleton)
     setting = 'short edge %d' % short_edge if short_edge else '%dx%d' % tuple(input_size or pose_average.DEFAULT_SIZE)
     summary.update(finder.figures(), input=setting, scales=list(scales), flip=flip)
     return summary, results, table
 
 
-def _reader(coco, image_id, image_folder, views):
+def _reader(coco, skeleton, image_id, image_folder, views):
     """The function that reads an image of the data set, for a pose_finder.Job."""
     entry = coco.loadImgs(image_id)[0]
     people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
@@ -94,43 +98,25 @@ def _reader(coco, image_id, image_folder, views):
                                            (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
-        return Picture(pixels, reduction, views, pose_annotations.coco_to_joints(people).astype(np.float64))
+        return Picture(pixels, reduction, views, skeleton.joints(people).astype(np.float64))
     return read
 
 
-def load_coco(annotation_file):
-    """pycocotools' COCO, with the fields that its evaluation needs filled in where a custom file leaves them out."""
-    coco = pose_annotations.load_coco(annotation_file)
-    coco.dataset.setdefault('info', {})
-    if not coco.dataset.get('categories'):
-        coco.dataset['categories'] = [{'id': 1, 'name': 'person'}]
-    for annotation in coco.dataset['annotations']:
-        if len(annotation.get('keypoints') or []) != 51:  # not a labelled person
-            annotation.update(keypoints=[0] * 51, num_keypoints=0)
-        annotation.setdefault('num_keypoints', sum(visible > 0 for visible in annotation['keypoints'][2::3]))
-        annotation.setdefault('iscrowd', 0)
-        annotation.setdefault('bbox', [0, 0, 0, 0])
-        annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        coco.createIndex()
-    return coco
+def load_coco(annotation_file, category=None):
+    """pycocotools' COCO of an annotation file, in the regular form of pose_coco.py."""
+    return pose_coco.as_pycocotools(pose_coco.read_dataset(annotation_file, category))
 
 
-def person_category(coco):
-    """The id of the category `person`, or of the first one where a custom data set calls it something else."""
-    return (coco.getCatIds(catNms=['person']) or coco.getCatIds())[0]
-
-
-def coco_results(image_id, keypoints, scores, category=1):
-    """keypoints (people, 18, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
-    points = keypoints[:, PART_OF_COCO].astype(np.float64)
+def coco_results(image_id, keypoints, scores, skeleton=pose_skeleton.COCO):
+    """keypoints (people, parts, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
+    points = keypoints[:, list(skeleton.part_of_keypoint)].astype(np.float64)
     points[:, :, 2] = np.isfinite(points[:, :, 2])
     points = np.round(np.nan_to_num(points), 3)
-    return [{'image_id': image_id, 'category_id': category, 'keypoints': person.ravel().tolist(),
+    return [{'image_id': image_id, 'category_id': 1, 'keypoints': person.ravel().tolist(),
              'score': round(float(score), 6)} for person, score in zip(points, scores) if person[:, 2].any()]
 
 
-def measure(coco, image_ids, results):
+def measure(coco, image_ids, results, skeleton=pose_skeleton.COCO):
     """COCO's keypoint metrics: (dict of METRICS, images, people, detections; pycocotools' table as text)."""
     table = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -141,7 +127,8 @@ def measure(coco, image_ids, results):
             detections.dataset = dict(coco.dataset, annotations=[])
             detections.createIndex()
         evaluation = COCOeval(coco, detections, 'keypoints')
-        evaluation.params.imgIds, evaluation.params.catIds = image_ids, [person_category(coco)]
+        evaluation.params.imgIds, evaluation.params.catIds = image_ids, [1]
+        evaluation.params.kpt_oks_sigmas = np.array(skeleton.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         with contextlib.redirect_stdout(table):
@@ -149,9 +136,39 @@ def measure(coco, image_ids, results):
     ap, ap50, ap75, ap_medium, ap_large, recall = (round(float(value), 4) for value in evaluation.stats[:6])
     summary = dict(zip(METRICS, (ap, ap50, ap75, ap_medium, ap_large, recall)), images=len(image_ids),
                    people=len(labelled_people(coco, image_ids)), detections=len(results))
+    reach = pck(coco, image_ids, results, skeleton)
+    if reach is not None:
+        summary['PCK'] = reach
     return summary, table.getvalue()
 
 
 def labelled_people(coco, image_ids):
     return [annotation for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_ids, iscrowd=False))
             if annotation['num_keypoints'] > 0]
+
+
+def pck(coco, image_ids, results, skeleton):
+    """The share of labelled keypoints that are found within PCK_SHARE of the torso's length, as in the evaluation of the
+    Leeds Sports Pose sets; the torso reaches from a shoulder to the opposite hip.
+
+    Each labelled person is compared with the found one that has the most keypoints in reach. People without a labelled
+    torso are left out; so is the measure, None, for skeletons without one.
+    """
+    names = {name.lower(): k for k, name in enumerate(skeleton.keypoints)}
+    diagonals = [(names[a], names[b]) for a, b in TORSO if a in names and b in names]
+    found = {}
+    for result in results:
+        found.setdefault(result['image_id'], []).append(result['keypoints'])
+    hits = labelled = 0
+    for person in labelled_people(coco, image_ids):
+        truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)
+        visible = truth[:, 2] > 0
+        torso = max([np.hypot(*(truth[a, :2] - truth[b, :2])) for a, b in diagonals if visible[a] and visible[b]] or [0])
+        if not torso:
+            continue
+        labelled += visible.sum()
+        if person['image_id'] in found:
+            others = np.array(found[person['image_id']]).reshape(-1, len(truth), 3)
+            distance = np.hypot(others[:, :, 0] - truth[:, 0], others[:, :, 1] - truth[:, 1])
+            hits += ((distance <= PCK_SHARE * torso) & (others[:, :, 2] > 0) & visible).sum(axis=1).max()
+    return round(float(hits / labelled), 4) if labelled else None

@@ -38,14 +38,18 @@ class PoseDataset:
         input_width, input_height: of the network's input, in pixels; multiples of stride.
         stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.
+        category: the name of one, where the annotation file has several with keypoints.
+    Attributes:
+        skeleton: the pose_skeleton.Skeleton of the annotations.
     Raises:
         UserError: from pose_annotations.
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
-                 ranges=pose_augment.CMU_RANGES):
+                 ranges=pose_augment.CMU_RANGES, category=None):
         annotation_file, self.image_folder = pose_annotations.find_split(datapath, split, imgpath)
-        self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder)
+        self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder, category)
+        self.skeleton = self.annotations.skeleton
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)

@@ -18,6 +18,7 @@ import tqdm.contrib.logging
 import networks
 import networks.pretrained
 import pose_annotations
+import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
 from pose_loader import BatchLoader
 from pose_samples import PoseDataset, batch_layout, check_input_size
@@ -34,6 +35,9 @@ def parse_flags():
     add = parser.add_argument
     add('--model', default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
     pose_cli.add_data_flags(parser)
+    add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
+    add('--valid-split', default='val2017', help='the same for validation')
+    add('--category', help='of the annotations, where several have keypoints')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
     add('--lr', type=learning_rates, default='0.001', help='one value: cosine decay; a,b,c: a step every 5 epochs')
     add('--gpus', type=positive_int, default=1, help='number of towers, one per GPU')
@@ -87,9 +91,9 @@ def check_flags(flags):
         raise UserError('--checkpoint and --pretrained both name weights to start from: give one of them')
     if flags.datapath:
         if not flags.remote_data:
-            pose_annotations.find_split(flags.datapath, 'train2017', flags.imgpath)
+            pose_annotations.find_split(flags.datapath, flags.train_split, flags.imgpath)
         if flags.valid_every:
-            pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath)
+            pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
     if latest_checkpoint(flags.modelpath):
         check_resume(flags.modelpath, vars(flags))
     elif flags.checkpoint:
@@ -112,7 +116,7 @@ def initial_weights(flags, network):
         return None
     logging.info('Restore pretrained weights... %s', path)
     match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
-    if flags.checkpoint and match.new:
+    if flags.checkpoint and set(match.new) - set(match.renewed):
         raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
                         % (path, len(match.new), flags.model, match.new[0]))
     logging.info(str(match))
@@ -133,8 +137,8 @@ def train(flags, source, validation, stop):
     devices, config = tower_devices(flags.gpus, len(tf.config.experimental.list_physical_devices('GPU')))
     tf.set_random_seed(flags.seed)
     feed = FeedHook(source, batch_layout(flags.batchsize, flags.input_width, flags.input_height,
-                                         networks.stride(flags.model)))
-    training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps)
+                                         networks.stride(flags.model), source.skeleton))
+    training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps, source.skeleton)
     validator = validation and Validator(flags.model, devices[0], validation, max(1, flags.batchsize // flags.gpus))
     saver = create_saver(flags.keep)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
@@ -198,8 +202,8 @@ class Checks:
         if is_due(flags.valid_every, step, self._max_steps):
             validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
         if is_due(flags.eval_every, step, self._max_steps):
-            files = pose_annotations.find_split(flags.datapath, 'val2017', flags.imgpath)
-            evaluate(session, self._validator, *files, step, self._log, self._stop)
+            files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
+            evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)
 
 
 def open_session(modelpath, scaffold, hooks, config):
@@ -209,14 +213,23 @@ def open_session(modelpath, scaffold, hooks, config):
         save_checkpoint_secs=None, save_summaries_steps=None, save_summaries_secs=None, log_step_count_steps=None)
 
 
-def open_source(flags, stride, stop):
-    """The batch source: loader processes on this machine, or data workers on others, from the next step's batch on."""
+def open_dataset(flags, split):
+    """The PoseDataset of a split, for the network of the flags."""
+    return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
+                       flags.imgpath, category=flags.category)
+
+
+def open_source(flags, validation, stop):
+    """The batch source: loader processes on this machine, or data workers on others, from the next step's batch on.
+
+    Data workers are told which keypoints the validation images have; without these, COCO's.
+    """
     step = saved_step(flags.modelpath)
     if not flags.remote_data:
-        dataset = PoseDataset(flags.datapath, 'train2017', flags.input_width, flags.input_height, stride, flags.imgpath)
-        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
+        return BatchLoader(open_dataset(flags, flags.train_split), flags.batchsize, flags.workers, flags.seed, first=step)
     settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
-                'stride': stride, 'seed': flags.seed}
+                'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
+                'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
     try:
         wait_for_samples(source, stop)
@@ -226,12 +239,19 @@ def open_source(flags, stride, stop):
     return source
 
 
-def open_validation(flags, stride):
+def open_validation(flags):
     """The PoseDataset of the validation images, or None without them."""
     if flags.datapath and flags.valid_every:
-        return PoseDataset(flags.datapath, 'val2017', flags.input_width, flags.input_height, stride, flags.imgpath)
+        return open_dataset(flags, flags.valid_split)
     logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
     return None
+
+
+def check_keypoints(skeleton, validation):
+    """Raise UserError when training and validation images have different keypoints labelled."""
+    if validation and validation.skeleton != skeleton:
+        raise UserError('the training images have the keypoints %s, the validation images %s; give both the same'
+                        % (', '.join(skeleton.keypoints), ', '.join(validation.skeleton.keypoints)))
 
 
 def main():
@@ -239,13 +259,14 @@ def main():
     pose_cli.log_to_stderr()
     stop = StopSignal()
     check_flags(flags)
-    stride = networks.stride(flags.model)
-    validation = open_validation(flags, stride)
+    validation = open_validation(flags)
     try:
-        with open_source(flags, stride, stop) as source, tf.Graph().as_default():
+        with open_source(flags, validation, stop) as source, tf.Graph().as_default():
+            check_keypoints(source.skeleton, validation)
             if validation:
                 log_background_loss(validation, stop)
-            note_start(flags.modelpath, vars(flags), resumes=latest_checkpoint(flags.modelpath) is not None)
+            note_start(flags.modelpath, vars(flags), source.skeleton,
+                       resumes=latest_checkpoint(flags.modelpath) is not None)
             train(flags, source, validation, stop)
     except Stopped as stopped:
         logging.info(str(stopped))

@@ -14,14 +14,14 @@ import numpy as np
 from bench_inputs import flag_parser, random_people, render_maps
 import pose_cli
 import pose_decode
-from pose_labels import PART_NAMES
+import pose_skeleton
 
 STRIDE = 8
 CASES = ((1, 368), (5, 368), (25, 368), (5, 736), (25, 736), (50, 736))
 
 
 def find_peaks_enlarged(maps, width, height):
-    for part in range(len(PART_NAMES)):
+    for part in range(len(pose_skeleton.COCO.parts)):
         heatmap = cv2.resize(maps[:, :, part], (width, height), interpolation=cv2.INTER_CUBIC)
         heatmap = cv2.GaussianBlur(heatmap, (0, 0), 3)
         np.nonzero((heatmap == cv2.dilate(heatmap, np.ones((3, 3)))) & (heatmap > pose_decode.PEAK_THRESHOLD))

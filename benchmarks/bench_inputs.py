@@ -12,7 +12,7 @@ import pose_cli
 import pose_labels
 
 BATCHES = 4  # different ones that are repeated
-# A standing person, one unit tall, about (0, 0); in the order of pose_labels.PART_NAMES.
+# A standing person, one unit tall, about (0, 0); in the order of pose_skeleton.COCO.parts.
 STANDING = np.array([(0, -.42), (0, -.32), (-.1, -.32), (-.15, -.15), (-.17, .01), (.1, -.32), (.15, -.15), (.17, .01),
                      (-.06, .02), (-.07, .26), (-.07, .48), (.06, .02), (.07, .26), (.07, .48), (-.02, -.44),
                      (.02, -.44), (-.05, -.43), (.05, -.43)])

@@ -3,13 +3,17 @@ import os
 import subprocess
 import tempfile
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf import message, text_format
 
 import networks
+import pose_skeleton
 from pose_cli import UserError, write_file
 
 from .graphdef import BATCH_NORM, INPUT, VARIABLES, constant_node, drop_attributes, is_training, like, strip_unused
+
+SKELETON = 'Openpose/skeleton'
 
 
 def load_graph(path):
@@ -51,18 +55,35 @@ def save_graph(graph, path, text=False):
     write_file(path, text_format.MessageToString(graph).encode('ascii') if text else graph.SerializeToString())
 
 
-def network_graph(model, input_size=None):
+def with_skeleton(graph, skeleton):
+    """The graph with a constant that tells what it finds; nothing is computed from it."""
+    marked = tf.GraphDef()
+    marked.CopyFrom(graph)
+    marked.node.add().CopyFrom(constant_node(SKELETON, np.array(skeleton.to_json().encode())))
+    return marked
+
+
+def skeleton_text(graph):
+    """The text that with_skeleton put in, or None."""
+    for node in graph.node:
+        if node.name == SKELETON and node.op == 'Const' and node.attr['value'].tensor.string_val:
+            return node.attr['value'].tensor.string_val[0].decode(errors='replace')
+    return None
+
+
+def network_graph(model, input_size=None, skeleton=pose_skeleton.COCO):
     """The inference graph of a network.
 
     Args:
         model: one of networks.NAMES.
         input_size: (width, height) of the input in pixels, or None for any.
+        skeleton: what it finds.
     """
     width, height = input_size or (None, None)
 
     def build():
         image = tf.placeholder(tf.float32, [None, height, width, 3], name=INPUT)
-        networks.get_network(model, image, is_training=False)
+        networks.get_network(model, image, is_training=False, skeleton=skeleton)
 
     return inference_graph(build)
 

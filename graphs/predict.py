@@ -6,17 +6,24 @@
 
 Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
 """
+import json
+import os
+
 import numpy as np
 
+import pose_skeleton
 from pose_cli import UserError
 
+SKELETON_FILE, RUN_FILE = 'skeleton.json', 'run.json'  # beside a graph, and in a run's folder
 
-def load_network(graph_file=None, checkpoint=None, model=None, threads=None):
+
+def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=pose_skeleton.COCO):
     """A network from a file, as a function of images.
 
     Args:
         graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite file; or
         checkpoint: prefix or folder, and model: one of networks.NAMES.
+        skeleton: what the network of a checkpoint finds, see read_skeleton.
         threads: of the processor, at most; None leaves it to the runtime, which takes all.
     Returns:
         predict_maps: function (images uint8 (B, H, W, 3) BGR, joints) -> float32 maps (B, h, w, C); the joints are for
@@ -32,15 +39,42 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None):
         from graphs import freeze
         graph_def = freeze.load_frozen(graph_file)
     else:
-        graph_def = frozen_checkpoint(checkpoint, model)
+        graph_def = frozen_checkpoint(checkpoint, model, skeleton)
     return graph_network(graph_def, graph_file or checkpoint, threads)
 
 
-def frozen_checkpoint(checkpoint, model):
+def read_skeleton(graph_file=None, checkpoint=None):
+    """What a network finds, as its file or its neighbour says; None when nothing says so.
+
+    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json.
+
+    Raises UserError when it is damaged.
+    """
+    if graph_file:
+        text = None
+        if not graph_file.endswith('.tflite'):
+            from graphs import freeze
+            text = freeze.skeleton_text(freeze.load_graph(graph_file))
+        path = os.path.join(os.path.dirname(graph_file), SKELETON_FILE)
+        if text is None and os.path.isfile(path):
+            with open(path, encoding='utf-8', errors='replace') as file:
+                text = file.read(1 << 20)
+        return None if text is None else pose_skeleton.from_json(text, graph_file)
+    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
+        try:
+            with open(path, encoding='utf-8') as file:
+                return pose_skeleton.from_json(json.load(file)['skeleton'], path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def frozen_checkpoint(checkpoint, model, skeleton=pose_skeleton.COCO):
     """The GraphDef of a network, for images of any size, with a checkpoint's values."""
     from graphs import freeze
     from networks.pretrained import find_checkpoint
-    return freeze.freeze(freeze.network_graph(model), find_checkpoint(checkpoint))
+    return freeze.freeze(freeze.network_graph(model, skeleton=skeleton), find_checkpoint(checkpoint))
 
 
 def graph_network(graph_def, name, threads=None):

@@ -4,13 +4,12 @@ from collections import namedtuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import pose_skeleton
 from pose_cli import UserError
 
-# The two branches of every stage, with the mean of their maps: PAFs are zero nearly everywhere, and so are the heatmaps
-# of the parts; the background is nearly one. The last layers start at these values (see Network.conv).
-PAF_MEAN = (0.0,) * 38
-HEAT_MEAN = (0.0,) * 18 + (0.97,)
-BRANCHES = (('L1', PAF_MEAN), ('L2', HEAT_MEAN))
+# Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of the
+# parts; the background is nearly one (see Network.conv).
+BACKGROUND_MEAN = 0.97
 OUTPUT_WEIGHT_SCALE = 1e-3
 # Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an
 # output layer start small too, or its first steps would lift it from its mean to unit variance at once.
@@ -31,8 +30,10 @@ class Network:
 
     name: as in networks.NAMES.  stride: input pixels per output cell.
     scaled: the image as the first layer sees it.
-    stages: [(paf (B,h,w,38), heat (B,h,w,19))] float32, one pair per stage, stage 1 first.
-    output: (B,h,w,57), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
+    skeleton: the pose_skeleton.Skeleton that it looks for.
+    stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first.
+    output: (B,h,w,channels), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
+    skeleton_variables: names of the variables of the layers that make maps or read them.
     variables: all its variables.  pretrained_variables: those that come from its pretrained file.
     pretrained: a Pretrained.
     """
@@ -41,15 +42,17 @@ class Network:
     pretrained = None
     untrained = ()  # layers of the published checkpoints that no output depends on: prefixes of their names
 
-    def __init__(self, name, image, is_training):
+    def __init__(self, name, image, is_training, skeleton=pose_skeleton.COCO):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
         for axis, size in zip(('height', 'width'), image.shape.as_list()[1:3]):
             if size is not None and size % self.stride:
                 raise UserError('an input %s of %d is not a multiple of %d, the stride of %s'
                                 % (axis, size, self.stride, name))
         self.name = name
+        self.skeleton = skeleton
         self.is_training = is_training
         self.variables = []
+        self.skeleton_variables = set()
         self._decay = batch_norm_decay() if is_training else None
         self.scaled = self.scale(tf.cast(image, tf.float32))
         self.stages = self._build_stages(self.features(self.scaled))
@@ -86,16 +89,24 @@ class Network:
     def _build_stages(self, features):
         stages = []
         x = features
+        branches = (('L1', (0.0,) * self.skeleton.paf_channels),
+                    ('L2', (0.0,) * len(self.skeleton.parts) + (BACKGROUND_MEAN,)))
         for stage in range(1, self.stage_count + 1):
-            stages.append(tuple(self._build_branch(x, stage, branch, mean) for branch, mean in BRANCHES))
+            stages.append(tuple(self._build_branch(x, stage, branch, mean) for branch, mean in branches))
             x = tf.concat(stages[-1] + (features,), axis=3, name='Openpose/concat_stage%d' % stage)
         return stages
 
     def _build_branch(self, x, stage, branch, mean):
         *hidden, (last, kernel, _) = self.stage_layers(stage, branch)
-        for name, size, filters in hidden:
+        for number, (name, size, filters) in enumerate(hidden):
+            before = len(self.variables)
             x = self.layer(x, name, size, filters)
-        return self.layer(x, last, kernel, len(mean), mean)
+            if number == 0 and stage > 1:
+                self.skeleton_variables.update(v.op.name for v in self.variables[before:])
+        before = len(self.variables)
+        x = self.layer(x, last, kernel, len(mean), mean)
+        self.skeleton_variables.update(v.op.name for v in self.variables[before:])
+        return x
 
     # Layers. Names are full names: those of the published checkpoints, whatever scope the caller is in.
 

@@ -72,12 +72,14 @@ class Match:
     values: {variable name: float32 array} to restore.  new: names of variables that the file lacks.
     missing: those of them that come from the network's own pretrained file.
     unfit: names in the file that the network has no place for.
+    renewed: those of new whose values in the file are for other keypoints: layers that make maps or read them.
     """
 
-    def __init__(self, network, path, values, unfit):
+    def __init__(self, network, path, values, unfit, renewed=()):
         self.path = path
         self.values = values
         self.unfit = unfit
+        self.renewed = list(renewed)
         self.new = [v.op.name for v in network.variables if v.op.name not in values]
         self.missing = [v.op.name for v in network.pretrained_variables if v.op.name not in values]
         self._variables = [v for v in network.variables if v.op.name in values]
@@ -89,6 +91,8 @@ class Match:
 
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.new))
+        if self.renewed:
+            text += '; for other keypoints, so these start anew: ' + ', '.join(self.renewed)
         if self.missing:
             text += '; not in the file: ' + ', '.join(self.missing)
         if self.unfit:
@@ -108,25 +112,32 @@ def fit(network, path, flag='--pretrained'):
         weights = _SlimMobilenet(weights)
     weights = imagenet_vgg.converted(weights)
     names = set(weights)
-    values, wrong = {}, []
+    values, wrong = {}, {}
     for variable in network.variables:
         name, shape = variable.op.name, tuple(variable.shape.as_list())
         if name not in names:
             continue
         value = weights[name]
         if value.shape != shape:
-            wrong.append('%s is %s in the file and %s in %s' % (name, value.shape, shape, network.name))
+            wrong[name] = '%s is %s in the file and %s in %s' % (name, value.shape, shape, network.name)
         else:
             values[name] = checked_values(value, name, path)
+    renewed = []
+    if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
+        renewed = sorted(network.skeleton_variables & names) if wrong else []
+        for name in renewed:
+            values.pop(name, None)
+        wrong = {}
     if wrong:
         more = ' (and %d more)' % (len(wrong) - 3) if len(wrong) > 3 else ''
-        raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(wrong[:3]), more, other_file))
+        raise UserError('%s does not fit: %s%s; %s' % (path, '; '.join(list(wrong.values())[:3]), more, other_file))
     _check_batch_norm(network, values, path)
     if not values:
         raise UserError('%s has no variable of %s (it has %s, ...); %s'
                         % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
     return Match(network, path, values, [name for name in sorted(names - set(values))
-                                         if not _is_training_state(name, values)])
+                                         if name not in renewed and not _is_training_state(name, values)],
+                 renewed)
 
 
 def checked_values(value, name, path):

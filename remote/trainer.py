@@ -11,6 +11,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 import pose_augment
+import pose_skeleton
 from pose_cli import UserError
 from pose_samples import batch_layout
 
@@ -51,7 +52,7 @@ class BatchReceiver:
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
-            augmentation (a dict of pose_augment.Ranges; CMU's when left out).
+            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         first: the number of the first batch; all from there on are made once each, and come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
@@ -64,13 +65,15 @@ class BatchReceiver:
 
     def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT):
         host, port = check_address(address, '--remote-data')
-        self._settings = dict({'augmentation': dict(pose_augment.CMU_RANGES._asdict())}, **settings,
-                              definitions=wire.definitions())
+        defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
+                    'category': ''}
+        self._settings = dict(defaults, **settings, definitions=wire.definitions())
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')
         wire.check_settings(self._settings)
+        self.skeleton = wire.skeleton_of(self._settings)
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
-                                    settings['stride'])
+                                    settings['stride'], self.skeleton)
         self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,

@@ -28,6 +28,7 @@ import numpy as np
 import pose_augment
 import pose_labels
 import pose_order
+import pose_skeleton
 from pose_cli import UserError
 from pose_samples import check_input_size
 
@@ -109,7 +110,7 @@ def empty_map(maps, item):
     """The items of one sample's map without people: all 0, but the heatmap's background 1."""
     empty = np.zeros(maps.shape[1:], np.float32)
     if item is HEATMAP_ITEM:
-        empty[..., pose_labels.BACKGROUND] = 1
+        empty[..., -1] = 1  # the background
     return empty.reshape(-1).view(item)
 
 
@@ -276,8 +277,9 @@ def check_settings(settings):
         if type(value) is not int or not 1 <= value <= limit:
             raise UserError('the trainer sent %s=%.20r; is it the trainer of this project?' % (name, value))
     check_input_size(settings['input_width'], settings['input_height'], settings['stride'])
+    skeleton = skeleton_of(settings)
     cells = settings['input_width'] * settings['input_height'] // settings['stride'] ** 2
-    if settings['batchsize'] * cells * 2 * len(pose_labels.LIMBS) >= MAX_ITEMS:
+    if settings['batchsize'] * cells * max(skeleton.paf_channels, skeleton.heatmap_channels) >= MAX_ITEMS:
         raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
     if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < MAX_SEED:
         raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
@@ -287,6 +289,13 @@ def check_settings(settings):
         differing = [name for name, value in ours.items() if not isinstance(theirs, dict) or theirs.get(name) != value]
         raise UserError('trainer and worker make different samples (%s); use the same version of the code on both'
                         % ', '.join(differing or ['the trainer has more settings']))
+
+
+def skeleton_of(settings):
+    """The pose_skeleton.Skeleton among the settings that came from a trainer. Raises UserError."""
+    if type(settings.get('skeleton')) is not str or type(settings.get('category')) is not str:
+        raise UserError('the trainer sent no skeleton; is it the trainer of this project?')
+    return pose_skeleton.from_json(settings['skeleton'], 'what the trainer sent')
 
 
 def augmentation_ranges(settings):

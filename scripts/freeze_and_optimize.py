@@ -28,9 +28,10 @@ import pose_annotations  # noqa: E402
 import pose_augment  # noqa: E402
 import pose_cli  # noqa: E402
 import pose_samples  # noqa: E402
+import pose_skeleton  # noqa: E402
 from graphs import freeze, graphdef, optimize, report, saved_model, tflite, tflite_runtime  # noqa: E402
 from pose_metrics import SIZE_MULTIPLE, evaluate  # noqa: E402
-from graphs.predict import load_network  # noqa: E402
+from graphs.predict import SKELETON_FILE, load_network, read_skeleton  # noqa: E402
 from networks.pretrained import find_checkpoint  # noqa: E402
 from pose_cli import UserError  # noqa: E402
 from pose_samples import check_input_size  # noqa: E402
@@ -54,10 +55,12 @@ def main():
     graphs = collections.OrderedDict()
     if args.graph:
         graphs['graph_frozen'] = freeze.load_frozen(args.graph)
+        skeleton = read_skeleton(args.graph) or pose_skeleton.COCO
     else:
         checkpoint = find_checkpoint(args.checkpoint)
         size = None if args.input_size == 'dynamic' else args.input_size or DEFAULT_SIZE
-        inference_graph = freeze.network_graph(args.model, size)
+        skeleton = read_skeleton(checkpoint=args.checkpoint) or pose_skeleton.COCO
+        inference_graph = freeze.network_graph(args.model, size, skeleton)
         graphs['graph_frozen'] = freeze.freeze(inference_graph, checkpoint)
     width, height = measured_size(graphs['graph_frozen'], args.input_size)
     images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
@@ -70,7 +73,7 @@ def main():
     if args.quantize in QUANTIZE:
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
                                                   QUANTIZE[args.quantize])
-    files = write_graphs(graphs, args.output_dir)
+    files = write_graphs(graphs, skeleton, args.output_dir)
     if args.checkpoint:
         freeze.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
     files.update(write_tflite(graphs['graph_frozen'], args, [1, height, width, 3], calibration))
@@ -181,11 +184,12 @@ def stride_at(graph, width, height):
     return stride
 
 
-def write_graphs(graphs, folder):
-    """Save frozen graphs; {name: path}."""
+def write_graphs(graphs, skeleton, folder):
+    """Save frozen graphs, and what they find inside them and beside them; {name: path}."""
+    pose_cli.write_file(os.path.join(folder, SKELETON_FILE), skeleton.to_json().encode())
     files = collections.OrderedDict((name, os.path.join(folder, name + '.pb')) for name in graphs)
     for name, path in files.items():
-        freeze.save_graph(graphs[name], path)
+        freeze.save_graph(freeze.with_skeleton(graphs[name], skeleton), path)
     return files
 
 

@@ -34,7 +34,7 @@ def cache_of(file):
 
 def same(a, b):
     def comparable(array):
-        return np.nan_to_num(array) if array.dtype.kind == 'f' else array
+        return np.nan_to_num(array) if getattr(array, 'dtype', None) is not None and array.dtype.kind == 'f' else array
     return all(np.array_equal(comparable(x), comparable(y)) for x, y in zip(a, b))
 
 

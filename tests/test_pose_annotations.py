@@ -6,6 +6,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+import pose_skeleton
 import pose_annotations
 from annotation_files import keypoints, person, write_split
 from pose_annotations import ignored_regions, people_of, read_annotations, select_main_people
@@ -21,7 +22,7 @@ def test_joints_by_hand():
     values = keypoints(x=100, y=200)
     values[3 * 9 + 2] = 0  # the left wrist is not labelled
     values[3 * 10 + 2] = 1  # hidden, but labelled
-    joints = pose_annotations.coco_to_joints(values)[0]
+    joints = pose_skeleton.COCO.joints(values)[0]
     assert joints.dtype == np.float32
     assert tuple(joints[0]) == (100, 200)  # nose
     assert tuple(joints[1]) == (111, 216.5)  # neck: between (110, 215) and (112, 218)
@@ -29,7 +30,7 @@ def test_joints_by_hand():
     assert tuple(joints[4]) == (120, 230) and np.isnan(joints[7]).all()  # right and left wrist
     assert tuple(joints[16]) == (108, 212) and tuple(joints[15]) == (102, 203)  # right ear, left eye
     values[3 * 6 + 2] = 0  # without the right shoulder there is no neck
-    assert np.isnan(pose_annotations.coco_to_joints(values)[0, [1, 2]]).all()
+    assert np.isnan(pose_skeleton.COCO.joints(values)[0, [1, 2]]).all()
 
 
 def test_main_people_by_hand():
@@ -62,11 +63,11 @@ def test_arrays_by_hand(tmp_path):
     assert list(zip(a.sample_image, a.sample_person)) == [(0, 0), (2, 1), (2, 2)]
     joints, boxes = people_of(a, 2)
     assert boxes.tolist() == [[200, 50, 60, 80], [40, 50, 60, 80]]
-    np.testing.assert_array_equal(joints[1], pose_annotations.coco_to_joints(keypoints(5, 5, 6))[0])
+    np.testing.assert_array_equal(joints[1], pose_skeleton.COCO.joints(keypoints(5, 5, 6))[0])
     assert len(people_of(a, 1)[0]) == 0
-    polygons, bitmaps = ignored_regions(a, 2)
+    polygons, bitmaps, _ = ignored_regions(a, 2)
     assert bitmaps == [] and polygons[0].tolist() == [[0.5, 1.5], [10.5, 1.5], [10.5, 21.5]] and len(polygons[1]) == 4
-    polygons, bitmaps = ignored_regions(a, 0)
+    polygons, bitmaps, _ = ignored_regions(a, 0)
     expected = np.zeros((480, 640))
     expected[:, 10] = 1
     assert polygons == []
@@ -102,10 +103,13 @@ BROKEN_PEOPLE = {
     'nan': dict(keypoints=[float('nan')] + keypoints()[1:]),
     'infinite': dict(keypoints=[float('inf')] + keypoints()[1:]),
     'huge': dict(keypoints=[10 ** 400] + keypoints()[1:]), 'far': dict(keypoints=[1e30] + keypoints()[1:]),
-    'short': dict(keypoints=keypoints()[:-1]), 'strings': dict(keypoints=['1'] * 51), 'none': dict(keypoints=None),
-    'negative_box': dict(bbox=[40, 50, -60, 80]), 'nan_box': dict(bbox=[40, 50, float('nan'), 80]),
-    'no_box': dict(bbox=None), 'short_box': dict(bbox=[1, 2, 3]), 'nan_area': dict(area=float('nan')),
-    'no_area': dict(area=None), 'odd_count': dict(num_keypoints='17')}
+    'short': dict(keypoints=keypoints()[:-1]), 'words': dict(keypoints=['one'] * 51), 'none': dict(keypoints=None)}
+DERIVED = {
+    'negative_box': (dict(bbox=[40, 50, -60, 80]), '1 boxes'),
+    'nan_box': (dict(bbox=[40, 50, float('nan'), 80]), '1 boxes'), 'no_box': (dict(bbox=None), '1 boxes'),
+    'short_box': (dict(bbox=[1, 2, 3]), '1 boxes'), 'nan_area': (dict(area=float('nan')), '1 areas'),
+    'no_area': (dict(area=None), '1 areas'), 'zero_area': (dict(area=0), '1 areas'),
+    'no_count': (dict(num_keypoints=None), '1 num_keypoints'), 'no_id': (dict(id=None), '1 ids of annotations')}
 
 
 @pytest.mark.parametrize('name', sorted(BROKEN_PEOPLE))
@@ -116,7 +120,18 @@ def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
     a = read_annotations(file, folder)
     assert len(a.sample_image) == 1 and people_of(a, 0)[1].tolist() == [[200, 50, 60, 80]]
     assert len(ignored_regions(a, 0)[0]) == 1  # a person without labels must not be learned as background
-    assert '1 people with broken keypoints or boxes' in caplog.text
+    assert '1 people with broken keypoints' in caplog.text
+
+
+@pytest.mark.parametrize('name', sorted(DERIVED))
+def test_what_a_person_lacks_is_derived_and_counted(name, tmp_path, caplog):
+    fields, mention = DERIVED[name]
+    outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
+    whole = person(2, segmentation=outline, bbox=[40, 50, 60, 80])
+    file, folder = write_split(tmp_path, [person(1, bbox=[200, 50, 60, 80]), dict(whole, **fields)])
+    a = read_annotations(file, folder)
+    assert len(a.sample_image) == 2 and people_of(a, 0)[1].tolist()[1] == [40, 50, 60, 80]
+    assert 'derived %s' % mention in caplog.text
 
 
 def test_zero_box_and_points_outside_stay_labels_but_make_no_sample(tmp_path):
@@ -135,7 +150,7 @@ def test_zero_box_and_points_outside_stay_labels_but_make_no_sample(tmp_path):
     {}])
 def test_broken_segmentation_is_left_out_and_counted(segmentation, tmp_path, caplog):
     file, folder = write_split(tmp_path, [person(1), person(2, iscrowd=1, segmentation=segmentation)])
-    assert ignored_regions(read_annotations(file, folder), 0) == ([], [])
+    assert ignored_regions(read_annotations(file, folder), 0) == ([], [], [])
     assert ('broken polygons' in caplog.text or 'segmentations that do not fit' in caplog.text) != (segmentation == {})
 
 
@@ -146,13 +161,13 @@ def test_duplicate_ids_and_orphans_are_counted(tmp_path, caplog):
     a = read_annotations(file, folder)
     assert len(a.image_id) == len(a.sample_image) == 1
     for message in ('1 images with the id of an earlier one', '1 annotations with the id of an earlier one',
-                    '2 annotations of images that are not listed', '2 annotations without an id'):
+                    '2 annotations of images that are not listed', '1 annotations that are no objects'):
         assert message in caplog.text
 
 
-@pytest.mark.parametrize('fields', [{'width': 0}, {'height': -4}, {'width': '320'}, {'width': 1e9}, {'width': 10 ** 9},
+@pytest.mark.parametrize('fields', [{'width': 0}, {'height': -4}, {'width': 'wide'}, {'width': 1e9}, {'width': 10 ** 9},
                                     {'file_name': 5}, {'file_name': ''}, {'file_name': 'a\0b'}, {'file_name': '\ud800'},
-                                    {'file_name': 'x' * 999}, {'id': 10 ** 30}, {'id': 'two'}])
+                                    {'file_name': 'x' * 999}, {'id': [2]}])
 def test_broken_image_is_left_out_and_counted(fields, tmp_path, caplog):
     images = [{'id': number, 'file_name': name, 'width': 320, 'height': 240}
               for number, name in ((1, 'a.jpg'), (2, 'b.jpg'))]

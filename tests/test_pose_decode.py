@@ -7,9 +7,10 @@ from conftest import run_program
 from pose_cli import UserError
 from pose_decode import (MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_legs, match_limbs,
                          score_limbs)
-from pose_labels import FLIP_ORDER, LIMBS, PART_NAMES, render_heatmaps
+from pose_labels import render_heatmaps
+from pose_skeleton import COCO
 
-NECK = PART_NAMES.index('Neck')
+NECK = COCO.parts.index('Neck')
 
 
 def standing(x, y, height):
@@ -122,7 +123,7 @@ def test_people_crossing():
 def test_a_person_in_front_of_a_mirrored_one():
     """Face and back view at nearly the same place: each one's right arm lies over the other's left one."""
     person = standing(184, 184, 300)
-    back = standing(245, 160, 300)[list(FLIP_ORDER)]
+    back = standing(245, 160, 300)[list(list(COCO.flip_order))]
     assert same_people([person, back], find([person, back])[0], tolerance=4)
 
 
@@ -170,7 +171,7 @@ def brute_force_limbs(part, position, pafs, stride):
     """Cao et al., equation 10 and the greedy matching, one pair and one point at a time."""
     height, width = pafs.shape[:2]
     chosen = []
-    for k, (a, b) in enumerate(LIMBS):
+    for k, (a, b) in enumerate(COCO.limbs):
         candidates = []
         for i in np.nonzero(part == a)[0]:
             for j in np.nonzero(part == b)[0]:
@@ -218,7 +219,7 @@ def test_assembled_people_are_a_partition_without_double_parts(seed):
     part = np.sort(rng.randint(0, 18, 40))
     start, end = rng.randint(0, 40, (2, 60))
     for people in (assemble_people(part, start, end),
-                   join_legs(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)))):
+                   join_legs(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)), 8, 9, 11, 12, NECK)):
         assert sorted(peak for person in people for peak in person) == list(range(40))
         assert all(len(set(part[person])) == len(person) for person in people)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pose_draw
-from pose_labels import LIMBS, render_heatmaps, render_pafs
+from pose_labels import render_heatmaps, render_pafs
 
 GREY = np.full((160, 240, 3), 100, np.uint8)
 
@@ -20,7 +20,7 @@ def test_joints_and_limbs_have_their_colours_in_their_places():
     drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(60, 80), p3=(180, 80)), opacity=1)
     assert tuple(drawn[80, 60]) == pose_draw.PART_COLOURS[2]
     assert tuple(drawn[80, 180]) == pose_draw.PART_COLOURS[3]
-    assert tuple(drawn[80, 120]) == pose_draw.LIMB_COLOURS[LIMBS.index((2, 3))]
+    assert tuple(drawn[80, 120]) == pose_draw.PART_COLOURS[3]
     changed = (drawn != GREY).any(axis=2)
     rows, columns = np.nonzero(changed)
     assert 74 < rows.min() and rows.max() < 86 and 54 < columns.min() and columns.max() < 186

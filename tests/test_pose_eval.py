@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import networks
-import pose_annotations
+import pose_skeleton
 import pose_augment
 import pose_eval
 import pose_metrics
@@ -80,7 +80,7 @@ def photo_graph(coco_photos, tmp_path_factory):
     (folder / 'images').mkdir()
     shutil.copy(str(coco_photos / 'val2017' / '000000197388.jpg'), str(folder / 'images'))
     coco = pose_metrics.load_coco(find_split(str(coco_photos), 'val2017')[0])
-    joints = pose_annotations.coco_to_joints([a['keypoints'] for a in coco.dataset['annotations']])
+    joints = pose_skeleton.COCO.joints([a['keypoints'] for a in coco.dataset['annotations']])
     matrix = pose_augment.fit_matrix(640, 392, 640, 400)
     moved = pose_augment.transform_joints(joints.astype(np.float64), matrix)
     maps = pose_metrics.oracle_maps(8)(np.zeros((1, 400, 640, 3), np.uint8), [moved])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pose_labels import FLIP_ORDER, LIMBS, PART_NAMES, render_heatmaps, render_mask, render_pafs
+from pose_labels import LIMB_HALF_WIDTH, render_heatmaps, render_mask, render_pafs
+from pose_skeleton import COCO
 
 
 def slow_heatmaps(joints, height, width, stride, sigma):
@@ -26,10 +27,11 @@ def slow_heatmaps(joints, height, width, stride, sigma):
     return maps
 
 
-def slow_pafs(joints, height, width, stride, limb_width=1.0):
+def slow_pafs(joints, height, width, stride):
+    limb_width = LIMB_HALF_WIDTH / stride
     total, people = np.zeros((height, width, 19, 2)), np.zeros((height, width, 19))
     for person in (joints / stride).tolist():
-        for limb, (first, second) in enumerate(LIMBS):
+        for limb, (first, second) in enumerate(COCO.limbs):
             (ax, ay), (bx, by) = person[first], person[second]
             if not all(math.isfinite(v) for v in (ax, ay, bx, by)):
                 continue
@@ -77,12 +79,11 @@ def test_maps_equal_the_loops(seed, people, stride, height, width, sigma):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2 ** 32 - 1), limb_width=st.sampled_from([0.3, 0.5, 1.5, 2.0]))
-def test_pafs_of_other_widths_equal_the_loops(seed, limb_width):
+@given(seed=st.integers(0, 2 ** 32 - 1), stride=st.sampled_from([2, 4, 5, 16, 20]))
+def test_pafs_of_other_widths_equal_the_loops(seed, stride):
     joints = people_like(np.random.RandomState(seed), 6, 80)
     joints[np.isinf(joints)] = np.nan
-    np.testing.assert_allclose(render_pafs(joints, 10, 9, 8, limb_width), slow_pafs(joints, 10, 9, 8, limb_width),
-                               atol=1e-6)
+    np.testing.assert_allclose(render_pafs(joints, 10, 9, stride), slow_pafs(joints, 10, 9, stride), atol=1e-6)
 
 
 def test_nobody_gives_background():
@@ -130,7 +131,7 @@ def test_maps_equal_the_reference(oracles):
         with np.load(str(oracles / name)) as oracle:
             height, width = oracle['paf'].shape[:2]
             stride = int(oracle['stride'])
-            pafs = render_pafs(oracle['joints'], height, width, stride, float(oracle['limb_width']))
+            pafs = render_pafs(oracle['joints'], height, width, stride)
             heatmaps = render_heatmaps(oracle['joints'], height, width, stride, float(oracle['sigma']))
             np.testing.assert_allclose(pafs, oracle['paf'], atol=1e-5)
             if len(oracle['joints']) == 1:  # for several people the reference sums heatmaps
@@ -138,10 +139,10 @@ def test_maps_equal_the_reference(oracles):
 
 
 def test_parts_limbs_and_flip_order_are_consistent():
-    assert len(PART_NAMES) == 18 and len(LIMBS) == 19
-    flipped = [PART_NAMES[part] for part in FLIP_ORDER]
+    assert len(COCO.parts) == 18 and len(COCO.limbs) == 19
+    flipped = [COCO.parts[part] for part in COCO.flip_order]
     swapped = [name.replace(name[0], {'R': 'L', 'L': 'R'}[name[0]], 1) if name[0] in 'LR' else name
-               for name in PART_NAMES]
+               for name in COCO.parts]
     assert flipped == swapped
 
 
@@ -153,22 +154,22 @@ def test_mask_worked_out_by_hand():
     rectangle = np.array([(8, 8), (31, 8), (31, 15), (8, 15)], np.float32)
     expected = np.ones((4, 6, 1), np.float32)
     expected[1, 1:4] = 0
-    mask = render_mask([rectangle], [], IDENTITY, 4, 6, 8)
+    mask = render_mask([rectangle], [], [], IDENTITY, 4, 6, 8)
     assert mask.dtype == np.float32
     np.testing.assert_array_equal(mask, expected)
     bitmap = np.zeros((32, 48), np.uint8)
     bitmap[8:16, 8:32] = 1
-    np.testing.assert_array_equal(render_mask([], [bitmap], IDENTITY, 4, 6, 8), expected)
+    np.testing.assert_array_equal(render_mask([], [bitmap], [], IDENTITY, 4, 6, 8), expected)
     # Half a cell counts half, overlapping regions count once, what lies outside of the image counts fully.
     half = np.array([(8, 0), (15, 0), (15, 3), (8, 3)], np.float32)
     expected[0, 1] = 0.5
-    np.testing.assert_allclose(render_mask([rectangle, half, half], [bitmap], IDENTITY, 4, 6, 8), expected, atol=0.005)
+    np.testing.assert_allclose(render_mask([rectangle, half, half], [bitmap], [], IDENTITY, 4, 6, 8), expected, atol=0.005)
     moved = np.array([[1, 0, 40.0], [0, 1, 0]])
     everything = np.ones((32, 48), np.uint8)
     expected = np.ones((4, 6, 1), np.float32)
     expected[:, 5] = 0
-    np.testing.assert_array_equal(render_mask([], [everything], moved, 4, 6, 8), expected)
-    assert (render_mask([], [], moved, 4, 6, 8) == 1).all()
+    np.testing.assert_array_equal(render_mask([], [everything], [], moved, 4, 6, 8), expected)
+    assert (render_mask([], [], [], moved, 4, 6, 8) == 1).all()
 
 
 @pytest.mark.parametrize('stride', [4, 8])
@@ -186,8 +187,8 @@ def test_mask_edge_follows_the_segmentation_within_a_cell(stride):
         cv2.fillPoly(bitmap, [np.round(polygon).astype(np.int32)], 1)
         outline = (polygon @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
         # Of a bitmap not even the segmentation itself is finer than a pixel.
-        for mask, near in ((render_mask([polygon], [], matrix, 192 // stride, 192 // stride, stride), stride),
-                           (render_mask([], [bitmap], matrix, 192 // stride, 192 // stride, stride), stride + scale)):
+        for mask, near in ((render_mask([polygon], [], [], matrix, 192 // stride, 192 // stride, stride), stride),
+                           (render_mask([], [bitmap], [], matrix, 192 // stride, 192 // stride, stride), stride + scale)):
             for y, x in np.ndindex(mask.shape[:2]):
                 centre = (stride * x + stride / 2 - 0.5, stride * y + stride / 2 - 0.5)
                 inside_by = cv2.pointPolygonTest(outline, centre, True)
@@ -203,6 +204,6 @@ def test_mask_edge_follows_the_segmentation_within_a_cell(stride):
 
 def test_mask_of_huge_polygons():
     everywhere = np.array([(-1e5, -1e5), (1e5, -1e5), (1e5, 1e5), (-1e5, 1e5)])
-    assert (render_mask([everywhere], [], IDENTITY * 1000, 4, 6, 8) == 0).all()
+    assert (render_mask([everywhere], [], [], IDENTITY * 1000, 4, 6, 8) == 0).all()
     beside = np.array([(1e5, 0), (2e5, 0), (2e5, 1e5), (1e5, 1e5)])
-    assert (render_mask([beside], [], IDENTITY * 1000, 4, 6, 8) == 1).all()
+    assert (render_mask([beside], [], [], IDENTITY * 1000, 4, 6, 8) == 1).all()

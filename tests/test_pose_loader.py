@@ -16,12 +16,14 @@ from pose_augment import draw_augmentation
 from pose_cli import UserError
 from pose_loader import BatchLoader
 from pose_order import SampleOrder, batch_positions
+import pose_skeleton
 from pose_samples import BadSample, PoseDataset, batch_layout
 
 
 class NumberedDataset:
     """Stands in for a PoseDataset: its samples tell their number, their process and their augmentation."""
     input_width = input_height = 16
+    skeleton = pose_skeleton.COCO
     stride = 8
 
     def __init__(self, samples, bad=(), seconds=0.0):

@@ -155,12 +155,16 @@ def _git_revision():
         return 'unknown'
 
 
-def note_start(modelpath, flags, resumes):
-    """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one."""
+def note_start(modelpath, flags, skeleton, resumes):
+    """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
+
+    skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    """
     path = os.path.join(modelpath, RUN_FILE)
     earlier = read_run(modelpath).get('starts', []) if resumes else []
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
-    pose_cli.write_json(path, {'flags': flags, 'starts': earlier + [start]}, indent=1)
+    run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
+    pose_cli.write_json(path, run, indent=1)
 
 
 def read_run(modelpath):

@@ -5,6 +5,7 @@ import logging
 import tensorflow.compat.v1 as tf
 
 import networks
+import pose_skeleton
 from networks.losses import build_losses
 from pose_cli import UserError
 
@@ -36,7 +37,7 @@ def variables_on(variable_device, other_device):
     return place
 
 
-def build_towers(model, batch, devices, optimizer):
+def build_towers(model, batch, devices, optimizer, skeleton=pose_skeleton.COCO):
     """One copy of the network per device, each with its slice of the batch, its own losses and gradients.
 
     Variables are shared; with several towers they live on the CPU. The slices are cut on the CPU, so that each one
@@ -55,7 +56,7 @@ def build_towers(model, batch, devices, optimizer):
         with tf.device(variables_on(variable_device, device)), tf.name_scope('tower_%d' % k), \
                 tf.variable_scope(tf.get_variable_scope(), reuse=k > 0):
             image, heatmap, paf, mask = (tf.identity(field) for field in fields)
-            network = networks.get_network(model, image, is_training=True)
+            network = networks.get_network(model, image, is_training=True, skeleton=skeleton)
             losses = build_losses(network.stages, heatmap, paf, mask, batchsize)
             tower_gradients.append(optimizer.compute_gradients(losses['loss']))
             updates = updates or tf.get_collection(tf.GraphKeys.UPDATE_OPS)
@@ -88,17 +89,18 @@ def build_train_op(optimizer, gradients, updates, global_step):
         return tf.identity(global_step)
 
 
-def build_training(model, batch, devices, rates, steps_per_epoch, max_steps):
+def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, skeleton=pose_skeleton.COCO):
     """The whole graph of one training step, see Training.
 
     Args:
-        model: one of networks.NAMES.  batch: tensors as from feed.FeedHook.  devices: one for each tower.
+        model: one of networks.NAMES.  skeleton: what it looks for.
+        batch: tensors as from feed.FeedHook.  devices: one for each tower.
         rates: learning rates, see learning_rate_schedule.
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps)
     optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
-    network, losses, gradients, updates = build_towers(model, batch, devices, optimizer)
+    network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton)
     health = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
     step = build_train_op(optimizer, gradients, updates, global_step)
     return Training(network, step, rate, dict(losses, lr=rate), health)

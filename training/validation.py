@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import networks
+import pose_coco
 import pose_draw
 import pose_metrics
 from networks.losses import build_losses
 from pose_cli import Stopped
-from pose_labels import BACKGROUND, HEATMAP_CHANNELS
 from pose_samples import batch_layout, validation_samples
 
 from .runlog import comparison_row
@@ -32,15 +32,15 @@ class Validator:
     def __init__(self, model, device, dataset, batchsize):
         self._dataset, self._batchsize = dataset, batchsize
         self.input_size = dataset.input_width, dataset.input_height
-        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride)
+        layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
         with tf.device(device), tf.name_scope('validation'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
             self._fields = [tf.placeholder(dtype, (None,) + shape[1:]) for _, dtype, shape in layout]
             image, heatmap, paf, mask = self._fields
-            self.network = networks.get_network(model, image, is_training=False)
+            self.network = networks.get_network(model, image, is_training=False, skeleton=dataset.skeleton)
             self._losses = build_losses(self.network.stages, heatmap, paf, mask, batchsize=1.0)
 
     def predict_maps(self, session, images, stop):
-        """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, 57)."""
+        """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, channels)."""
         stop.check()
         return session.run(self.network.output, {self._fields[0]: images})
 
@@ -63,6 +63,7 @@ class Validator:
         Raises:
             Stopped: a signal came meanwhile.
         """
+        heat = self.network.skeleton.heatmap_channels
         totals, images, rows = dict.fromkeys(self._losses, 0.0), 0, []
         for batch in self.batches():
             stop.check()
@@ -70,8 +71,7 @@ class Validator:
             images += len(batch[0])
             totals = {name: totals[name] + float(losses[name]) for name in totals}
             for image, heatmap, paf, output in list(zip(*batch[:3], maps))[:PICTURED_IMAGES - len(rows)]:
-                rows.append(comparison_row(image, heatmap, paf, output[..., :HEATMAP_CHANNELS],
-                                           output[..., HEATMAP_CHANNELS:]))
+                rows.append(comparison_row(image, heatmap, paf, output[..., :heat], output[..., heat:]))
         return {name: total / images for name, total in totals.items()}, images, pose_draw.contact_sheet(rows)
 
 
@@ -84,19 +84,21 @@ def validate(session, validator, tag, step, log, best, stop):
         best.update(session, step, figures['loss_ll'])
 
 
-def evaluate(session, validator, annotation_file, image_folder, step, log, stop):
+def evaluate(session, validator, annotation_file, image_folder, category, step, log, stop):
     """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
     with contextlib.suppress(Stopped):
         summary, _, _ = pose_metrics.evaluate(
             lambda images, joints: validator.predict_maps(session, images, stop), annotation_file, image_folder,
-            input_size=validator.input_size, progress=False)
+            input_size=validator.input_size, progress=False,
+            dataset=pose_coco.read_dataset(annotation_file, category))
         log.evaluation(step, summary['AP'])
 
 
 def log_background_loss(validation, stop):
     """Log the loss of predicting an empty image, which a network must get below to have learned anything."""
     total, images = 0.0, 0
-    background = np.eye(HEATMAP_CHANNELS)[BACKGROUND]
+    skeleton = validation.skeleton
+    background = np.eye(skeleton.heatmap_channels)[skeleton.background]
     for sample in validation_samples(validation):
         stop.check()
         total += ((sample.mask * sample.paf) ** 2).sum() / 2

@@ -4,7 +4,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from networks.losses import build_losses
-from pose_labels import BACKGROUND, HEATMAP_CHANNELS, PAF_CHANNELS
+from pose_skeleton import COCO
 
 STAGES, BATCHSIZE, CELLS = 3, 2, (4, 5)
 
@@ -17,8 +17,8 @@ def losses():
     def maps(channels):
         return rng.standard_normal((BATCHSIZE,) + CELLS + (channels,)).astype(np.float32)
 
-    stages = [(maps(PAF_CHANNELS), maps(HEATMAP_CHANNELS)) for _ in range(STAGES)]
-    heatmap, paf = maps(HEATMAP_CHANNELS), maps(PAF_CHANNELS)
+    stages = [(maps(COCO.paf_channels), maps(COCO.heatmap_channels)) for _ in range(STAGES)]
+    heatmap, paf = maps(COCO.heatmap_channels), maps(COCO.paf_channels)
     mask = rng.randint(0, 5, (BATCHSIZE,) + CELLS + (1,)).astype(np.float32) / 4
     with tf.Graph().as_default(), tf.Session() as session:
         constants = [tf.constant(array) for array in (heatmap, paf, mask)]
@@ -42,6 +42,6 @@ def test_all_stages_and_branches_count(losses):
 def test_background_loss_is_that_of_predicting_an_empty_image(losses):
     values, _, heatmap, paf, mask = losses
     empty = np.zeros_like(heatmap)
-    empty[..., BACKGROUND] = 1
+    empty[..., COCO.background] = 1
     expected = half_square(mask, 0, paf) + half_square(mask, empty, heatmap)
     assert values['loss_ll_background'] == pytest.approx(expected, rel=1e-5)

@@ -4,6 +4,7 @@ import pytest
 
 from pose_cli import UserError
 from pose_samples import batch_layout
+from pose_skeleton import COCO
 from remote import wire
 from wire_ends import RANGES, SETTINGS, assert_same, header_of, made_up_batch
 
@@ -64,13 +65,14 @@ def test_maps_out_of_range_are_not_sent(value):
 
 @pytest.mark.parametrize('change, mention', [
     ({'batchsize': 10 ** 9}, 'batchsize'), ({'input_width': '64'}, 'input_width'), ({'stride': 7}, 'stride'),
-    ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'),
+    ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'), ({'skeleton': '{}'}, 'skeleton'), ({'skeleton': None}, 'skeleton'),
+    ({'category': 5}, 'skeleton'),
     ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
     ({'augmentation': dict(RANGES, scale=[2, 1])}, 'augmentation'),
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
     ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}}, 'pose_augment.PERSON_HEIGHT')])
 def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
-    good = dict(SETTINGS, augmentation=RANGES, definitions=wire.definitions())
+    good = dict(SETTINGS, augmentation=RANGES, definitions=wire.definitions(), skeleton=COCO.to_json(), category='')
     wire.check_settings(good)
     with pytest.raises(UserError) as error:
         wire.check_settings(dict(good, **change))
