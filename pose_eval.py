@@ -157,7 +157,8 @@ def parse_flags():
     parser = pose_cli.ArgumentParser(description='Find people with a network: COCO AP, or pictures and JSON files.')
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument('--graph', help='frozen graph (.pb) or TensorFlow Lite file (.tflite)')
-    network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder; needs --model')
+    network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder, or weights from '
+                                              'elsewhere (.caffemodel, .h5, .npy, .pb); needs --model')
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint')
