@@ -147,20 +147,26 @@ def _cells_of_view(axis, target_cells, view_cells, target, view, shift):
 def _resampled(maps, columns, rows):
     """maps (h, w, channels) at the given columns and rows, in cells: float32 (len(rows), len(columns), channels)."""
     maps = np.asarray(maps, np.float32)
-    height, width, channels = maps.shape
-    maps = _cubic_weights(rows, height) @ maps.reshape(height, -1)
-    return np.matmul(_cubic_weights(columns, width), maps.reshape(len(rows), width, channels))
+    for axis, positions in ((0, rows), (1, columns)):
+        maps = _interpolated(maps, positions, axis)
+    return maps
 
 
-def _cubic_weights(positions, count):
-    """Cubic interpolation as a matrix, float32 (len(positions), count); outside, the border's value goes on."""
-    weights = np.zeros((len(positions), count), np.float32)
+def _interpolated(maps, positions, axis):
+    """Cubic interpolation along one axis; outside, the border's value goes on.
+
+    Four weighted sums and no matrix product: several decoding processes would fight over a BLAS library's threads.
+    """
+    count = maps.shape[axis]
+    nearest = np.round(positions)
+    if np.abs(positions - nearest).max() < 1e-6:  # the same grid, or its mirror image
+        return maps.take(np.clip(nearest, 0, count - 1).astype(int), axis=axis)
     first = np.floor(positions).astype(int) - 1
-    for tap in range(4):
-        cell = first + tap
+    total = 0
+    for cell in (first, first + 1, first + 2, first + 3):
         distance = np.abs(positions - cell)
         near = ((KEYS + 2) * distance - (KEYS + 3)) * distance ** 2 + 1
         far = KEYS * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(weights, (np.arange(len(positions)), np.clip(cell, 0, count - 1)),
-                  np.where(distance <= 1, near, np.where(distance < 2, far, 0)))
-    return weights
+        weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0)).astype(np.float32)
+        total = total + maps.take(np.clip(cell, 0, count - 1), axis=axis) * weight.reshape((-1,) + (1,) * (2 - axis))
+    return total

@@ -4,6 +4,7 @@
     python3 pose_eval.py --checkpoint=DIR --model=mobilenet_thin --datapath=COCO  AP of a checkpoint
     python3 pose_eval.py --oracle --datapath=COCO                                 AP of perfect maps: the upper bound
     python3 pose_eval.py --graph=graph_opt.pb --images=DIR --output-dir=DIR       skeletons on photographs
+    python3 pose_eval.py --graph=graph_opt.pb --video=FILE --output-dir=DIR       people in a video, numbered
     python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
 How the figures come about is in pose_metrics.py. pose_finder.py reads images, runs the network and decodes its maps
@@ -28,6 +29,7 @@ import pose_cli
 import pose_coco
 import pose_draw
 import pose_skeleton
+import pose_video
 from graphs.predict import load_network, read_skeleton
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
@@ -161,7 +163,8 @@ def parse_flags():
     parser = pose_cli.ArgumentParser(description='Find people with a network: COCO AP, or pictures and JSON files.')
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument('--graph', help='frozen graph (.pb) or TensorFlow Lite file (.tflite)')
-    network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder; needs --model')
+    network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder, or weights from '
+                                              'elsewhere (.caffemodel, .h5, .npy, .pb); needs --model')
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint')
@@ -169,9 +172,11 @@ def parse_flags():
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
     task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
+    task.add_argument('--video', help='video file or number of a camera, for an annotated video and JSON lines')
+    parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
     parser.add_argument('--category', help='of the annotations, where several have keypoints')
-    parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images')
+    parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images or frames')
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
                       help="of the network's input, as 432x368; images are letterboxed into it (the graph's own, or "
@@ -189,15 +194,17 @@ def parse_flags():
     parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
                         help='number of images in the picture beside the results')
     args = parser.parse_args()
-    if args.images:
+    if args.images or args.video:
         args.datapath = None  # $COCO_DIR is not meant
     elif not args.datapath:
-        parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR for pictures')
+        parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR or --video=FILE for pictures')
     if args.checkpoint and not args.model:
         parser.error('--checkpoint needs --model, the network it was trained with')
     if args.model and not args.checkpoint:
         parser.error('--model goes with --checkpoint; a graph needs none')
-    if args.oracle and args.images:
+    if args.show and not args.video:
+        parser.error('--show goes with --video')
+    if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
     for side in args.input_size or ():
         if side % pose_average.SIZE_MULTIPLE:
@@ -214,8 +221,12 @@ def main():
     # What is missing shows before TensorFlow takes its time.
     if args.datapath:
         pose_annotations.find_split(args.datapath, args.split, args.imgpath)
-    else:
+    elif args.images:
         find_photographs(args.images)
+    else:
+        pose_video.Frames(args.video).close()
+        if args.show:
+            pose_video.check_display()
     with start_decoders(args.decoders) as decoders:
         dataset = read_labels(args) if args.datapath else None
         skeleton = choose_skeleton(args, dataset)
@@ -223,8 +234,10 @@ def main():
         pose_cli.make_folder(args.output_dir)
         if args.datapath:
             evaluate_data_set(predict_maps, dataset, args, decoders)
-        else:
+        elif args.images:
             draw_photographs(predict_maps, skeleton, args, decoders)
+        else:
+            pose_video.find_people_in_video(predict_maps, args, decoders, skeleton)
 
 
 def read_labels(args):

@@ -50,11 +50,14 @@ class Finder:
         batchsize: images of equal size that go through the network at once, at most.
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
         min_parts: people with fewer parts are left out.
+        ahead: images that are read before, and decoded after the network had them, at most.
     """
 
-    def __init__(self, predict_maps, batchsize=1, decoders=None, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO):
+    def __init__(self, predict_maps, batchsize=1, decoders=None, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO,
+                 ahead=None):
         self._predict_maps, self._batchsize, self._decoders = predict_maps, batchsize, decoders
         self._min_parts, self._skeleton = min_parts, skeleton
+        self._ahead = ahead or max(4, 2 * batchsize)
         self._batches = []  # (images, network seconds, seconds of waiting)
         self._decode_seconds = []
 
@@ -65,8 +68,7 @@ class Finder:
             UserError: from job.read and the network, or a decoding process died.
         """
         decoding = collections.deque()
-        ahead = max(4, 2 * self._batchsize)
-        with contextlib.closing(self._batches_of(_read_ahead(jobs, ahead + self._batchsize))) as batches:
+        with contextlib.closing(self._batches_of(_read_ahead(jobs, self._ahead + self._batchsize))) as batches:
             for batch, waited in batches:
                 begin = time.perf_counter()
                 maps = self._run(batch)
@@ -74,7 +76,7 @@ class Finder:
                 begin = time.perf_counter()
                 for item, item_maps in zip(batch, maps):
                     decoding.append((item, self._decode(item_maps, item.picture.views)))
-                while decoding and (len(decoding) > ahead or decoding[0][1].done()):
+                while decoding and (len(decoding) > self._ahead or decoding[0][1].done()):
                     yield self._decoded(decoding.popleft())
                 self._batches.append((len(batch), network, waited + time.perf_counter() - begin))
             while decoding:
@@ -83,6 +85,8 @@ class Finder:
     def figures(self):
         """{'network_ms', 'decode_ms': means an image, 'waiting': the share of the time in which the network had nothing
         to do}, without the first batch, which warms up."""
+        if not self._batches:
+            return {'decode_ms': None, 'network_ms': None, 'waiting': None}
         batches = np.array(self._batches[1:] or self._batches).reshape(-1, 3)
         images, network, waited = batches.sum(axis=0)
         first = int(self._batches[0][0]) if len(self._batches) > 1 else 0

@@ -9,6 +9,8 @@ from google.protobuf import message, text_format
 
 import networks
 import pose_skeleton
+from networks import pretrained
+from networks.doors import imagenet_vgg
 from pose_cli import UserError, write_file
 
 from .graphdef import BATCH_NORM, INPUT, VARIABLES, constant_node, drop_attributes, is_training, like, strip_unused
@@ -109,14 +111,21 @@ def inference_graph(build):
 def freeze(graph, checkpoint):
     """Replace the variables of an inference graph by constants with a checkpoint's values.
 
-    checkpoint: a prefix, as from networks.pretrained.find_checkpoint.
+    checkpoint: a prefix or another file of weights, as from networks.pretrained.find_checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged, or has another model's variables (names the first that does not match).
     """
     try:
-        reader = tf.train.load_checkpoint(checkpoint)
-        shapes = reader.get_variable_to_shape_map()
+        if pretrained.is_weights_file(checkpoint):
+            weights = imagenet_vgg.converted(pretrained.read_weights(checkpoint))
+            shapes = {name: list(weights[name].shape) for name in weights}
+
+            def value_of(name):
+                return pretrained.checked_values(weights[name], name, checkpoint)
+        else:
+            reader = tf.train.load_checkpoint(checkpoint)
+            shapes, value_of = reader.get_variable_to_shape_map(), reader.get_tensor
         frozen = like(graph)
         for node in graph.node:
             if node.op not in VARIABLES:
@@ -125,10 +134,11 @@ def freeze(graph, checkpoint):
             wanted = [dim.size for dim in node.attr['shape'].shape.dim]
             found = shapes.get(node.name)
             if found != wanted:
-                raise UserError('the checkpoint %s is not of this model: its variable %s %s; give the --model that it was '
-                                'trained with' % (checkpoint, node.name, 'is missing' if found is None else
-                                                  'has shape %s, not %s' % (found, wanted)))
-            frozen.node.add().CopyFrom(constant_node(node.name, reader.get_tensor(node.name)))
+                raise UserError('the checkpoint %s is not of this model: its variable %s %s; give the --model that it '
+                                'was trained with'
+                                % (checkpoint, node.name, 'is missing' if found is None else
+                                   'has shape %s, not %s' % (found, wanted)))
+            frozen.node.add().CopyFrom(constant_node(node.name, value_of(node.name)))
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen

@@ -35,8 +35,12 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
     if graph_file and graph_file.endswith('.tflite'):
         from graphs import tflite_runtime
         return tflite_runtime.load_network(graph_file, threads)
-    if graph_file:
+    try:
         from graphs import freeze
+    except ImportError as error:
+        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or give a '
+                        '.tflite file' % (graph_file or checkpoint, error))
+    if graph_file:
         graph_def = freeze.load_frozen(graph_file)
     else:
         graph_def = frozen_checkpoint(checkpoint, model, skeleton)

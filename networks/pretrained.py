@@ -7,8 +7,8 @@
 A file is one of
 - a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
-  slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it has
-  gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
+  slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
+  has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
 - a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/doors/.
 VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (doors/imagenet_vgg.py).
 """
@@ -103,8 +103,8 @@ class Match:
 def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
-    Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file is
-    another network's.
+    Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
+    is another network's.
     """
     weights = read_weights(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
@@ -146,7 +146,8 @@ def checked_values(value, name, path):
         raise UserError('%s: %s holds %s, not numbers; get the file again' % (path, name, value.dtype))
     value = value.astype(np.float32, copy=False)
     if not np.isfinite(value).all():
-        raise UserError('%s: %s holds NaN or infinity; take other weights, such as an earlier checkpoint' % (path, name))
+        raise UserError('%s: %s holds NaN or infinity; take other weights, such as an earlier checkpoint'
+                        % (path, name))
     return value
 
 
@@ -165,13 +166,24 @@ def _is_training_state(name, values):
             or any(name[:i] in values for i, c in enumerate(name) if c == '/'))
 
 
+def is_weights_file(path):
+    """Whether it is a file of weights other than a checkpoint."""
+    return os.path.isfile(path) and os.path.splitext(path)[1].lower() in ('.npy',) + tuple(DOORS)
+
+
 def find_checkpoint(path):
-    """The prefix of a checkpoint, given as prefix, as one of its files or as the folder of which it is the newest."""
+    """The prefix of a checkpoint, given as prefix, as one of its files or as the folder of which it is the newest.
+
+    Another file of weights (is_weights_file) is returned as it is.
+    """
+    if is_weights_file(path):
+        return path
     if os.path.isdir(path):
         prefix = tf.train.latest_checkpoint(path)
         if prefix is None:
             # The `checkpoint` file is missing or names files that are elsewhere now.
-            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path) if name.endswith('.index')]
+            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path)
+                        if name.endswith('.index')]
             if not prefixes:
                 raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
                                 % path)

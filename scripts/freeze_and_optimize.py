@@ -30,10 +30,11 @@ import pose_cli  # noqa: E402
 import pose_samples  # noqa: E402
 import pose_skeleton  # noqa: E402
 from graphs import freeze, graphdef, optimize, report, saved_model, tflite, tflite_runtime  # noqa: E402
-from pose_metrics import SIZE_MULTIPLE, evaluate  # noqa: E402
 from graphs.predict import SKELETON_FILE, load_network, read_skeleton  # noqa: E402
 from networks.pretrained import find_checkpoint  # noqa: E402
+from pose_average import SIZE_MULTIPLE  # noqa: E402
 from pose_cli import UserError  # noqa: E402
+from pose_metrics import evaluate  # noqa: E402
 from pose_samples import check_input_size  # noqa: E402
 
 DEFAULT_SIZE = (368, 368)
@@ -263,7 +264,8 @@ def fitted_images(paths, width, height):
 def read_validation_samples(args, width, height, stride):
     """The first validation samples of --datapath: lists of image, heatmap, paf and mask."""
     dataset = pose_samples.PoseDataset(args.datapath, 'val2017', width, height, stride, args.imgpath)
-    samples = [list(sample[:4]) for sample in itertools.islice(pose_samples.validation_samples(dataset), args.max_samples)]
+    found = pose_samples.validation_samples(dataset)
+    samples = [list(sample[:4]) for sample in itertools.islice(found, args.max_samples)]
     if not samples:
         raise UserError('no validation image with people in --datapath=%s' % args.datapath)
     return samples
@@ -295,7 +297,7 @@ def add_accuracy(rows, predictors, samples, args, width, height):
             continue
         row['validation_loss'] = report.validation_loss(predictors[name], samples)
         summary, _, _ = evaluate(predictors[name], annotation_file, image_folder, input_size=(width, height),
-                                           limit=args.max_samples, progress=False)
+                                 limit=args.max_samples, progress=False)
         row['AP'] = summary['AP']
 
 

@@ -5,6 +5,7 @@
 #   TF=1 bash scripts/setup_env.sh     .venv         TensorFlow 1.15 or an error
 #   TF=2 bash scripts/setup_env.sh     .venv-tf2     TensorFlow 2 on Python 3.10 to 3.13
 #   TF=0 bash scripts/setup_env.sh     .venv-worker  no TensorFlow: what pose_dataworker.py needs on a helper node
+#   TF=lite bash scripts/setup_env.sh  .venv-infer   no TensorFlow: what pose_eval.py needs to run .tflite files
 #
 # PYTHON=/path/to/python names the interpreter to build on; otherwise PATH, pyenv and conda are searched.
 # --dry-run says what would be chosen and changes nothing.
@@ -22,7 +23,7 @@ dry_run=
 for flag in "$@"; do
     case $flag in
         --dry-run) dry_run=1 ;;
-        *) fail 2 "unknown flag $flag: there is --dry-run, and the variables TF (1, 2 or 0) and PYTHON" ;;
+        *) fail 2 "unknown flag $flag: there is --dry-run, and the variables TF (1, 2, 0 or lite) and PYTHON" ;;
     esac
 done
 
@@ -34,7 +35,8 @@ case ${TF:-} in
     1) venv=.venv; wanted=$tf1_pythons ;;
     2) venv=.venv-tf2; wanted=$tf2_pythons ;;
     0) venv=.venv-worker; wanted="$tf2_pythons $tf1_pythons"; requirements=requirements-worker.txt ;;
-    *) fail 2 "TF=$TF is not a choice: set TF=1, TF=2 or TF=0 (no TensorFlow), or leave it unset" ;;
+    lite) venv=.venv-infer; wanted="$tf2_pythons 3.7"; requirements=requirements-infer.txt ;;
+    *) fail 2 "TF=$TF is not a choice: set TF=1, TF=2, TF=0 or TF=lite (no TensorFlow), or leave it unset" ;;
 esac
 # 'building', or three lines: checksum of the requirements, Python version, what was chosen and why.
 stamp=$root/$venv/setup_env.stamp
@@ -86,7 +88,7 @@ rank() {
 }
 
 # True when Python version $1 gets TensorFlow 1.15.
-tensorflow_1() { [ "${TF:-}" != 0 ] && [[ " $tf1_pythons " == *" $1 "* ]]; }
+tensorflow_1() { [ "${TF:-}" != 0 ] && [ "${TF:-}" != lite ] && [[ " $tf1_pythons " == *" $1 "* ]]; }
 
 # Sets python, version and chosen (the sentence that says what and why), or ends with an error line.
 choose() {
@@ -127,6 +129,7 @@ choose() {
         1) why="TF=1 asks for TensorFlow 1.15" ;;
         2) why="TF=2 asks for TensorFlow 2" ;;
         0) why="TF=0 asks for no TensorFlow" ;;
+        lite) why="TF=lite asks for TensorFlow Lite alone" ;;
         *) why="found a working Python $version, so the reference platform"
            tensorflow_1 "$version" || why="found no working Python 3.7 or 3.6$lacking$broken" ;;
     esac
@@ -134,6 +137,7 @@ choose() {
     tensorflow='TensorFlow 2'
     ! tensorflow_1 "$version" || tensorflow='TensorFlow 1.15'
     [ "${TF:-}" != 0 ] || tensorflow='no TensorFlow'
+    [ "${TF:-}" != lite ] || tensorflow='TensorFlow Lite alone'
     chosen="$venv gets Python $version ($python) and $tensorflow: $why"
 }
 
@@ -156,8 +160,18 @@ make_venv() {
 
 install() {
     local pip=("$root/$venv/bin/python" -m pip) log=$root/$venv/setup_env.log
-    local modules='cv2, msgpack, numpy, pycocotools.mask, tensorpack, tqdm, zmq' again='run the same command again'
-    [ "${TF:-}" = 0 ] || modules="tensorflow.compat.v1, matplotlib, $modules"
+    local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter=
+    [ "${TF:-}" = lite ] || modules="msgpack, tensorpack, zmq, $modules"
+    case $version in
+        3.6) ;;
+        3.7) interpreter=tflite_runtime ;;
+        *) interpreter=ai_edge_litert ;;
+    esac
+    case ${TF:-} in
+        0) ;;
+        lite) modules="$interpreter.interpreter, $modules" ;;
+        *) modules="tensorflow.compat.v1, matplotlib${interpreter:+, $interpreter.interpreter}, $modules" ;;
+    esac
     # Older ones know neither today's wheels nor the resolver that the pins were made with.
     [ "$("${pip[@]}" --version | sed 's/^pip \([0-9]*\).*/\1/')" -ge 21 ] ||
         "${pip[@]}" install --quiet 'pip>=21.3,<25' >&2 ||
@@ -165,6 +179,11 @@ install() {
     say "installing $requirements into $venv (this can take minutes; log: $log)"
     "${pip[@]}" install -r "$root/$requirements" 2>&1 | tee "$log" >&2 ||
         fail 1 "installing $requirements failed: $(grep '^ERROR' "$log" | tail -n 1): check the network and $again"
+    # It runs with TensorFlow 1.15's numpy, but asks for a newer one.
+    ! tensorflow_1 "$version" || [ -z "$interpreter" ] ||
+        "${pip[@]}" install --no-deps "$(sed -n 's/^\(tflite-runtime==[0-9.]*\).*/\1/p' "$root/requirements-infer.txt")" \
+            >>"$log" 2>&1 ||
+        fail 1 "installing tflite-runtime failed: $(grep '^ERROR' "$log" | tail -n 1): check the network and $again"
     "$root/$venv/bin/python" -c "import $modules" >"$log.import" 2>&1 ||
         fail 1 "the new $venv does not work: $(tail -n 1 "$log.import") (all of it: $log.import)"
     rm -f "$log.import"
@@ -172,7 +191,7 @@ install() {
 
 # In a function, so that bash has read all of it before it starts: the file may change under a run (git pull).
 main() {
-    checksum=$(cd "$root" && cat constraints.txt requirements-worker.txt "$requirements" | cksum | tr ' ' '-') ||
+    checksum=$(cd "$root" && cat constraints.txt requirements-infer.txt requirements-worker.txt "$requirements" | cksum | tr ' ' '-') ||
         fail 2 "$root lacks its requirements files: get a complete checkout"
 
     if [ -z "$dry_run" ] && ready; then

@@ -80,10 +80,13 @@ def test_limbs_without_a_counterpart_are_not_averaged_with_another():
 def test_cubic_interpolation_is_exact_for_parabolas():
     cells = np.arange(12.0)
     positions = np.linspace(1, 10, 37)
-    values = pose_average._cubic_weights(positions, 12) @ (0.3 * cells ** 2 - cells + 2)
-    assert np.allclose(values, 0.3 * positions ** 2 - positions + 2, atol=1e-4)
-    outside = pose_average._cubic_weights(np.array([-5.0, 30.0]), 12) @ cells
-    assert np.allclose(outside, [0, 11])
+    maps = np.tile((0.3 * cells ** 2 - cells + 2)[None, :, None], (5, 1, 3)).astype(np.float32)
+    for axis, laid in ((1, maps), (0, maps.transpose(1, 0, 2))):
+        values = pose_average._interpolated(laid, positions, axis).take(0, axis=1 - axis)[:, 0]
+        assert np.allclose(values, 0.3 * positions ** 2 - positions + 2, atol=1e-4)
+        outside = pose_average._interpolated(laid, np.array([-5.0, 30.5]), axis).take(0, axis=1 - axis)[:, 0]
+        assert np.allclose(outside, maps[0, [0, 11], 0])
+        assert np.array_equal(pose_average._interpolated(laid, cells[::-1], axis), np.flip(laid, axis))
 
 
 def test_panoramas_stay_within_bounds():

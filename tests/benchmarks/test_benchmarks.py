@@ -40,6 +40,13 @@ def test_decode():
     assert all(set(row) == {'found', 'decode_ms', 'enlarged_ms', 'enlarged_to_decode'} for row in values.values())
 
 
+@pytest.mark.slow
+def test_finder():
+    values = figures('bench_finder.py', '--input-size=64x64', '--rounds=1', '--settings', 'flip')
+    assert set(values) == {'single', 'flip'} and set(values['flip']) == {'ms', 'time', 'waiting'}
+    assert values['single']['time'] == 1
+
+
 def test_coco_scale(tmp_path):
     for _ in range(2):  # with the files of the first time
         values = figures('bench_coco_scale.py', '--scale=0.001', '--folder=%s' % tmp_path)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import networks
+from graphs import predict
 from networks import pretrained
 from networks.doors import imagenet_vgg
 from networks.network_cmu import Cmu
@@ -153,6 +155,20 @@ def test_round_trip(cmu, tmp_path, name, write):
     output = restored_output(OneStage, tmp_path / name, image)
     assert np.abs(expected).max() > 0.1
     assert np.abs(output - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
+    """pose_eval.py and freeze_and_optimize.sh take them for a checkpoint: the frozen graph gives the same maps."""
+    monkeypatch.setitem(networks.NETWORKS, 'cmu', OneStage)
+    values, image, expected = random_network(OneStage)
+    write_caffemodel(tmp_path / 'w.caffemodel', values)
+    predict_maps, size = predict.load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')
+    assert size is None
+    assert np.abs(predict_maps(image, None) - expected).max() <= 1e-5 * np.abs(expected).max()
+    write_caffemodel(tmp_path / 'w.caffemodel', {name: value for name, value in values.items() if 'CPM' not in name})
+    with pytest.raises(UserError, match='conv4_3_CPM'):
+        predict.load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')
 
 
 def test_frozen_graph_with_batch_norm(tmp_path):

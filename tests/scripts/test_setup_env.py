@@ -20,7 +20,8 @@ def machine(tmp_path):
     bin_folder = tmp_path / 'bin'
     (checkout / 'scripts').mkdir(parents=True)
     bin_folder.mkdir()
-    for name in ('scripts/setup_env.sh', 'requirements.txt', 'requirements-worker.txt', 'constraints.txt'):
+    for name in ('scripts/setup_env.sh', 'requirements.txt', 'requirements-worker.txt', 'requirements-infer.txt',
+                 'constraints.txt'):
         shutil.copy(str(ROOT / name), str(checkout / name))
     for tool in TOOLS:
         path = shutil.which(tool)
@@ -96,7 +97,8 @@ def test_tf_forces_platform_and_folder(machine):
     fake_python(machine.bin / 'python3.13', '3.13')
     for tf, version, folder, tensorflow in (('1', '3.7', '.venv ', 'TensorFlow 1.15'),
                                             ('2', '3.13', '.venv-tf2 ', 'TensorFlow 2'),
-                                            ('0', '3.13', '.venv-worker ', 'no TensorFlow')):
+                                            ('0', '3.13', '.venv-worker ', 'no TensorFlow'),
+                                            ('lite', '3.13', '.venv-infer ', 'TensorFlow Lite alone')):
         line = chosen(machine.setup('--dry-run', TF=tf))
         assert 'Python ' + version in line and folder in line and tensorflow in line
 
@@ -174,7 +176,7 @@ def test_ready_environment_is_used_until_requirements_change(machine):
     """A stamp as a finished run leaves it: the next run downloads nothing, and searches for no Python."""
     variables = dict(TF='0', PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX='1')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(machine.root / '.venv-worker')], check=True)
-    names = ('constraints.txt', 'requirements-worker.txt', 'requirements-worker.txt')
+    names = ('constraints.txt', 'requirements-infer.txt', 'requirements-worker.txt', 'requirements-worker.txt')
     text = b''.join((machine.root / name).read_bytes() for name in names)
     checksum = subprocess.run(['cksum'], input=text, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
     stamp = machine.root / '.venv-worker' / 'setup_env.stamp'
@@ -192,7 +194,8 @@ def pins(name):
     return [line for line in lines if line and not line.startswith('-')]
 
 
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-worker.txt', 'constraints.txt'])
+@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-worker.txt', 'requirements-infer.txt',
+                                  'requirements-runtimes.txt', 'constraints.txt'])
 def test_every_requirement_is_pinned(name):
     assert pins(name)
     for line in pins(name):
@@ -214,5 +217,6 @@ def test_this_environment_has_the_pinned_versions():
     assert {name: installed.get(name) for name in wanted} == wanted
 
 
-def test_worker_requirements_have_no_tensorflow():
-    assert not [line for line in pins('requirements-worker.txt') if line.startswith('tensorflow')]
+@pytest.mark.parametrize('name', ['requirements-worker.txt', 'requirements-infer.txt'])
+def test_requirements_without_tensorflow(name):
+    assert not [line for line in pins(name) if line.startswith('tensorflow')]
