@@ -19,6 +19,7 @@ from tqdm import tqdm
 import pose_annotations
 import pose_cli
 import pose_draw
+from graphs.predict import load_network
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
 from pose_labels import PART_NAMES, PARTS
@@ -26,49 +27,6 @@ from pose_metrics import (DEFAULT_SIZE, SIZE_MULTIPLE, evaluate, find_people, la
                           oracle_maps)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-
-
-def load_network(graph_file=None, checkpoint=None, model=None):
-    """A frozen graph, or a checkpoint of a model, as a function for find_people and the input size it is fixed to.
-
-    Args:
-        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`; or
-        checkpoint: prefix or folder, and model: one of networks.NAMES.
-    Returns:
-        (predict_maps, (width, height) or None when the input's size is free).
-    Raises:
-        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
-    """
-    import tensorflow.compat.v1 as tf
-    import networks
-    from graphs import optimize
-
-    def build():
-        networks.get_network(model, tf.placeholder(tf.float32, (None, None, None, 3), name=optimize.INPUT),
-                             is_training=False)
-
-    if graph_file:
-        graph_def = optimize.load_frozen(graph_file)
-    else:
-        prefix = optimize.find_checkpoint(checkpoint)
-        graph_def = optimize.freeze(optimize.inference_graph(build), prefix)
-    with tf.Graph().as_default() as graph:
-        try:
-            tf.import_graph_def(graph_def, name='')
-            image, output = (graph.get_tensor_by_name(name + ':0') for name in (optimize.INPUT, optimize.OUTPUT))
-        except (ValueError, tf.errors.OpError) as error:
-            raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, graph_file, error))
-    shape = image.shape.as_list()[1:3] if image.shape.rank == 4 else [None, None]
-    session = tf.Session(graph=graph)
-
-    def predict_maps(images, joints):
-        try:
-            return session.run(output, {image: images})
-        except (tf.errors.OpError, ValueError) as error:
-            reason = getattr(error, 'message', str(error)).splitlines()[0]
-            raise UserError('the network does not run on an input of %dx%d: %s'
-                            % (images.shape[2], images.shape[1], reason))
-    return predict_maps, None if None in shape else (shape[1], shape[0])
 
 
 def evaluate_data_set(predict_maps, args):
@@ -79,7 +37,7 @@ def evaluate_data_set(predict_maps, args):
     if args.oracle:
         summary['network_ms'] = None  # there is no network
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % args.split)
-    pose_cli.write_json(results_file, results)
+    pose_cli.write_json(results_file, results, sort_keys=False)
     picture = os.path.join(args.output_dir, 'people_%s.png' % args.split)
     write_image(picture, draw_results(load_coco(annotation_file), image_folder, results, args.pictures, args.limit))
     print(table, end='')
@@ -125,7 +83,8 @@ def draw_photographs(predict_maps, args):
         summary['people'] += len(scores)
         output = os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
         write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints))
-        pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores))
+        pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores),
+                            sort_keys=False)
     if not seconds:
         raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
     network_ms, decode_ms = 1000 * np.mean(seconds[1:] or seconds, axis=0)
@@ -165,8 +124,8 @@ def parse_flags():
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint')
     task = parser.add_mutually_exclusive_group()
-    pose_cli.add_data_flags(parser, task)
     task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
+    pose_cli.add_data_flags(parser, task)
     parser.add_argument('--split', default='val2017', help='split of --datapath')
     parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images')
     size = parser.add_mutually_exclusive_group()

@@ -5,11 +5,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
+from pose_labels import PAF_CHANNELS, PARTS
 
 # The two branches of every stage, with the mean of their maps: PAFs are zero nearly everywhere, and so are the heatmaps
 # of the parts; the background is nearly one. The last layers start at these values (see Network.conv).
-PAF_MEAN = (0.0,) * 38
-HEAT_MEAN = (0.0,) * 18 + (0.97,)
+PAF_MEAN = (0.0,) * PAF_CHANNELS
+HEAT_MEAN = (0.0,) * PARTS + (0.97,)
 BRANCHES = (('L1', PAF_MEAN), ('L2', HEAT_MEAN))
 OUTPUT_WEIGHT_SCALE = 1e-3
 # Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an

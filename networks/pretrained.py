@@ -89,6 +89,28 @@ def _prefix(path):
     return re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
 
 
+def find_checkpoint(path):
+    """The prefix of a checkpoint, given as prefix, as one of its files or as the folder of which it is the newest.
+
+    Raises UserError when there is none.
+    """
+    if os.path.isdir(path):
+        prefix = tf.train.latest_checkpoint(path)
+        if prefix is None:
+            # The `checkpoint` file is missing or names files that are elsewhere now.
+            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path)
+                        if name.endswith('.index')]
+            if not prefixes:
+                raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
+                                % path)
+            prefix = max(prefixes, key=lambda prefix: os.path.getmtime(prefix + '.index'))
+        return prefix
+    for prefix in (path, _prefix(path)):
+        if os.path.isfile(prefix + '.index'):
+            return prefix
+    raise UserError('no checkpoint %s; give its prefix, as in model-1000 for model-1000.index, or its folder' % path)
+
+
 class Match:
     """How a file fits a network.
 
@@ -122,8 +144,8 @@ class Match:
 def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
-    Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file is
-    another network's.
+    Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
+    is another network's.
     """
     weights = read_weights(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
@@ -162,10 +184,7 @@ def read_weights(path):
     Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
     if os.path.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
-        if latest is None:
-            raise UserError('%s has no checkpoint in it' % path)
-        return _Checkpoint(latest)
+        return _Checkpoint(find_checkpoint(path))
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:

@@ -9,23 +9,28 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import pose_cli  # noqa: E402
-from graphs import optimize  # noqa: E402
+import pose_cli
+from graphs import freeze, graphdef
 
 
 def main():
+    flags = parse_flags()
+    # One transform is a name and, maybe, its parameters in brackets.
+    transforms = re.findall(r'\w+(?:\([^)]*\))?', flags.transforms)
+    names = [[name.split(':')[0].strip() for name in text.split(',')] for text in (flags.inputs, flags.outputs)]
+    graph = freeze.run_transforms(freeze.load_graph(flags.in_graph), *names, transforms=transforms)
+    freeze.save_graph(graph, flags.out_graph)
+
+
+def parse_flags():
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--in_graph', required=True, help='a frozen graph')
     parser.add_argument('--out_graph', required=True, help='where the result goes')
-    parser.add_argument('--inputs', default='image', help='names, with commas between them')
-    parser.add_argument('--outputs', default=optimize.OUTPUT, help='names, with commas between them')
-    parser.add_argument('--transforms', required=True, help='as in \'fold_constants(ignore_errors=true) quantize_weights\'')
-    args = parser.parse_args()
-    # One transform is a name and, maybe, its parameters in brackets.
-    transforms = re.findall(r'\w+(?:\([^)]*\))?', args.transforms)
-    names = [[name.split(':')[0].strip() for name in text.split(',')] for text in (args.inputs, args.outputs)]
-    graph = optimize.run_transforms(optimize.load_graph(args.in_graph), *names, transforms)
-    optimize.save_graph(graph, args.out_graph)
+    parser.add_argument('--inputs', default=graphdef.INPUT, help='names, with commas between them')
+    parser.add_argument('--outputs', default=graphdef.OUTPUT, help='names, with commas between them')
+    parser.add_argument('--transforms', required=True,
+                        help='as in \'fold_constants(ignore_errors=true) quantize_weights\'')
+    return parser.parse_args()
 
 
 if __name__ == '__main__':

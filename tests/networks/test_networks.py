@@ -35,6 +35,7 @@ def set_from_names(session, variables):
                 {v.initializer.inputs[1]: oracle_value(v.op.name, v.shape.as_list()) for v in variables})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_equals_the_published_network(name, oracles):
     """Variables by name and shape, and the output where one is stored."""
@@ -59,6 +60,7 @@ def test_equals_the_published_network(name, oracles):
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_table_of_all_models():
     """`python3 -m networks` at 368x368."""
     result = run_command('-m', 'networks')
@@ -84,6 +86,10 @@ def test_flags_are_checked_without_a_graph():
         with pytest.raises(UserError) as error:
             call('openpose')
         assert 'openpose' in str(error.value) and all(name in str(error.value) for name in networks.NAMES)
+
+
+@pytest.mark.slow
+def test_the_table_refuses_a_size_in_one_line():
     assert_user_error(run_command('-m', 'networks', '--input-size=100x96'), 'width', '100', '8')
 
 
@@ -123,6 +129,7 @@ def test_every_trainable_variable_gets_a_gradient():
                                                     'pointwise/BatchNorm/beta')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network_class, cells', [(FastInTwoStages, (9, 13)), (ThinInTwoStages, (5, 7))])
 def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
     """Odd numbers of cells too; a size unknown at construction gives what a known one gives; uint8 what float32 gives.
@@ -144,6 +151,7 @@ def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4 * np.abs(outputs[0]).max())
 
 
+@pytest.mark.slow
 def test_batch_norm_trains_and_infers():
     random = np.random.RandomState(1)
     pixels = random.randint(0, 256, (3, 64, 64, 3))
@@ -193,6 +201,7 @@ def test_moving_averages_warm_up():
             assert abs(session.run(decay) - expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_towers_share_variables_on_the_callers_device():
     def place(op):
         return '/cpu:0' if op.type == 'VariableV2' else '/cpu:1'
@@ -217,6 +226,7 @@ def test_towers_share_variables_on_the_callers_device():
         np.testing.assert_allclose(first, second, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network_class', (VggInTwoStages, ThinInTwoStages))
 def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
     """So the first loss is about that of background alone, in every stage, and not a hundred times as much."""

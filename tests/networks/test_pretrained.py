@@ -172,6 +172,23 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
     assert set(match.missing) == backbone - set(values)
 
 
+def test_the_newest_checkpoint_of_a_folder_is_found(tmp_path):
+    """By its prefix or one of its files; in a folder, also when its `checkpoint` file is gone or names other places."""
+    for step in (3, 7):
+        prefix = save_checkpoint(tmp_path / ('model-%d' % step), {'w': np.float32(step)})
+    for given in (tmp_path, prefix, prefix + '.index', prefix + '.data-00000-of-00001'):
+        assert pretrained.find_checkpoint(str(given)) == prefix
+    (tmp_path / 'checkpoint').unlink()
+    os.utime(prefix + '.index', (2e9, 2e9))
+    assert pretrained.find_checkpoint(str(tmp_path)) == prefix
+    assert pretrained.read_weights(str(tmp_path))['w'] == 7
+    (tmp_path / 'empty').mkdir()
+    for missing in ('empty', 'model-5'):
+        with pytest.raises(UserError, match='no checkpoint .*' + missing):
+            pretrained.find_checkpoint(str(tmp_path / missing))
+
+
+@pytest.mark.slow
 def test_own_checkpoint_comes_back_whole(tmp_path):
     """With an optimizer's slots in it; named by its prefix, one of its files or its folder; restored by a Scaffold."""
     with tf.Graph().as_default(), tf.Session() as session:

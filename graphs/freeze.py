@@ -1,0 +1,164 @@
+"""From a training checkpoint to a frozen graph: files, the inference graph, its weights, and the transform tool."""
+import os
+import subprocess
+import tempfile
+
+import tensorflow.compat.v1 as tf
+from google.protobuf import message, text_format
+
+import networks
+from graphs.graphdef import BATCH_NORM, INPUT, constant_node, drop_attributes, empty_like, is_training, strip_unused
+from pose_cli import UserError, write_file
+
+VARIABLES = ('Variable', 'VariableV2')
+
+
+# Files.
+
+def load_graph(path):
+    """Read a GraphDef, binary or text. Raises UserError when the file is missing, truncated or something else."""
+    try:
+        with open(path, 'rb') as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
+    graph = tf.GraphDef()
+    try:
+        graph.ParseFromString(data)
+    except message.DecodeError:
+        try:
+            graph = text_format.Parse(data.decode('ascii'), tf.GraphDef())
+        except (text_format.ParseError, UnicodeDecodeError):
+            raise UserError('%s is not a TensorFlow graph, or only a part of one; copy or export it again' % path)
+    if not graph.node:
+        raise UserError('%s holds no graph; copy or export it again' % path)
+    return graph
+
+
+def load_frozen(path):
+    """Read a frozen graph: INPUT, OUTPUT and what is between them.
+
+    Raises UserError when it is none, or has no weights.
+    """
+    graph = load_graph(path)
+    try:
+        graph = strip_unused(graph)
+    except UserError as error:
+        raise UserError('%s is not a graph of this project: %s' % (path, error))
+    for node in graph.node:
+        if node.op in VARIABLES + ('VarHandleOp',):
+            raise UserError('%s is not frozen: %s is a variable; give the graph_frozen.pb or graph_opt.pb that '
+                            'scripts/freeze_and_optimize.sh makes from a checkpoint' % (path, node.name))
+    return graph
+
+
+def save_graph(graph, path, text=False):
+    """Write a GraphDef. Text is what TF's freeze_graph reads unless told otherwise."""
+    write_file(path, text_format.MessageToString(graph).encode('ascii') if text else graph.SerializeToString())
+
+
+# From the network to the frozen graph.
+
+def inference_graph(model, size=None):
+    """The GraphDef of a network without anything that trains it.
+
+    Inference batch norm is written as FusedBatchNorm, the first version of that op. It computes the same as its
+    successors, and is the only one that TransformGraph's fold_old_batch_norms folds.
+
+    Args:
+        model: one of networks.NAMES.
+        size: (width, height) of the input in pixels, multiples of the network's stride; None: any, chosen at run time.
+    """
+    width, height = size or (None, None)
+    with tf.Graph().as_default() as tf_graph:
+        image = tf.placeholder(tf.float32, [None, height, width, 3], name=INPUT)
+        networks.get_network(model, image, is_training=False)
+        graph = strip_unused(tf_graph.as_graph_def())
+    for node in graph.node:
+        if node.op in BATCH_NORM and not is_training(node):
+            node.op = 'FusedBatchNorm'
+            drop_attributes(node, [name for name in node.attr if name in ('U', 'exponential_avg_factor')])
+    return graph
+
+
+def freeze(graph, checkpoint):
+    """Replace the variables of an inference graph by constants with a checkpoint's values.
+
+    checkpoint: a prefix, as from networks.pretrained.find_checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged, or has another model's variables (names the first that does not match).
+    """
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        shapes = reader.get_variable_to_shape_map()
+        frozen = empty_like(graph)
+        for node in graph.node:
+            if node.op not in VARIABLES:
+                frozen.node.add().CopyFrom(node)
+                continue
+            wanted = [dim.size for dim in node.attr['shape'].shape.dim]
+            found = shapes.get(node.name)
+            if found != wanted:
+                difference = 'is missing' if found is None else 'has shape %s, not %s' % (found, wanted)
+                raise UserError('the checkpoint %s is not of this model: its variable %s %s; give the --model that it '
+                                'was trained with' % (checkpoint, node.name, difference))
+            frozen.node.add().CopyFrom(constant_node(node.name, reader.get_tensor(node.name)))
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
+        raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
+    return frozen
+
+
+# TensorFlow's own tool.
+
+def can_transform():
+    """Whether run_transforms works here: on TF 1.x, or with a transform_graph binary."""
+    return bool(os.environ.get('TRANSFORM_GRAPH')) or _transform_graph() is not None
+
+
+def run_transforms(graph, inputs, outputs, transforms):
+    """Run transforms of TF's Graph Transform Tool: the binary $TRANSFORM_GRAPH, or TransformGraph of TF 1.x.
+
+    inputs, outputs: lists of names of nodes.
+    transforms: a list as ['fold_constants(ignore_errors=true)', 'quantize_weights'].
+
+    Raises:
+        UserError: the tool is missing here, or refuses the graph or the transforms.
+    """
+    binary = os.environ.get('TRANSFORM_GRAPH')
+    if binary:
+        return _run_binary(binary, graph, inputs, outputs, transforms)
+    transform_graph = _transform_graph()
+    if transform_graph is None:
+        raise UserError('TensorFlow %s has no graph transforms; use TF 1.15 (TF=1 bash scripts/setup_env.sh), or set '
+                        '$TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
+    try:
+        return transform_graph(graph, inputs, outputs, transforms)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError('TransformGraph refuses: %s' % error)
+
+
+def _run_binary(binary, graph, inputs, outputs, transforms):
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = os.path.join(folder, 'in.pb'), os.path.join(folder, 'out.pb')
+        save_graph(graph, source)
+        command = [binary, '--in_graph=' + source, '--out_graph=' + result, '--inputs=' + ','.join(inputs),
+                   '--outputs=' + ','.join(outputs), '--transforms=' + ' '.join(transforms)]
+        try:
+            finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                      universal_newlines=True)
+        except OSError as error:
+            raise UserError('cannot run $TRANSFORM_GRAPH=%s: %s' % (binary, error.strerror))
+        if finished.returncode or not os.path.exists(result):
+            last_line = (finished.stdout.strip().splitlines() or ['no message'])[-1]
+            raise UserError('$TRANSFORM_GRAPH=%s failed with exit code %d: %s'
+                            % (binary, finished.returncode, last_line))
+        return load_graph(result)
+
+
+def _transform_graph():
+    try:
+        from tensorflow.tools.graph_transforms import TransformGraph
+    except ImportError:
+        return None
+    return TransformGraph

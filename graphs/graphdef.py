@@ -1,0 +1,198 @@
+"""GraphDefs, TensorFlow's graphs as data: references between nodes, attributes, constants, lookups, the input.
+
+The functions leave the GraphDef that they are given as it is.
+"""
+import collections
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from pose_cli import UserError
+
+INPUT, OUTPUT = 'image', 'Openpose/concat_stage7'
+BATCH_NORM = ('FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3')
+
+
+# References: `name`, `name:port`, or `^name`, which only waits for the node.
+
+def node_name(ref):
+    return ref.lstrip('^').split(':')[0]
+
+
+def port(ref):
+    """Which output of the node is meant."""
+    return int(ref.split(':')[1]) if ':' in ref else 0
+
+
+def reference(name, port_number):
+    return '%s:%d' % (name, port_number) if port_number else name
+
+
+def tensor_reference(tensor):
+    return reference(tensor.op.name, tensor.value_index)
+
+
+def canonical(ref):
+    """The one way to write a reference: without port 0, without ^."""
+    return reference(node_name(ref), port(ref))
+
+
+def new_name(name, names):
+    """name, or name with a number, that is not in the set names; adds it there."""
+    candidate, number = name, 0
+    while candidate in names:
+        number += 1
+        candidate = '%s_%d' % (name, number)
+    names.add(candidate)
+    return candidate
+
+
+# Attributes.
+
+def flag(node, name, default):
+    # Asking a node for an attribute that it does not have would add it.
+    return node.attr[name].b if name in node.attr else default
+
+
+def drop_attributes(node, names):
+    for name in names:
+        del node.attr[name]
+
+
+def data_format(node):
+    return node.attr['data_format'].s.decode() if 'data_format' in node.attr else 'NHWC'
+
+
+def is_training(batch_norm):
+    return flag(batch_norm, 'is_training', True)
+
+
+# Nodes and graphs.
+
+def constant_node(name, value):
+    """A NodeDef with an array as its value."""
+    node = tf.NodeDef(name=name, op='Const')
+    node.attr['dtype'].type = tf.as_dtype(np.asarray(value).dtype).as_datatype_enum
+    node.attr['value'].tensor.CopyFrom(tf.make_tensor_proto(value))
+    return node
+
+
+def empty_like(graph):
+    """An empty GraphDef of the same version and with the same function library."""
+    empty = tf.GraphDef()
+    empty.versions.CopyFrom(graph.versions)
+    empty.library.CopyFrom(graph.library)
+    return empty
+
+
+def import_graph(graph):
+    """Put a GraphDef into the default tf.Graph. Raises UserError when TensorFlow refuses it."""
+    try:
+        tf.import_graph_def(graph, name='')
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError('TensorFlow %s refuses the graph: %s' % (tf.__version__, error))
+
+
+class GraphView:
+    """A copy of a graph with lookups by name and by user. Inputs of its nodes may be changed, constants be added;
+    `users` still answers as before the changes."""
+
+    def __init__(self, graph):
+        self.graph = empty_like(graph)
+        self.graph.CopyFrom(graph)
+        self._nodes = {node.name: node for node in self.graph.node}
+        self._names = set(self._nodes)
+        self._users = collections.defaultdict(list)
+        for node in self.graph.node:
+            for ref in node.input:
+                self._users[node_name(ref)].append(node)
+
+    def of(self, *ops):
+        """The nodes with one of these ops."""
+        return [node for node in self.graph.node if node.op in ops]
+
+    def node(self, ref):
+        return self._nodes[node_name(ref)]
+
+    def users(self, node):
+        """The nodes that use an output of node, once for each time they do."""
+        return self._users[node.name]
+
+    def constant(self, ref):
+        """The value of a constant as an array, else None."""
+        node = self.node(ref)
+        return tf.make_ndarray(node.attr['value'].tensor) if node.op == 'Const' else None
+
+    def add_constant(self, name, value):
+        """Add a constant; returns its name, made unique."""
+        node = self.graph.node.add()
+        node.CopyFrom(constant_node(new_name(name, self._names), value))
+        self._nodes[node.name] = node
+        return node.name
+
+
+# What a graph of this project has: an input, an output, and what is between them.
+
+def strip_unused(graph):
+    """Keep INPUT and what OUTPUT is computed from. Raises UserError when one of them is not there.
+
+    Control inputs go too: without variables nothing in the graph has an effect that another node could wait for. So do
+    devices and attributes that start with _: hints about machines and nodes that inference does not have.
+    """
+    needed = needed_names(graph)
+    stripped = empty_like(graph)
+    for node in graph.node:
+        if node.name in needed:
+            copy = stripped.node.add()
+            copy.CopyFrom(node)
+            copy.input[:] = [ref for ref in node.input if not ref.startswith('^')]
+            copy.device = ''
+            drop_attributes(copy, [name for name in node.attr if name.startswith('_')])
+    return stripped
+
+
+def needed_names(graph):
+    """The names of INPUT and of all that OUTPUT is computed from. Raises UserError when a node is missing."""
+    nodes = {node.name: node for node in graph.node}
+    for name in (INPUT, OUTPUT):
+        if name not in nodes:
+            raise UserError('the graph has no node %s; it must have the input %s and the output %s'
+                            % (name, INPUT, OUTPUT))
+    needed, to_visit = {INPUT}, [OUTPUT]
+    while to_visit:
+        name = to_visit.pop()
+        if name in needed:
+            continue
+        if name not in nodes:
+            raise UserError('the graph is incomplete: there is no node %s; copy or export it again' % name)
+        needed.add(name)
+        to_visit.extend(node_name(ref) for ref in nodes[name].input if not ref.startswith('^'))
+    return needed
+
+
+def input_shape(graph):
+    """The tf.TensorShape of INPUT. Raises UserError when INPUT is not a placeholder for images."""
+    node = next(node for node in graph.node if node.name == INPUT)
+    # Old graphs write no dimensions for an unknown shape.
+    dims = node.attr['shape'].shape.dim if 'shape' in node.attr else []
+    shape = tf.TensorShape([dim.size if dim.size >= 0 else None for dim in dims] or None)
+    if node.op not in ('Placeholder', 'PlaceholderWithDefault') or not shape.is_compatible_with([None, None, None, 3]):
+        raise UserError('the node %s of the graph is no input for images (batch, height, width, 3)' % INPUT)
+    return shape
+
+
+def set_input_shape(graph, shape):
+    """Make INPUT a placeholder, of this shape unless it is None. Raises UserError when it has another size."""
+    found = input_shape(graph)
+    if shape and not found.is_compatible_with(shape):
+        raise UserError('the graph takes an input of %s, not %s; give that size, or none' % (found, shape))
+    changed = empty_like(graph)
+    for node in graph.node:
+        copy = changed.node.add()
+        copy.CopyFrom(node)
+        if node.name == INPUT:
+            copy.Clear()
+            copy.name, copy.op = INPUT, 'Placeholder'
+            copy.attr['dtype'].CopyFrom(node.attr['dtype'])
+            copy.attr['shape'].shape.CopyFrom((tf.TensorShape(shape) if shape else found).as_proto())
+    return changed
