@@ -80,6 +80,7 @@ def test_table_of_all_models():
     assert abs(float(rows['cmu'][1]) - 2e-9 * (backbone + stage_1 + later)) < 0.1
 
 
+@pytest.mark.slow
 def test_flags_are_checked_without_a_graph():
     assert networks.stride('mobilenet') == 4 and networks.stride('cmu') == 8
     for call in (networks.stride, lambda name: networks.get_network(name, None, False)):
