@@ -8,7 +8,6 @@ import argparse
 import collections
 import glob
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -71,7 +70,7 @@ def main():
     report = measure(graphs, images, samples, flags.runs)
     for name, row in report.items():
         row.update(bytes=os.path.getsize(files[name]), **describe(graphs[name]))
-    pose_cli.write_file(os.path.join(flags.output_dir, 'report.json'), json.dumps(report, indent=2).encode('ascii'))
+    pose_cli.write_json(os.path.join(flags.output_dir, 'report.json'), report, indent=2, sort_keys=False)
     print_table(report, '%s at %dx%d, %d image(s), TensorFlow %s'
                 % (source, width, height, len(images), tf.__version__))
     check_optimized(graphs['graph_opt'], report['graph_opt']['max_rel_diff'])
