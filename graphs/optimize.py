@@ -94,7 +94,7 @@ def rename_to_output(graph, name):
 
 
 def fold_constants(graph):
-    """Compute what depends on constants alone, and on shapes that are known, and skip cuts that are known to cut nothing.
+    """Compute what depends on constants or known shapes alone, and skip cuts that are known to cut nothing.
 
     Raises UserError for a graph that TF refuses.
     """
