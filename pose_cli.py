@@ -123,9 +123,9 @@ def write_file(path, data):
         raise UserError('cannot write %s: %s; free some space or choose another place' % (path, error.strerror))
 
 
-def write_json(path, value, indent=None):
+def write_json(path, value, indent=None, sort_keys=True):
     """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
-    write_file(path, json.dumps(value, indent=indent, sort_keys=True).encode())
+    write_file(path, json.dumps(value, indent=indent, sort_keys=sort_keys).encode())
 
 
 def add_data_flags(parser, group=None):

@@ -35,16 +35,22 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
     if graph_file and graph_file.endswith('.tflite'):
         from graphs import tflite_runtime
         return tflite_runtime.load_network(graph_file, threads)
-    try:
-        from graphs import freeze
-    except ImportError as error:
-        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or give a '
-                        '.tflite file' % (graph_file or checkpoint, error))
+    freeze = _import_freeze(graph_file or checkpoint)
     if graph_file:
         graph_def = freeze.load_frozen(graph_file)
     else:
         graph_def = frozen_checkpoint(checkpoint, model, skeleton)
     return graph_network(graph_def, graph_file or checkpoint, threads)
+
+
+def _import_freeze(file):
+    """graphs/freeze.py, which needs TensorFlow. Raises UserError without it."""
+    try:
+        from graphs import freeze
+    except ImportError as error:
+        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or give a '
+                        '.tflite file' % (file, error))
+    return freeze
 
 
 def read_skeleton(graph_file=None, checkpoint=None):
@@ -57,7 +63,7 @@ def read_skeleton(graph_file=None, checkpoint=None):
     if graph_file:
         text = None
         if not graph_file.endswith('.tflite'):
-            from graphs import freeze
+            freeze = _import_freeze(graph_file)
             text = freeze.skeleton_text(freeze.load_graph(graph_file))
         path = os.path.join(os.path.dirname(graph_file), SKELETON_FILE)
         if text is None and os.path.isfile(path):

@@ -1,8 +1,8 @@
 """Faster separable convolutions over features: an exact rewriting of an inference graph.
 
 Each stage of a MobileNet begins with separable convolutions over the features with the maps of the stage before beside
-them, which take most of the time. A separable convolution, depthwise and then 1x1, is a sum over its input channels: the
-parts of a concatenation can each be convolved in the way that is fastest for them, and the results be added.
+them, which take most of the time. A separable convolution, depthwise and then 1x1, is a sum over its input channels:
+the parts of a concatenation can each be convolved in the way that is fastest for them, and the results be added.
 """
 import collections
 import functools
@@ -13,7 +13,8 @@ import tensorflow.compat.v1 as tf
 
 # Parts of a concatenation with a smaller share of its channels are convolved together.
 LEAST_SHARE_ALONE = 1 / 4
-# To convolve before doubling saves less than its edges cost when the kernel is small, or when they are most of the image.
+# To convolve before doubling saves less than its edges cost when the kernel is small, or when they are most of the
+# image.
 LEAST_KERNEL_BEFORE_DOUBLING = 5
 LEAST_SHARE_BEFORE_DOUBLING = 1 / 2
 
@@ -21,12 +22,16 @@ LEAST_SHARE_BEFORE_DOUBLING = 1 / 2
 # (1, 1, channels, n). name is the latter's.
 Layer = collections.namedtuple('Layer', 'name filters weights')
 
+# One of the four phases of the pixels of a doubled image: the cells of x that it takes, (B, rows, columns, C), and how
+# (matrices as from `taps`).
+Phase = collections.namedtuple('Phase', 'cells y_taps x_taps')
+
 
 def split_layers(graph, output):
     """Split separable layers that take a concatenation of channels into a sum of layers that take its parts.
 
-    The large parts need not be copied then, and what is made of each fits better into the processor's caches. Features of
-    half the resolution that were doubled are convolved before that (see `before_doubling`).
+    The large parts need not be copied then, and what is made of each fits better into the processor's caches. Features
+    of half the resolution that were doubled are convolved before that (see `before_doubling`).
 
     graph: a frozen GraphDef. output: the name of a node that stays.
     Returns a GraphDef that computes the same. Nodes that nothing uses any more are still in it.
@@ -34,13 +39,10 @@ def split_layers(graph, output):
     with tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(graph, name='')
         split, replaced, convolvers = set(), {}, {}
-        # From the last to the first: a concatenation may be a part of another, which does not need it any more once split.
+        # From the last to the first: a concatenation may be a part of another, which does not need it once split.
         for concat in reversed([op for op in tf_graph.get_operations() if op.type == 'ConcatV2']):
-            users = [user for user in concat.outputs[0].consumers() if user.name not in split]
-            layers = [separable_layer(user, concat.outputs[0]) for user in users]
-            if not layers or any(layer is None or layer.name == output for layer in layers):
-                continue
-            groups = group_channels(concat)
+            layers = layers_over(concat, split, output)
+            groups = group_channels(concat) if layers else []
             if len(groups) < 2:
                 continue
             split.add(concat.name)
@@ -51,6 +53,16 @@ def split_layers(graph, output):
     for node in changed.node:
         node.input[:] = [replaced.get(ref, ref) for ref in node.input]
     return changed
+
+
+def layers_over(concat, split, output):
+    """The Layers over a concatenation, or none when something else needs it whole.
+
+    split: the names of the concatenations that nothing needs any more. output: as in `split_layers`.
+    """
+    users = [user for user in concat.outputs[0].consumers() if user.name not in split]
+    layers = [separable_layer(user, concat.outputs[0]) for user in users]
+    return [] if any(layer is None or layer.name == output for layer in layers) else layers
 
 
 def sum_of_parts(layer, groups, convolvers):
@@ -119,7 +131,7 @@ def separable_conv2d(x, filters, weights, padding='SAME'):
 
 
 def convolver(tensor, height, width):
-    """A function (filters (height, width, channels, 1), weights (1, 1, channels, n)) -> tensor, convolved by that layer."""
+    """A function (filters (height, width, channels, 1), weights (1, 1, channels, n)) -> tensor, convolved so."""
     if is_doubled(tensor, height, width):
         return before_doubling(tensor, height)
     return functools.partial(separable_conv2d, tensor)
@@ -146,42 +158,64 @@ def border_cells(kernel):
 def before_doubling(doubled, kernel):
     """How to convolve x at its own resolution instead of `doubled`, which is x with rows and columns doubled.
 
-    Bilinear interpolation puts the rows of x at the even rows and their means at the odd ones. Convolving that is linear in
-    x: with kernel 7, an even row takes 5 rows of x and an odd one 4, so that the four phases of the pixels take 20 products
-    on average where the doubled image takes 49. Only the strips along the edges, where the kernel meets the zeros outside,
-    are convolved after doubling.
+    Bilinear interpolation puts the rows of x at the even rows and their means at the odd ones. Convolving that is
+    linear in x: with kernel 7, an even row takes 5 rows of x and an odd one 4, so that the four phases of the pixels
+    (even or odd rows, even or odd columns) take 20 products on average where the doubled image takes 49. Only the
+    strips along the edges, where the kernel meets the zeros outside, are convolved after doubling.
 
     Returns a function as `convolver` does. What does not depend on the filters is in the graph once for all its calls.
     """
-    x = doubled.op.inputs[0]
-    (rows, columns), border, reach = x.shape[1:3].as_list(), border_cells(kernel), kernel // 2
+    phases = pixel_phases(doubled.op.inputs[0], kernel)
+    strips = edge_strips(doubled, kernel)
 
+    def convolve(filters, weights):
+        weights = tf.constant(weights)
+        centre = convolve_phases(phases, filters, weights)
+        filters = tf.constant(filters)
+        top, left, right, bottom = (separable_conv2d(strip, filters, weights, 'VALID') for strip in strips)
+        return tf.concat([top, tf.concat([left, centre, right], 2), bottom], 1)
+
+    return convolve
+
+
+def pixel_phases(x, kernel):
+    """The four phases of the pixels away from the edges, in the order of `tf.depth_to_space`, as Phases of x."""
+    (rows, columns), border = x.shape[1:3].as_list(), border_cells(kernel)
     phases = []
     even_and_odd = [taps(kernel, phase) for phase in (0, 1)]
     for (top, y_taps), (left, x_taps) in itertools.product(even_and_odd, even_and_odd):
         cells = x[:, border + top:rows - border + top + len(y_taps) - 1,
                   border + left:columns - border + left + len(x_taps) - 1]
-        phases.append((cells, y_taps, x_taps))
+        phases.append(Phase(cells, y_taps, x_taps))
+    return phases
 
+
+def convolve_phases(phases, filters, weights):
+    """The phases, each convolved with the filters as x sees them, put together at the doubled resolution.
+
+    filters: array (k, k, channels, 1) for the doubled image. weights: tensor (1, 1, channels, n).
+    """
+    convolved = [separable_conv2d(phase.cells, filters_before_doubling(filters, phase), weights, 'VALID')
+                 for phase in phases]
+    return tf.depth_to_space(tf.concat(convolved, 3), 2)
+
+
+def filters_before_doubling(filters, phase):
+    """What filters (k, k, channels, 1) over the doubled image are over x in a phase: (rows, columns, channels, 1)."""
+    return np.einsum('ai,bj,ijcm->abcm', phase.y_taps, phase.x_taps, filters).astype(filters.dtype)
+
+
+def edge_strips(doubled, kernel):
+    """What a kernel needs, zeros outside included, for the pixels near the edges: [top, left, right, bottom].
+
+    The top and bottom strips are as wide as the image; left and right lie between them.
+    """
+    height, width = doubled.shape[1:3].as_list()
+    edge, reach = 2 * border_cells(kernel), kernel // 2
     padded = tf.pad(doubled, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
-    height, width, edge = 2 * rows, 2 * columns, 2 * border
-    top, bottom, left, right = [
-        padded[:, y0:y1 + 2 * reach, x0:x1 + 2 * reach]
-        for y0, y1, x0, x1 in ((0, edge, 0, width), (height - edge, height, 0, width),
-                               (edge, height - edge, 0, edge), (edge, height - edge, width - edge, width))]
-
-    def convolve(filters, weights):
-        weights = tf.constant(weights)
-        centre = tf.depth_to_space(tf.concat([
-            separable_conv2d(cells, np.einsum('ai,bj,ijcm->abcm', y_taps, x_taps, filters).astype(filters.dtype), weights,
-                             'VALID') for cells, y_taps, x_taps in phases], 3), 2)
-        filters = tf.constant(filters)
-
-        def along(strip):
-            return separable_conv2d(strip, filters, weights, 'VALID')
-        return tf.concat([along(top), tf.concat([along(left), centre, along(right)], 2), along(bottom)], 1)
-
-    return convolve
+    return [padded[:, y0:y1 + 2 * reach, x0:x1 + 2 * reach]
+            for y0, y1, x0, x1 in ((0, edge, 0, width), (edge, height - edge, 0, edge),
+                                   (edge, height - edge, width - edge, width), (height - edge, height, 0, width))]
 
 
 def taps(kernel, phase):

@@ -23,8 +23,8 @@ from pose_average import make_views
 from pose_cli import UserError
 from pose_finder import Finder, Job, Picture
 
-SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'decode_ms', 'network_ms',
-                'waiting', 'input', 'scales', 'flip']
+SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'PCK', 'decode_ms',
+                'network_ms', 'waiting', 'input', 'scales', 'flip']
 
 
 def write_graph(path, maps, image_shape=(None, None, None, 3)):

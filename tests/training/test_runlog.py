@@ -5,6 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
+from pose_skeleton import COCO
 from training.runlog import (CURVES_FILE, LOSSES, RUN_FILE, Interval, RunLog, check_resume, note_start, read_curves,
                              read_run)
 
@@ -13,8 +14,8 @@ FIGURES = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, 
 
 
 def test_each_start_is_noted_with_its_flags(tmp_path):
-    note_start(str(tmp_path), FLAGS, resumes=False)
-    note_start(str(tmp_path), dict(FLAGS, tag='again'), resumes=True)
+    note_start(str(tmp_path), FLAGS, COCO, resumes=False)
+    note_start(str(tmp_path), dict(FLAGS, tag='again'), COCO, resumes=True)
     run = read_run(str(tmp_path))
     assert run['flags'] == dict(FLAGS, tag='again')
     assert [start['flags']['tag'] for start in run['starts']] == ['', 'again']
@@ -22,19 +23,19 @@ def test_each_start_is_noted_with_its_flags(tmp_path):
 
 
 def test_a_new_run_in_the_folder_of_a_run_without_checkpoint_starts_anew(tmp_path):
-    note_start(str(tmp_path), FLAGS, resumes=False)
-    note_start(str(tmp_path), FLAGS, resumes=False)
+    note_start(str(tmp_path), FLAGS, COCO, resumes=False)
+    note_start(str(tmp_path), FLAGS, COCO, resumes=False)
     assert len(read_run(str(tmp_path))['starts']) == 1
 
 
 def test_run_json_is_as_people_read_it(tmp_path):
-    note_start(str(tmp_path), FLAGS, resumes=False)
+    note_start(str(tmp_path), FLAGS, COCO, resumes=False)
     text = (tmp_path / RUN_FILE).read_text()
     assert text == json.dumps(json.loads(text), indent=1, sort_keys=True)
 
 
 def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
-    note_start(str(tmp_path), FLAGS, resumes=False)
+    note_start(str(tmp_path), FLAGS, COCO, resumes=False)
     check_resume(str(tmp_path), dict(FLAGS, lr=[0.1], tag='other'))
     for name, value, mentions in (('model', 'cmu', '--model=mobilenet_thin'), ('input_width', 96, '--input-width=64'),
                                   ('input_height', 64, '--input-height=48')):

@@ -1,0 +1,78 @@
+"""Graph files, inference graphs with a checkpoint's values, and TensorFlow's transform tool."""
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import networks
+import pose_cli
+from conftest import ROOT
+from graphs import freeze, graphdef
+from small_graphs import RNG, conv, frozen_graph, needs_transforms, ops, outputs, save_checkpoint
+
+
+@pytest.mark.parametrize('text', [False, True])
+def test_graph_files_come_back(tmp_path, text):
+    graph = frozen_graph(lambda image: conv(image, 4))
+    freeze.save_graph(graph, str(tmp_path / 'graph.pb'), text)
+    assert freeze.load_graph(str(tmp_path / 'graph.pb')) == graph
+    assert (tmp_path / 'graph.pb').read_bytes().startswith(b'node {') == text
+
+
+def test_files_without_a_whole_frozen_graph_are_refused(tmp_path):
+    path = tmp_path / 'graph.pb'
+    graph = frozen_graph(lambda image: conv(image, 4))
+    data = graph.SerializeToString()
+    for content, mention in ((b'', 'again'), (data[:len(data) // 2], 'again'),
+                             (b'\xff\xd8 a photograph', 'not a TensorFlow')):
+        path.write_bytes(content)
+        with pytest.raises(pose_cli.UserError, match=mention):
+            freeze.load_frozen(str(path))
+    with pytest.raises(pose_cli.UserError, match='no_such.pb'):
+        freeze.load_frozen(str(tmp_path / 'no_such.pb'))
+    freeze.save_graph(frozen_graph(lambda image: conv(image, 4) + tf.get_variable('v', [4], use_resource=False)),
+                      str(path))
+    with pytest.raises(pose_cli.UserError, match='is not frozen: v is a variable'):
+        freeze.load_frozen(str(path))
+
+
+@pytest.mark.slow
+def test_a_frozen_network_computes_what_the_network_does(tmp_path):
+    """With its own checkpoint's values, at a fixed size and at any; without anything of training."""
+    checkpoint = save_checkpoint('mobilenet_thin', tmp_path / 'model', training_steps=0)
+    images = RNG.uniform(0, 255, (1, 64, 96, 3)).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = networks.get_network('mobilenet_thin', tf.constant(images), False)
+        tf.train.Saver(network.variables).restore(session, checkpoint)
+        expected = session.run(network.output)
+    for size, shape in (((96, 64), [None, 64, 96, 3]), (None, [None, None, None, 3])):
+        frozen = freeze.freeze(freeze.network_graph('mobilenet_thin', size), checkpoint)
+        assert graphdef.input_shape(frozen).as_list() == shape
+        assert not set(ops(frozen)) & {'VariableV2', 'FusedBatchNormV3', 'Assign'}
+        assert ops(frozen)['FusedBatchNorm'] == 72
+        np.testing.assert_allclose(outputs(frozen, images), expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(pose_cli.UserError, match='variable .* has shape .*, not'):
+        freeze.freeze(freeze.network_graph('mobilenet_accurate'), checkpoint)
+
+
+@pytest.mark.slow
+@needs_transforms
+def test_transform_graph_binary(tmp_path, monkeypatch):
+    """Any program with the flags of transform_graph will do: here the project's own."""
+    binary = tmp_path / 'transform_graph'
+    binary.write_text('#!/bin/sh\nunset TRANSFORM_GRAPH\nexec %s %s "$@"\n'
+                      % (sys.executable, ROOT / 'scripts' / 'transform_graph.py'))
+    binary.chmod(0o755)
+    monkeypatch.setenv('TRANSFORM_GRAPH', str(binary))
+    graph = frozen_graph(lambda image: tf.identity(conv(image, 4)))
+    transformed = freeze.run_transforms(graph, ['image'], [graphdef.OUTPUT],
+                                        ['remove_nodes(op=Identity, op=CheckNumerics)'])
+    assert ops(graph)['Identity'] and 'Identity' not in ops(transformed)
+
+
+@pytest.mark.parametrize('binary', ['/bin/false', '/no/such/program'])
+def test_transform_graph_binary_that_fails(binary, monkeypatch):
+    monkeypatch.setenv('TRANSFORM_GRAPH', binary)
+    with pytest.raises(pose_cli.UserError, match=binary):
+        freeze.run_transforms(frozen_graph(lambda image: conv(image, 4)), ['image'], [graphdef.OUTPUT], ['x'])
