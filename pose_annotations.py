@@ -29,7 +29,7 @@ MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folde
 #   joints float32 (P, parts, 2), NaN where not labelled, and bbox float32 (P, 4)
 # polygon_start (I + 1) -> point_range (polygons, 2) -> points float32 (N, 2): regions that nobody labelled; polygon p
 #   has the points point_range[p, 0] .. point_range[p, 1]
-# spared_start (I + 1) -> spared_range (polygons, 2) -> spared float32 (N, 2): labelled people in images with such regions
+# spared_start (I + 1) -> spared_range (polygons, 2) -> spared float32 (N, 2): labelled people in such images
 # run_start (I + 1) -> count_range (regions, 2) -> counts uint32: the same as COCO run lengths
 # sample_image, sample_person int64 (S): the main people, in the order of the annotation file
 # skeleton: the pose_skeleton.Skeleton of the category
@@ -328,7 +328,8 @@ def _fit_together(arrays):
     images, people, samples = len(a.image_id), len(a.joints), len(a.sample_image)
     return (a.file_name.shape == (images,) and a.file_name.dtype.kind == 'S' and a.image_size.shape == (images, 2)
             and a.joints.shape == (people, parts, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
-            and a.counts.ndim == lines.ndim == a.spared.ndim - 1 == 1 and a.spared.shape[1] == 2 and a.sample_image.shape == a.sample_person.shape == (samples,)
+            and a.counts.ndim == lines.ndim == a.spared.ndim - 1 == 1 and a.spared.shape[1] == 2
+            and a.sample_image.shape == a.sample_person.shape == (samples,)
             and _are_starts(a.person_start, images, people)
             and _are_starts(a.polygon_start, images, len(a.point_range)) and _are_ranges(a.point_range, len(a.points))
             and _are_starts(a.spared_start, images, len(a.spared_range)) and _are_ranges(a.spared_range, len(a.spared))

@@ -21,8 +21,8 @@ MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
 PERSON = 'person'
 
-# skeleton: of the chosen category. images, annotations: lists of COCO's dicts with integer ids, category_id 1, all fields
-# of the right type; an image also has `original_id`. derived, left_out: Counters of what, for people to read.
+# skeleton: of the chosen category. images, annotations: lists of COCO's dicts with integer ids, category_id 1, all
+# fields of the right type; an image also has `original_id`. derived, left_out: Counters of what, for people to read.
 Dataset = collections.namedtuple('Dataset', 'skeleton images annotations derived left_out')
 
 

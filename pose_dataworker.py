@@ -143,8 +143,8 @@ def main():
                               settings['stride'], args.imgpath, wire.augmentation_ranges(settings),
                               settings['category'] or None)
         if dataset.skeleton != wire.skeleton_of(settings):
-            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR '
-                                     'with the same data' % (args.datapath, ', '.join(dataset.skeleton.keypoints),
+            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
+                                     '--datapath=DIR with the same data' % (args.datapath, ', '.join(dataset.skeleton.keypoints),
                                                              ', '.join(wire.skeleton_of(settings).keypoints)))
         return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
 

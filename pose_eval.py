@@ -53,8 +53,8 @@ def evaluate_data_set(predict_maps, dataset, args, decoders):
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
     pose_cli.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
     picture = os.path.join(args.output_dir, 'people_%s.png' % name)
-    write_image(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures, args.limit,
-                                      dataset.skeleton))
+    write_image(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
+                                      args.limit, dataset.skeleton))
     print(table, end='')
     print('results: %s' % results_file)
     print('picture: %s' % picture)
@@ -137,7 +137,7 @@ def find_photographs(folder):
 
 
 def openpose_json(name, shape, keypoints, scores, skeleton=pose_skeleton.COCO):
-    """People as OpenPose's JSON: for each part x, y, score in image pixels in one list, 0, 0, 0 where a part is absent."""
+    """People as OpenPose's JSON: x, y, score of each part in image pixels in one list, 0, 0, 0 where it is absent."""
     flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * len(skeleton.parts))
     return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
             'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}

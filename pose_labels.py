@@ -176,7 +176,8 @@ def render_mask(polygons, bitmaps, spared, matrix, height, width, stride):
     for value, shapes in ((full, polygons), (0, spared)):
         for polygon in shapes:
             points = np.minimum(np.maximum(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE), FAR_OUTSIDE)
-            cv2.fillPoly(ignored, [np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)], value, shift=SUBPIXEL_BITS)
+            points = np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)
+            cv2.fillPoly(ignored, [points], value, shift=SUBPIXEL_BITS)
     while stride % 2 == 0:  # OpenCV halves with SIMD; all means stay whole numbers
         stride //= 2
         ignored = cv2.resize(ignored, (width * stride, height * stride), interpolation=cv2.INTER_AREA)

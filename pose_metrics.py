@@ -72,7 +72,8 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     by_size = sorted(image_ids, key=lambda image_id: [view[1:] for view in views[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
     finder = Finder(predict_maps, batchsize, decoders, min_parts=1, skeleton=dataset.skeleton)
-    jobs = (Job(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, views[image_id])) for image_id in by_size)
+    jobs = (Job(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, views[image_id]))
+            for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
             contextlib.closing(finder.find(jobs)) as found:
@@ -163,7 +164,8 @@ def pck(coco, image_ids, results, skeleton):
     for person in labelled_people(coco, image_ids):
         truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)
         visible = truth[:, 2] > 0
-        torso = max([np.hypot(*(truth[a, :2] - truth[b, :2])) for a, b in diagonals if visible[a] and visible[b]] or [0])
+        torso = max([np.hypot(*(truth[a, :2] - truth[b, :2])) for a, b in diagonals if visible[a] and visible[b]],
+                    default=0)
         if not torso:
             continue
         labelled += visible.sum()

@@ -125,7 +125,7 @@ def from_category(category, annotation_file):
         limbs = tuple(_indices([int(k) - 1 for k in pair], len(keypoints)) for pair in pairs)
         assert all(len(set(limb)) == len(limb) == 2 for limb in limbs) and len(limbs) <= MAX_LIMBS
     except (AssertionError, ValueError, TypeError):
-        refuse('has something else than pairs of different keypoint numbers from 1 to %d in "skeleton"' % len(keypoints))
+        refuse('has in "skeleton" something else than pairs of different keypoint numbers from 1 to %d' % len(keypoints))
     limbs = tuple(dict.fromkeys(limb for limb in limbs if limb[::-1] not in limbs[:limbs.index(limb)]))
     alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
     if alone:
@@ -158,7 +158,7 @@ def _other_sides(name):
     for pair in SIDES:
         for side, other in (pair, pair[::-1]):
             letter = len(side) == 1
-            # A single letter stands apart (l_knee, knee.l) or before a capital (LKnee); a word may be joined (LeftKnee).
+            # A letter stands apart (l_knee, knee.l) or before a capital (LKnee); a word may be joined (LeftKnee).
             starts = r'^%s(?=[_\-. ]%s)' % (side, '|[A-Z]' if letter else r'|[A-Z]|[a-z]')
             ends = r'(?<=[_\-. ])%s$' % side if letter else r'%s$' % side
             for pattern in (starts, ends):
@@ -200,14 +200,14 @@ def _indices(values, limit):
 
 COCO = Skeleton(
     name='person',
-    keypoints=('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow',
-               'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee',
+    keypoints=('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder',
+               'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee',
                'left_ankle', 'right_ankle'),
     sigmas=(.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089),
     parts=('Nose', 'Neck', 'RShoulder', 'RElbow', 'RWrist', 'LShoulder', 'LElbow', 'LWrist', 'RHip', 'RKnee', 'RAnkle',
            'LHip', 'LKnee', 'LAnkle', 'REye', 'LEye', 'REar', 'LEar'),
     sources=((0,), (5, 6), (6,), (8,), (10,), (5,), (7,), (9,), (12,), (14,), (16,), (11,), (13,), (15,), (2,), (1,),
              (4,), (3,)),
-    limbs=((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 2), (2, 3), (3, 4), (2, 16), (1, 5), (5, 6), (6, 7),
-           (5, 17), (1, 0), (0, 14), (0, 15), (14, 16), (15, 17)),
+    limbs=((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 2), (2, 3), (3, 4), (2, 16), (1, 5), (5, 6),
+           (6, 7), (5, 17), (1, 0), (0, 14), (0, 15), (14, 16), (15, 17)),
     flip_order=(0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16))

@@ -226,7 +226,8 @@ def open_source(flags, validation, stop):
     """
     step = saved_step(flags.modelpath)
     if not flags.remote_data:
-        return BatchLoader(open_dataset(flags, flags.train_split), flags.batchsize, flags.workers, flags.seed, first=step)
+        dataset = open_dataset(flags, flags.train_split)
+        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
     settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
                 'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}

@@ -1,12 +1,12 @@
 """Folding into weights: what scales and shifts the channels after a convolution, and what scales them before it."""
 import numpy as np
 
-from .graphdef import (ADDITIONS, BATCH_NORM, LINEAR, OUTPUT, SCALINGS, View, data_format_of, flag, is_training, node_name,
-                       port, strip_unused)
+from .graphdef import (ADDITIONS, BATCH_NORM, LINEAR, OUTPUT, SCALINGS, View, data_format_of, flag, is_training,
+                       node_name, port, strip_unused)
 
 
 def fold_depthwise_1x1(graph):
-    """Fold depthwise 1x1 convolutions, which only scale each channel, into the weights of the convolution after them."""
+    """Fold depthwise 1x1 convolutions, which only scale channels, into the weights of the convolution after them."""
     view = View(graph)
     for depthwise in view.of('DepthwiseConv2dNative'):
         scale = view.constant(depthwise.input[1])
@@ -154,7 +154,7 @@ def _along_output_channels(linear, weights, scale):
 
 
 def _per_channel(value, linear, channels):
-    """A value that is combined with the output of linear as (channels,) float64 if it varies by channel alone, else None."""
+    """A value combined with the output of linear as (channels,) float64 if it varies by channel alone, else None."""
     rank = 2 if linear.op == 'MatMul' else 4
     axis = 1 if rank == 2 or data_format_of(linear) == 'NCHW' else 3
     shape = (1,) * (rank - value.ndim) + value.shape

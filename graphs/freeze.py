@@ -39,7 +39,7 @@ def load_graph(path):
 
 
 def load_frozen(path):
-    """Read a frozen graph: INPUT, OUTPUT and what is between them. Raises UserError when it is none, or has no weights."""
+    """Read a frozen graph: INPUT, OUTPUT and what is between them. Raises UserError without them, or without weights."""
     graph = load_graph(path)
     try:
         graph = strip_unused(graph)
@@ -160,8 +160,8 @@ def run_transforms(graph, inputs, outputs, transforms):
     binary = os.environ.get('TRANSFORM_GRAPH')
     if not binary:
         if _transform_graph() is None:
-            raise UserError('TensorFlow %s has no graph transforms; use TF 1.15 (TF=1 bash scripts/setup_env.sh), or set '
-                            '$TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
+            raise UserError('TensorFlow %s has no graph transforms; use TF 1.15 (TF=1 bash scripts/setup_env.sh), or '
+                            'set $TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
         try:
             return _transform_graph()(graph, inputs, outputs, transforms)
         except (tf.errors.OpError, ValueError) as error:
@@ -172,12 +172,14 @@ def run_transforms(graph, inputs, outputs, transforms):
         command = [binary, '--in_graph=' + source, '--out_graph=' + result, '--inputs=' + ','.join(inputs),
                    '--outputs=' + ','.join(outputs), '--transforms=' + ' '.join(transforms)]
         try:
-            finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+            finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                      universal_newlines=True)
         except OSError as error:
             raise UserError('cannot run $TRANSFORM_GRAPH=%s: %s' % (binary, error.strerror))
         if finished.returncode or not os.path.exists(result):
             last_line = (finished.stdout.strip().splitlines() or ['no message'])[-1]
-            raise UserError('$TRANSFORM_GRAPH=%s failed with exit code %d: %s' % (binary, finished.returncode, last_line))
+            raise UserError('$TRANSFORM_GRAPH=%s failed with exit code %d: %s'
+                            % (binary, finished.returncode, last_line))
         return load_graph(result)
 
 

@@ -30,7 +30,8 @@ def strip_unused(graph):
     nodes = {node.name: node for node in graph.node}
     for name in (INPUT, OUTPUT):
         if name not in nodes:
-            raise UserError('the graph has no node %s; it must have the input %s and the output %s' % (name, INPUT, OUTPUT))
+            raise UserError('the graph has no node %s; it must have the input %s and the output %s'
+                            % (name, INPUT, OUTPUT))
     needed, to_visit = {INPUT}, [OUTPUT]
     while to_visit:
         name = to_visit.pop()

@@ -12,8 +12,8 @@ from pose_cli import UserError
 
 from .affine import before_affine, comes_after_linear, fold_affine, fold_depthwise_1x1, other_operand, why_not_folded
 from .graphdef import (ADDITIONS, BATCH_NORM, INPUT, LINEAR, OTHER_BATCH_NORM, OUTPUT, PASS_THROUGH, RUN_TIME_BRANCHES,
-                       SCALINGS, View, canonical, constant_node, import_graph, is_training, like, new_name, node_name, port,
-                       reference, set_input_shape, strip_unused)
+                       SCALINGS, View, canonical, constant_node, import_graph, is_training, like, new_name, node_name,
+                       port, reference, set_input_shape, strip_unused)
 from .separable import split_layers
 
 MAX_NAMED = 10  # nodes in an error line
@@ -26,7 +26,7 @@ def optimize(graph, input_shape=None):
     """Turn a frozen graph into one for inference alone.
 
     Batch norm, as FusedBatchNorm of any version or as multiplication and addition, goes into the weights of the
-    convolution before it and one BiasAdd; a 1x1 depthwise convolution goes into the weights of the convolution after it;
+    convolution before it and one BiasAdd; a 1x1 depthwise convolution goes into the weights of the one after it;
     separable convolutions over the features are split (separable.py);
     nodes that pass their input on, and all that OUTPUT does not need, go away.
 
@@ -130,7 +130,7 @@ def _cuts_nothing(op):
 
 
 def output_shape(graph, shape):
-    """(rows, columns) of OUTPUT for an input of this shape. Raises UserError when the graph does not work at that size."""
+    """(rows, columns) of OUTPUT for an input of this shape. Raises UserError when it does not work at that size."""
     with tf.Graph().as_default() as tf_graph:
         import_graph(fold_constants(strip_unused(set_input_shape(graph, shape))))
         found = tf_graph.get_tensor_by_name(OUTPUT + ':0').shape
@@ -166,7 +166,8 @@ def find_batch_norms(graph):
             found.append(Leftover(node.name, node.op, why_not_folded(view, source)))
     for node in view.of('SquaredDifference'):
         if any(user.op == 'Mean' and 0 in np.atleast_1d(view.constant(user.input[1])) for user in view.users(node)):
-            found.append(Leftover(node.name, node.op, 'its batch norm uses the statistics of the batch, as in training'))
+            found.append(Leftover(node.name, node.op,
+                                  'its batch norm uses the statistics of the batch, as in training'))
     return found
 
 

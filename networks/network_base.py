@@ -7,8 +7,8 @@ import tensorflow.compat.v1 as tf
 import pose_skeleton
 from pose_cli import UserError
 
-# Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of the
-# parts; the background is nearly one (see Network.conv).
+# Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of
+# the parts; the background is nearly one (see Network.conv).
 BACKGROUND_MEAN = 0.97
 OUTPUT_WEIGHT_SCALE = 1e-3
 # Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an

@@ -1,7 +1,8 @@
 """Weights in .npy files: a pickled dictionary {layer: {'weights': array, 'biases': array}}, however deep.
 
 A pickle is a program. This one may do nothing but name numbers, text, plain containers and arrays, and the arrays are
-built here from their parts (dtype, shape, bytes), each checked: numpy's own reconstruction would take bytes for pointers.
+built here from their parts (dtype, shape, bytes), each checked: numpy's own reconstruction would take bytes for
+pointers.
 """
 import collections
 import pickle

@@ -29,7 +29,8 @@ def parse_flags():
     parser.add_argument('--worker', metavar='NAME', help='add a worker with a key of its own, in OUTPUT_DIR/NAME')
     args = parser.parse_args()
     reserved = (keys.TRAINER, keys.WORKER, keys.ACCEPTED)
-    if args.worker is not None and (not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*\Z', args.worker) or args.worker in reserved):
+    if args.worker is not None and (args.worker in reserved
+                                    or not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*\Z', args.worker)):
         raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % args.worker)
     return args
 

@@ -19,7 +19,8 @@ def parse_flags():
     parser.add_argument('--out_graph', required=True, help='where the result goes')
     parser.add_argument('--inputs', default='image', help='names, with commas between them')
     parser.add_argument('--outputs', default=graphdef.OUTPUT, help='names, with commas between them')
-    parser.add_argument('--transforms', required=True, help='as in \'fold_constants(ignore_errors=true) quantize_weights\'')
+    parser.add_argument('--transforms', required=True,
+                        help="as in 'fold_constants(ignore_errors=true) quantize_weights'")
     return parser.parse_args()
 
 

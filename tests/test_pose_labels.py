@@ -163,7 +163,8 @@ def test_mask_worked_out_by_hand():
     # Half a cell counts half, overlapping regions count once, what lies outside of the image counts fully.
     half = np.array([(8, 0), (15, 0), (15, 3), (8, 3)], np.float32)
     expected[0, 1] = 0.5
-    np.testing.assert_allclose(render_mask([rectangle, half, half], [bitmap], [], IDENTITY, 4, 6, 8), expected, atol=0.005)
+    mask = render_mask([rectangle, half, half], [bitmap], [], IDENTITY, 4, 6, 8)
+    np.testing.assert_allclose(mask, expected, atol=0.005)
     moved = np.array([[1, 0, 40.0], [0, 1, 0]])
     everything = np.ones((32, 48), np.uint8)
     expected = np.ones((4, 6, 1), np.float32)
@@ -188,7 +189,8 @@ def test_mask_edge_follows_the_segmentation_within_a_cell(stride):
         outline = (polygon @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
         # Of a bitmap not even the segmentation itself is finer than a pixel.
         for mask, near in ((render_mask([polygon], [], [], matrix, 192 // stride, 192 // stride, stride), stride),
-                           (render_mask([], [bitmap], [], matrix, 192 // stride, 192 // stride, stride), stride + scale)):
+                           (render_mask([], [bitmap], [], matrix, 192 // stride, 192 // stride, stride),
+                            stride + scale)):
             for y, x in np.ndindex(mask.shape[:2]):
                 centre = (stride * x + stride / 2 - 0.5, stride * y + stride / 2 - 0.5)
                 inside_by = cv2.pointPolygonTest(outline, centre, True)

@@ -36,7 +36,8 @@ def test_replacements_follow_from_the_position_too():
 def test_batches_and_their_shares_cover_the_row():
     assert list(batch_positions(3, 4)) == [12, 13, 14, 15]
     whole = [position for number in range(5) for position in batch_positions(number, 6)]
-    shared = [position for number in range(5) for share in range(3) for position in batch_positions(number, 2, share, 3)]
+    shared = [position for number in range(5) for share in range(3)
+              for position in batch_positions(number, 2, share, 3)]
     assert whole == shared == list(range(30))
 
 

@@ -67,7 +67,8 @@ def crafted(dtype, data, shape=(1,)):
     ('a negative side', crafted(np.dtype('f4'), b'1234', (-1,))),
     ('text', np.array(['a'])), ('complex numbers', np.array([1j])), ('truth values', np.array([True])),
     ('a record', np.zeros(2, [('x', 'f4')])), ('a date', np.array(['2020'], 'M8[Y]')),
-    ('nothing', None), ('a great many bytes', Call(bytes, (1 << 40,))), ('a list', [np.zeros(3)]), ('a class', np.float32), ('a bare number', 1.5)])
+    ('nothing', None), ('a great many bytes', Call(bytes, (1 << 40,))),
+    ('a list', [np.zeros(3)]), ('a class', np.float32), ('a bare number', 1.5)])
 def test_what_is_no_array_of_numbers_is_refused(name, value):
     with pytest.raises(UserError) as error:
         read(npy({'conv1_1': {'weights': value}}))

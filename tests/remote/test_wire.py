@@ -65,7 +65,8 @@ def test_maps_out_of_range_are_not_sent(value):
 
 @pytest.mark.parametrize('change, mention', [
     ({'batchsize': 10 ** 9}, 'batchsize'), ({'input_width': '64'}, 'input_width'), ({'stride': 7}, 'stride'),
-    ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'), ({'skeleton': '{}'}, 'skeleton'), ({'skeleton': None}, 'skeleton'),
+    ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'),
+    ({'skeleton': '{}'}, 'skeleton'), ({'skeleton': None}, 'skeleton'),
     ({'category': 5}, 'skeleton'),
     ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
     ({'augmentation': dict(RANGES, scale=[2, 1])}, 'augmentation'),
