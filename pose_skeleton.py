@@ -125,7 +125,8 @@ def from_category(category, annotation_file):
         limbs = tuple(_indices([int(k) - 1 for k in pair], len(keypoints)) for pair in pairs)
         assert all(len(set(limb)) == len(limb) == 2 for limb in limbs) and len(limbs) <= MAX_LIMBS
     except (AssertionError, ValueError, TypeError):
-        refuse('has in "skeleton" something else than pairs of different keypoint numbers from 1 to %d' % len(keypoints))
+        refuse('has something else in "skeleton" than pairs of different keypoint numbers from 1 to %d'
+               % len(keypoints))
     limbs = tuple(dict.fromkeys(limb for limb in limbs if limb[::-1] not in limbs[:limbs.index(limb)]))
     alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
     if alone:
@@ -201,8 +202,8 @@ def _indices(values, limit):
 COCO = Skeleton(
     name='person',
     keypoints=('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder',
-               'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee',
-               'left_ankle', 'right_ankle'),
+               'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee',
+               'right_knee', 'left_ankle', 'right_ankle'),
     sigmas=(.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089),
     parts=('Nose', 'Neck', 'RShoulder', 'RElbow', 'RWrist', 'LShoulder', 'LElbow', 'LWrist', 'RHip', 'RKnee', 'RAnkle',
            'LHip', 'LKnee', 'LAnkle', 'REye', 'LEye', 'REar', 'LEar'),

@@ -39,7 +39,7 @@ def load_graph(path):
 
 
 def load_frozen(path):
-    """Read a frozen graph: INPUT, OUTPUT and what is between them. Raises UserError without them, or without weights."""
+    """Read a frozen graph: INPUT, OUTPUT and all between. Raises UserError when something of it, or weights, lack."""
     graph = load_graph(path)
     try:
         graph = strip_unused(graph)

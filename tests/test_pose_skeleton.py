@@ -48,7 +48,8 @@ def test_what_makes_no_skeleton_is_one_line_that_names_the_file(change, mention)
 
 @pytest.mark.parametrize('left, right', [
     ('left_knee', 'right_knee'), ('l_knee', 'r_knee'), ('L_knee', 'R_knee'), ('LKnee', 'RKnee'),
-    ('LeftKnee', 'RightKnee'), ('Left Knee', 'Right Knee'), ('knee_left', 'knee_right'), ('knee.l', 'knee.r'), ('kneeLeft', 'kneeRight')])
+    ('LeftKnee', 'RightKnee'), ('Left Knee', 'Right Knee'), ('knee_left', 'knee_right'), ('knee.l', 'knee.r'),
+    ('kneeLeft', 'kneeRight')])
 def test_sides_as_tools_write_them(left, right):
     assert mirrored(('middle', left, right)) == (0, 2, 1)
 
