@@ -143,9 +143,10 @@ def main():
                               settings['stride'], args.imgpath, wire.augmentation_ranges(settings),
                               settings['category'] or None)
         if dataset.skeleton != wire.skeleton_of(settings):
-            ours, theirs = (', '.join(skeleton.keypoints) for skeleton in (dataset.skeleton, wire.skeleton_of(settings)))
-            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR '
-                                     'with the same data' % (args.datapath, ours, theirs))
+            both = dataset.skeleton, wire.skeleton_of(settings)
+            ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
+            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
+                                     '--datapath=DIR with the same data' % (args.datapath, ours, theirs))
         return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
 
     serve_trainers(args.master, open_loader, args.curve_keys)

@@ -47,7 +47,7 @@ class Finder:
     Args:
         predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, channels); a network has no use for
             the joints, a list of B arrays (people, parts, 2) in input pixels.
-        batchsize: images of equal size that go through the network at once, at most.
+        batchsize: images of equal size that go through the network at once, at most; a mirror image counts as one more.
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
         min_parts: people with fewer parts are left out.
         ahead: images that are read before, and decoded after the network had them, at most.
@@ -112,7 +112,7 @@ class Finder:
         for shape in collections.OrderedDict.fromkeys(image.shape for image in batch[0].images):
             places = [(k, view) for k, item in enumerate(batch) for view in range(len(item.images))
                       if item.images[view].shape == shape]
-            count = max(1, MAX_BATCH_PIXELS // (shape[0] * shape[1]))
+            count = max(1, min(self._batchsize, MAX_BATCH_PIXELS // (shape[0] * shape[1])))
             for first in range(0, len(places), count):
                 part = places[first:first + count]
                 found = np.asarray(self._predict_maps(np.stack([batch[k].images[view] for k, view in part]),
