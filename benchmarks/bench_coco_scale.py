@@ -147,7 +147,7 @@ class IndexOnly:
     """A PoseDataset that looks at the annotations of each sample and does all but read and warp its image."""
 
     def __init__(self, dataset):
-        self.dataset = dataset
+        self.dataset, self.skeleton = dataset, dataset.skeleton
         self.input_width, self.input_height, self.stride = 16, 16, 8
 
     def __len__(self):
@@ -157,7 +157,7 @@ class IndexOnly:
         a = self.dataset.annotations
         image = a.sample_image[index]
         joints, boxes = pose_annotations.people_of(a, image)
-        polygons, bitmaps = pose_annotations.ignored_regions(a, image)
+        polygons, bitmaps, _ = pose_annotations.ignored_regions(a, image)
         os.path.join(self.dataset.image_folder, a.file_name[image].decode())
         seen = joints[0, 0, 0] + boxes.sum() + sum(polygon.sum() for polygon in polygons) + sum(map(np.sum, bitmaps))
         mask = np.full((2, 2, 1), seen)

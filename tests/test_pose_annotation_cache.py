@@ -34,8 +34,10 @@ def cache_of(file):
 
 def same(a, b):
     def comparable(array):
-        return np.nan_to_num(array) if getattr(array, 'dtype', None) is not None and array.dtype.kind == 'f' else array
-    return all(np.array_equal(comparable(x), comparable(y)) for x, y in zip(a, b))
+        return np.nan_to_num(array) if array.dtype.kind == 'f' else array
+    return a.skeleton == b.skeleton and all(
+        np.array_equal(comparable(getattr(a, name)), comparable(getattr(b, name)))
+        for name in a._fields if name != 'skeleton')
 
 
 @contextlib.contextmanager
