@@ -27,7 +27,7 @@ from remote.trainer import BatchReceiver
 from training import runlock
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint, saved_step
 from training.feed import FeedHook, wait_for_samples
-from training.recovery import recover
+from training.recovery import checkpoint_steps, recover
 from training.runlog import Interval, RunLog, check_resume, note_start
 from training.towers import build_training, tower_devices
 from training.validation import Validator, evaluate, log_background_loss, only_reporting, validate
@@ -101,8 +101,12 @@ def check_flags(flags):
         if not pose_cli.is_utf8(getattr(flags, name) or ''):
             raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
                             % (name, getattr(flags, name)))
-    if not os.path.isdir(flags.modelpath):
+    if latest_checkpoint(flags.modelpath):
+        check_resume(flags.modelpath, vars(flags))
+    elif not checkpoint_steps(flags.modelpath):
         check_weights(flags)
+    pose_cli.make_folder(flags.modelpath)
+    pose_cli.make_folder(flags.logpath)
 
 
 def check_weights(flags):
@@ -116,13 +120,11 @@ def check_weights(flags):
 @contextlib.contextmanager
 def run_folder(flags):
     """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError."""
-    pose_cli.make_folder(flags.modelpath)
     with runlock.hold(flags.modelpath):
         if recover(flags.modelpath):
             check_resume(flags.modelpath, vars(flags))
         else:
             check_weights(flags)
-        pose_cli.make_folder(flags.logpath)
         yield
 
 

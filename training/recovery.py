@@ -31,7 +31,7 @@ def recover(folder):
     latest = named[-1] if named else None
     if latest and fault(latest) is None:
         return latest
-    steps = _steps(folder)
+    steps = checkpoint_steps(folder)
     if latest is None and not steps:
         # A file `checkpoint` that names nothing: of a new run that was cut short, or the rest of an old one.
         if os.path.exists(os.path.join(folder, STATE_FILE)) and _remains(folder):
@@ -125,7 +125,7 @@ def _go_on_from(prefix, faults, steps):
     return prefix
 
 
-def _steps(folder):
+def checkpoint_steps(folder):
     """The steps of the checkpoints in a folder that have an index."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', name) for name in names)
