@@ -120,17 +120,16 @@ def read_curves(path):
             head = file.readline(MAX_CURVE_LINE).split(',')
             lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
             rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
-                    if _is_curve_row(row)]
+                    if None not in row and None not in row.values()
+                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
     except (OSError, csv.Error) as error:
         raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
     if not {'kind', 'step'} <= {name.strip() for name in head}:
-        raise UserError('%s is damaged: its first line names no columns; move it elsewhere' % path)
+        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
     return rows
 
 
-def _is_curve_row(row):
-    if None in row or None in row.values() or not re.match(r'[0-9]{1,15}$', row.get('step', '')):
-        return False
+def _has_numbers(row):
     try:
         for name, value in row.items():
             if name != 'kind':
@@ -145,7 +144,7 @@ def _earlier_curves(path):
     if not os.path.lexists(path):
         return []
     try:
-        return read_curves(path)
+        return [row for row in read_curves(path) if _has_numbers(row)]
     except UserError as error:
         logging.warning('%s: kept as %s; the curves start anew', error, set_aside(path))
         return []

@@ -15,7 +15,8 @@ from pose_cli import UserError
 from training import checkpoint, recovery, runlock, runlog
 
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
-         'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4]) + data[len(data) // 4 + 1:]}
+         'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
+         + data[len(data) // 4 + 1:]}
 
 
 @pytest.fixture(scope='module')
