@@ -4,6 +4,7 @@ Bad input ends a command with one line on stderr that names what is wrong and th
 Code anywhere raises UserError for that; `run` turns it into the line.
 """
 import argparse
+import errno
 import json
 import logging
 import os
@@ -27,8 +28,31 @@ class UserError(Exception):
     """
 
     def __init__(self, message, exit_code=2):
-        super().__init__(' '.join(str(message).split()))
+        super().__init__(printable(' '.join(str(message).split())))
         self.exit_code = exit_code
+
+
+def printable(text):
+    """text with control characters escaped: what came out of a file must not move the cursor or colour the screen."""
+    return ''.join(c if c.isprintable() or '\ud800' <= c <= '\udfff' else c.encode('unicode_escape').decode()
+                   for c in text)
+
+
+def is_utf8(path):
+    """Whether a path, as Python got it from the system, is text; TensorFlow takes no others."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def disk_trouble(error):
+    """'No space left on device' and the like when this is why an exception was raised, TensorFlow's too; else None."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE):
+        if getattr(error, 'errno', None) == number or os.strerror(number) in str(error):
+            return os.strerror(number)
+    return None
 
 
 class Stopped(Exception):
@@ -36,12 +60,16 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the current step; one more, later, kills as usual."""
+    """Turns SIGTERM, Ctrl-C and the end of the terminal (SIGHUP, unless nohup has it ignored) into a request to stop
+    after the current step; one more, later, kills as usual."""
 
     def __init__(self):
         self._received = None
+        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._receive)
 
     def __call__(self):
         """Whether to stop."""
@@ -53,11 +81,28 @@ class StopSignal:
             raise Stopped('stopped by a signal before the first step')
 
     def _receive(self, number, _):
+        if number == signal.SIGHUP:
+            _silence(self._terminals)
         if self._received is None:
             self._received = time.monotonic()
         elif time.monotonic() - self._received > 1:  # `timeout` and others signal both the process and its group
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _is_terminal(fd):
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _silence(fds):
+    """Send these to /dev/null: writing to a terminal that is gone is an error, which would end the run unsaved."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(nowhere, fd)
+    os.close(nowhere)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -89,11 +134,26 @@ def run(main):
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if not disk_trouble(error):
+            raise
+        place = printable(str(error.filename)) if error.filename else 'a file'
+        print('error: cannot read or write %s: %s; mend that, or choose another place' % (place, disk_trouble(error)),
+              file=sys.stderr)
+        sys.exit(2)
 
 
 def log_to_stderr(level=logging.INFO):
     """Send log records to stderr as `2017-09-27 15:58:50,307 INFO message`."""
     logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_escape_message)
+
+
+def _escape_message(record):
+    """A logging filter that never drops a record, but escapes what its arguments brought from files."""
+    record.msg, record.args = '\n'.join(map(printable, record.getMessage().split('\n'))), None
+    return True
 
 
 def make_folder(path):

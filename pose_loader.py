@@ -35,6 +35,7 @@ HELD_SLOTS = 2  # that the caller of get() may still read
 SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
+CLOSE_SECONDS = 10
 MAX_DEATHS_IN_A_ROW = 5
 LOADERS_GONE = 'the loader processes were killed; start the command again'
 
@@ -144,7 +145,7 @@ class BatchLoader:
             return
         with contextlib.suppress(ConnectionError):
             self._control.send(b'stop')
-        os.waitpid(self._supervisor, 0)
+        _wait_or_kill(self._supervisor, CLOSE_SECONDS)
         self._supervisor = None
         self._selector.close()
         for own in self._sockets + (self._control,):
@@ -215,6 +216,18 @@ class BatchLoader:
         self.request(lost.values())
 
 
+def _wait_or_kill(pid, seconds):
+    """Wait for a child that was told to end; one that is stopped goes on, one that does not answer is killed."""
+    deadline = time.monotonic() + seconds
+    os.kill(pid, signal.SIGCONT)
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.01)
+
+
 def _packet_pair():
     # SEQPACKET: a packet arrives whole or not at all, also when its sender is killed.
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -253,6 +266,7 @@ def _run_and_exit(function, *args):
         # The trainer decides when loading ends: signals to the whole process group are its business.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         function(*args)
         code = 0
     except BaseException:

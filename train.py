@@ -6,6 +6,7 @@ Flags -> data -> towers -> training loop. The same command, run again, resumes f
 """
 import argparse
 import contextlib
+import errno
 import logging
 import os
 
@@ -23,11 +24,13 @@ from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_
 from pose_loader import BatchLoader
 from pose_samples import PoseDataset, batch_layout, check_input_size
 from remote.trainer import BatchReceiver
+from training import runlock
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint, saved_step
 from training.feed import FeedHook, wait_for_samples
+from training.recovery import checkpoint_steps, recover
 from training.runlog import Interval, RunLog, check_resume, note_start
 from training.towers import build_training, tower_devices
-from training.validation import Validator, evaluate, log_background_loss, validate
+from training.validation import Validator, evaluate, log_background_loss, only_reporting, validate
 
 
 def parse_flags():
@@ -94,14 +97,35 @@ def check_flags(flags):
             pose_annotations.find_split(flags.datapath, flags.train_split, flags.imgpath)
         if flags.valid_every:
             pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
+    for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
+        if not pose_cli.is_utf8(getattr(flags, name) or ''):
+            raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
+                            % (name, getattr(flags, name)))
     if latest_checkpoint(flags.modelpath):
         check_resume(flags.modelpath, vars(flags))
-    elif flags.checkpoint:
+    elif not checkpoint_steps(flags.modelpath):
+        check_weights(flags)
+    pose_cli.make_folder(flags.modelpath)
+    pose_cli.make_folder(flags.logpath)
+
+
+def check_weights(flags):
+    """Raise UserError when there are no weights for a new run to start from."""
+    if flags.checkpoint:
         networks.pretrained.read_weights(flags.checkpoint)
     else:
         networks.pretrained.resolve(flags.model, flags.pretrained)
-    pose_cli.make_folder(flags.modelpath)
-    pose_cli.make_folder(flags.logpath)
+
+
+@contextlib.contextmanager
+def run_folder(flags):
+    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError."""
+    with runlock.hold(flags.modelpath):
+        if recover(flags.modelpath):
+            check_resume(flags.modelpath, vars(flags))
+        else:
+            check_weights(flags)
+        yield
 
 
 def initial_weights(flags, network):
@@ -151,7 +175,12 @@ def train(flags, source, validation, stop):
         logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples, steps_per_epoch,
                      checkpoints.first_step, max_steps)
         check = Checks(flags, validator, BestCheckpoint(saver, flags.modelpath), log, max_steps, stop)
-        step = run_steps(flags, session, training, feed, source, checkpoints.first_step, max_steps, log, check, stop)
+        try:
+            step = run_steps(flags, session, training, feed, source, checkpoints.first_step, max_steps, log, check,
+                             stop)
+        except Exception as error:
+            checkpoints.rescue(session, error)
+            raise
     feed.check()
     if step < max_steps:
         raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
@@ -202,8 +231,9 @@ class Checks:
         if is_due(flags.valid_every, step, self._max_steps):
             validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
         if is_due(flags.eval_every, step, self._max_steps):
-            files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
-            evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)
+            with only_reporting('AP evaluation', step):
+                files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
+                evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)
 
 
 def open_session(modelpath, scaffold, hooks, config):
@@ -260,22 +290,31 @@ def main():
     pose_cli.log_to_stderr()
     stop = StopSignal()
     check_flags(flags)
-    validation = open_validation(flags)
     try:
-        with open_source(flags, validation, stop) as source, tf.Graph().as_default():
-            check_keypoints(source.skeleton, validation)
-            if validation:
-                log_background_loss(validation, stop)
-            note_start(flags.modelpath, vars(flags), source.skeleton,
-                       resumes=latest_checkpoint(flags.modelpath) is not None)
-            train(flags, source, validation, stop)
+        with run_folder(flags):
+            prepare_and_train(flags, stop)
     except Stopped as stopped:
         logging.info(str(stopped))
     except (OSError, RuntimeError, tf.errors.OpError) as error:
-        if 'No space left' not in str(error):
+        reason = pose_cli.disk_trouble(error)
+        if not reason:
             raise
-        raise UserError('the disk of %s is full; free some space and run the same command again: it resumes from %s'
-                        % (flags.modelpath, tf.train.latest_checkpoint(flags.modelpath)))
+        full = reason == os.strerror(errno.ENOSPC)
+        raise UserError('%s and run the same command again: it resumes from %s' % (
+            'the disk of %s is full; free some space' % flags.modelpath if full else
+            'cannot write in %s: %s; mend that' % (flags.modelpath, reason), latest_checkpoint(flags.modelpath)))
+
+
+def prepare_and_train(flags, stop):
+    """Open the data, then train. Raises as train does."""
+    validation = open_validation(flags)
+    with open_source(flags, validation, stop) as source, tf.Graph().as_default():
+        check_keypoints(source.skeleton, validation)
+        if validation:
+            log_background_loss(validation, stop)
+        note_start(flags.modelpath, vars(flags), source.skeleton,
+                   resumes=latest_checkpoint(flags.modelpath) is not None)
+        train(flags, source, validation, stop)
 
 
 if __name__ == '__main__':

@@ -15,21 +15,15 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError, write_json
 
-BASENAME = 'model'
+from .recovery import BASENAME, named_checkpoints, recover, set_aside
+
 DIVERGED_EXIT_CODE = 3
 
 
 def latest_checkpoint(folder):
-    """The checkpoint that a run in this folder resumes from, or None.
-
-    Raises:
-        UserError: the folder names a checkpoint whose files are gone; a new run would hide that.
-    """
-    path = tf.train.latest_checkpoint(folder)
-    if path is None and os.path.exists(os.path.join(folder, 'checkpoint')):
-        raise UserError('%s names a checkpoint that is not there; bring its files back, or remove %s to start anew'
-                        % (os.path.join(folder, 'checkpoint'), folder))
-    return path
+    """The checkpoint that a run in this folder resumes from, or None. recovery.recover makes sure that it is whole."""
+    named = named_checkpoints(folder)
+    return named[-1] if named else None
 
 
 def saved_step(folder):
@@ -49,7 +43,7 @@ def create_saver(keep, like=None):
 
 def remove_leftovers(folder):
     """Remove what a killed save left behind: temporary files, and files later than the last complete checkpoint."""
-    last_step = _step(os.path.basename(tf.train.latest_checkpoint(folder) or ''), np.inf)
+    last_step = _step(os.path.basename(latest_checkpoint(folder) or ''), np.inf)
     for path in glob.glob(os.path.join(folder, BASENAME + '-*')) + glob.glob(os.path.join(folder, 'checkpoint.tmp*')):
         name = os.path.basename(path)
         if 'temp' in name or name.startswith('checkpoint.tmp') or _step(name, 0) > last_step:
@@ -89,7 +83,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     def after_create_session(self, session, coord):
         remove_leftovers(self._folder)
         self.first_step = self._saved_step = int(session.run(self._state)[0])
-        if tf.train.latest_checkpoint(self._folder) is None:
+        if latest_checkpoint(self._folder) is None:
             self._save(session, 'at the start')
 
     def before_run(self, run_context):
@@ -106,6 +100,15 @@ class CheckpointHook(tf.train.SessionRunHook):
         if session.run(self._state)[0] != self._saved_step:
             self._save(session, 'at the end')
 
+    def rescue(self, session, error):
+        """Save what an error that is about to end the run would lose, unless it tells of weights gone bad."""
+        if getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
+            return
+        try:
+            session.run_step_fn(lambda step_context: self.end(step_context.session))
+        except (UserError, OSError, RuntimeError, ValueError, tf.errors.OpError) as failure:
+            logging.warning('could not save before the run ends: %s', str(failure).splitlines()[0])
+
     def _save(self, session, when):
         step, weights = session.run(self._state)
         if not np.isfinite(weights):
@@ -116,7 +119,7 @@ class CheckpointHook(tf.train.SessionRunHook):
 
     def _diverged(self, what, step, when):
         raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with '
-                        'a lower --lr' % (what, step, when, tf.train.latest_checkpoint(self._folder)),
+                        'a lower --lr' % (what, step, when, latest_checkpoint(self._folder)),
                         DIVERGED_EXIT_CODE)
 
 
@@ -135,19 +138,34 @@ class BestCheckpoint:
         self._record = os.path.join(self._folder, 'best.json')
         self._saver = create_saver(keep=1, like=saver)
         self.loss_ll = np.inf
-        state = tf.train.get_checkpoint_state(self._folder)
-        if state:
-            remove_leftovers(self._folder)
-            self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
-        if os.path.exists(self._record):
-            with open(self._record) as file:
-                self.loss_ll = json.load(file)['loss_ll']
+        try:
+            self._resume()
+        except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            kept = set_aside(self._folder)
+            logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
+                            str(error).splitlines()[0] if str(error) else type(error).__name__, kept)
+            self.loss_ll = np.inf
+
+    def _resume(self):
+        """Take up what an earlier start left. Raises many things when it is damaged."""
+        if not os.path.lexists(self._folder):
+            return
+        if not os.path.isdir(self._folder):
+            raise UserError('it is no folder')
+        if recover(self._folder) is None:
+            return
+        remove_leftovers(self._folder)
+        self._saver.recover_last_checkpoints(named_checkpoints(self._folder))
+        with open(self._record) as file:
+            self.loss_ll = float(json.load(file)['loss_ll'])
+        if not np.isfinite(self.loss_ll):
+            raise ValueError('loss_ll is %s' % self.loss_ll)
 
     def update(self, session, step, loss_ll):
         """Keep the session's weights if loss_ll is the lowest so far."""
         if loss_ll < self.loss_ll:
-            self.loss_ll = loss_ll
             os.makedirs(self._folder, exist_ok=True)
             self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
+            self.loss_ll = loss_ll
             write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)}, indent=1)
             logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)

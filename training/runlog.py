@@ -3,6 +3,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -17,7 +18,10 @@ import pose_cli
 import pose_draw
 from pose_cli import UserError
 
+from .recovery import set_aside
+
 CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
+MAX_CURVE_LINE = 10000
 LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
@@ -42,13 +46,14 @@ class RunLog:
         # So that TensorBoard, too, drops what a killed run left of later steps.
         self._write_event(step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
         path = os.path.join(logpath, CURVES_FILE)
-        rows = [row for row in read_curves(path) if int(row['step']) <= first_step] if os.path.exists(path) else []
+        rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
         with open(path + '.tmp', 'w', newline='') as file:
-            writer = csv.DictWriter(file, CURVE_COLUMNS)
+            writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
             writer.writeheader()
             writer.writerows(rows)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
+        self._failed = False
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def training(self, step, figures):
@@ -71,23 +76,33 @@ class RunLog:
     def picture(self, step, name, image):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
-        pose_cli.write_file(os.path.join(self.logpath, name + '.png'), encoded)
+        self._try(pose_cli.write_file, os.path.join(self.logpath, name + '.png'), encoded)
         value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
             height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
-        self._write_event(step=step, summary=tf.Summary(value=[value]))
+        self._try(self._write_event, step=step, summary=tf.Summary(value=[value]))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._file.close()
-        self._events.close()
+        self._try(self._file.close)
+        self._try(self._events.close)
 
     def _write(self, kind, step, figures):
-        self._curves.writerow(dict({name: '%.6g' % value for name, value in figures.items()},
-                                   kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
+        self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in figures.items()},
+                                              kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
         values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
-        self._write_event(step=step, summary=tf.Summary(value=values))
+        self._try(self._write_event, step=step, summary=tf.Summary(value=values))
+
+    def _try(self, write, *args, **kwargs):
+        """Write; what fails, as on a full disk, is told once and does not end the run."""
+        try:
+            write(*args, **kwargs)
+        except (OSError, UserError, tf.errors.OpError) as error:
+            if not self._failed:
+                logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
+                                self.logpath, str(error).splitlines()[0])
+            self._failed = True
 
     def _write_event(self, **fields):
         self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
@@ -95,9 +110,44 @@ class RunLog:
 
 
 def read_curves(path):
-    """The rows of a curves.csv as dictionaries of strings; a line cut short by a killed run is left out."""
-    with open(path, newline='') as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and row['step'].isdigit()]
+    """The rows of a curves.csv as dictionaries of strings; lines that a killed run or a bad disk cut are left out.
+
+    Raises:
+        UserError: the file cannot be read, or its first line does not name the columns kind and step.
+    """
+    try:
+        with open(path, newline='', encoding='ascii', errors='replace') as file:
+            head = file.readline(MAX_CURVE_LINE).split(',')
+            lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
+            rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
+                    if None not in row and None not in row.values()
+                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
+    except (OSError, csv.Error) as error:
+        raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
+    if not {'kind', 'step'} <= {name.strip() for name in head}:
+        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
+    return rows
+
+
+def _has_numbers(row):
+    try:
+        for name, value in row.items():
+            if name != 'kind':
+                float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _earlier_curves(path):
+    """The rows that earlier starts left; a file that cannot be read is set aside."""
+    if not os.path.lexists(path):
+        return []
+    try:
+        return [row for row in read_curves(path) if _has_numbers(row)]
+    except UserError as error:
+        logging.warning('%s: kept as %s; the curves start anew', error, set_aside(path))
+        return []
 
 
 def _losses_text(figures):
@@ -175,7 +225,7 @@ def read_run(modelpath):
             run = json.load(file)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         run = None
     if not isinstance(run, dict) or not isinstance(run.get('flags', {}), dict) \
             or not isinstance(run.get('starts', []), list):

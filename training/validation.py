@@ -10,7 +10,7 @@ import pose_coco
 import pose_draw
 import pose_metrics
 from networks.losses import build_losses
-from pose_cli import Stopped
+from pose_cli import Stopped, UserError
 from pose_samples import batch_layout, validation_samples
 
 from .runlog import comparison_row
@@ -77,16 +77,32 @@ class Validator:
 
 def validate(session, validator, tag, step, log, best, stop):
     """One validation: log line, pictures, and the best checkpoint. A signal ends it."""
-    with contextlib.suppress(Stopped):
+    with only_reporting('validation', step):
         figures, images, picture = validator.run(session, stop)
         log.validation(step, images, tag, figures)
         log.picture(step, 'validation', picture)
         best.update(session, step, figures['loss_ll'])
 
 
+@contextlib.contextmanager
+def only_reporting(what, step):
+    """Around what only tells how training goes: an error there becomes a line in the log; a signal ends it quietly.
+
+    A full disk is told as well, and ends the run at the next checkpoint if that finds no room either.
+    """
+    try:
+        yield
+    except Stopped:
+        pass
+    except Exception as error:  # odd images, labels and libraries fail in many ways; none is worth the run
+        reason = str(error).strip().splitlines() or ['']
+        name = '' if isinstance(error, UserError) else type(error).__name__ + ': '
+        logging.warning('%s at step %d left out: %s%s', what, step, name, reason[0][:300])
+
+
 def evaluate(session, validator, annotation_file, image_folder, category, step, log, stop):
     """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
-    with contextlib.suppress(Stopped):
+    with only_reporting('AP evaluation', step):
         summary, _, _ = pose_metrics.evaluate(
             lambda images, joints: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,

@@ -1,0 +1,243 @@
+"""Damaged run folders: what is left of them is found, set aside or told in a line. A real run, damaged by hand."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from conftest import ROOT, assert_user_error, run_command, wait_for
+from pose_cli import UserError
+from training import checkpoint, recovery, runlock, runlog
+
+KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
+         'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
+         + data[len(data) // 4 + 1:]}
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """A folder with the checkpoints of steps 2, 4 and 6, as training writes them."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    with tf.Graph().as_default(), tf.Session() as session:
+        weight = tf.get_variable('weight', initializer=np.arange(5000, dtype=np.float32), use_resource=False)
+        saver = checkpoint.create_saver(5)
+        session.run(weight.initializer)
+        for step in (2, 4, 6):
+            saver.save(session, str(folder / 'model'), step, write_meta_graph=False)
+    return folder
+
+
+@pytest.fixture
+def folder(checkpoints, tmp_path):
+    shutil.copytree(str(checkpoints), str(tmp_path / 'run'))
+    return tmp_path / 'run'
+
+
+def step_of(folder):
+    prefix = checkpoint.latest_checkpoint(str(folder))
+    assert prefix == tf.train.latest_checkpoint(str(folder))  # TensorFlow reads the file `checkpoint` the same way
+    return int(prefix.rsplit('-', 1)[1])
+
+
+def test_a_whole_checkpoint_is_left_alone(folder):
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    assert recovery.recover(str(folder)) == str(folder / 'model-6')
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS) + ['gone'])
+@pytest.mark.parametrize('suffix', ['.index', '.data-00000-of-00001'])
+def test_a_damaged_newest_checkpoint_is_kept_and_the_one_before_it_taken(folder, suffix, kind, caplog):
+    path = folder / ('model-6' + suffix)
+    data = path.read_bytes()
+    path.unlink() if kind == 'gone' else path.write_bytes(KINDS[kind](data))
+    assert recovery.recover(str(folder)) == str(folder / 'model-4')
+    assert step_of(folder) == 4 and not list(folder.glob('model-6*'))
+    other, = {'.index', '.data-00000-of-00001'} - {suffix}
+    assert (folder / ('damaged-model-6' + other)).exists()
+    assert kind == 'gone' or (folder / ('damaged-model-6' + suffix)).read_bytes() == KINDS[kind](data)
+    line, = [record.getMessage() for record in caplog.records]
+    assert 'model-6 is damaged' in line and 'going on from %s' % (folder / 'model-4') in line and '\n' not in line
+
+
+@pytest.mark.parametrize('content', [None, b'', b'\xff\xfe', b'model_checkpoint_path: "model-8"\n', b'\0' * 100])
+def test_the_file_checkpoint_gone_or_damaged(folder, content):
+    (folder / 'checkpoint').unlink() if content is None else (folder / 'checkpoint').write_bytes(content)
+    assert recovery.recover(str(folder)) == str(folder / 'model-6')
+    assert step_of(folder) == 6
+    assert tf.train.get_checkpoint_state(str(folder)).all_model_checkpoint_paths == [
+        str(folder / ('model-%d' % step)) for step in (2, 4, 6)]
+
+
+def test_none_reads_whole(folder):
+    for path in folder.glob('*.data-*'):
+        path.write_bytes(b'')
+    before = sorted(os.listdir(str(folder)))
+    with pytest.raises(UserError, match='no checkpoint in .* reads whole'):
+        recovery.recover(str(folder))
+    assert sorted(os.listdir(str(folder))) == before
+
+
+def test_folders_of_new_runs_hold_nothing_to_recover(tmp_path):
+    assert recovery.recover(str(tmp_path)) is None
+    assert recovery.recover(str(tmp_path / 'missing')) is None
+    (tmp_path / 'model-0.data-00000-of-00001').write_bytes(b'half')  # the first save was killed
+    assert recovery.recover(str(tmp_path)) is None
+
+
+def damage_best(best, how):
+    if how == 'a file':
+        shutil.rmtree(str(best))
+        best.write_text('mine')
+    elif how == 'empty checkpoint':
+        (best / 'checkpoint').write_bytes(b'')
+        (best / 'model-2.index').write_bytes(b'')
+    else:
+        (best / 'best.json').write_bytes(how)
+
+
+@pytest.mark.parametrize('how', ['a file', 'empty checkpoint', b'', b'text', b'[]', b'{"loss_ll": "low"}', b'\xff',
+                                 b'{"loss_ll": NaN}'])
+def test_a_damaged_best_is_set_aside(tmp_path, how, caplog):
+    with tf.Graph().as_default(), tf.Session() as session:
+        weight = tf.get_variable('weight', initializer=np.zeros(3, np.float32), use_resource=False)
+        session.run(weight.initializer)
+        saver = checkpoint.create_saver(5)
+        checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 2, 0.5)
+        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
+        damage_best(tmp_path / 'best', how)
+        best = checkpoint.BestCheckpoint(saver, str(tmp_path))
+        assert best.loss_ll == np.inf and 'best is damaged' in caplog.text
+        assert (tmp_path / 'damaged-best').exists()
+        best.update(session, 4, 0.7)
+    assert json.loads((tmp_path / 'best' / 'best.json').read_text()) == {'step': 4, 'loss_ll': 0.7}
+
+
+GOOD = 'kind,step,epoch,loss\ntrain,1,0.1,3\ntrain,2,0.2,2.5\n'
+
+
+@pytest.mark.parametrize('content, steps', [
+    (GOOD.encode() + b'train,3,0.3,\0\0\0\n', ['1', '2']), (GOOD.encode() + b'\0' * 5000, ['1', '2']),
+    (GOOD.encode() + b'train,3,0.3,' + b'9' * 300000 + b'\n', ['1', '2']),
+    (GOOD.encode() + b'train,3,0.3,\xfc\n', ['1', '2']), (GOOD.encode() + b'train,3,"0.3\n', ['1', '2']),
+    (GOOD.encode() + b'train,\xc2\xb2,0.3,1\ntrain,4,0.4,2,7,8\n', ['1', '2']),
+    (b'ki', []), (b'', []), (b'\xff\xfe\0\0', []), ('directory', [])])
+def test_damaged_curves_lose_their_bad_lines_only(tmp_path, content, steps):
+    path = tmp_path / 'curves.csv'
+    path.mkdir() if content == 'directory' else path.write_bytes(content)
+    with runlog.RunLog(str(tmp_path), 10, 10) as log:
+        log.evaluation(11, 0.5)
+    assert [row['step'] for row in runlog.read_curves(str(path))] == steps + ['11']
+    assert bool(steps) != (tmp_path / 'damaged-curves.csv').exists()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    if not os.path.exists('/dev/full'):
+        pytest.skip('there is no /dev/full')
+    with runlog.RunLog(str(tmp_path), 0, 10) as log:
+        os.dup2(os.open('/dev/full', os.O_WRONLY), log._file.fileno())
+        log.evaluation(1, 0.5)
+        log.evaluation(2, 0.5)
+        log._file = open(os.devnull, 'w')  # what is left in the buffer of the other is not this test's affair
+    line, = [record.getMessage() for record in caplog.records]
+    assert 'No space left' in line and str(tmp_path) in line
+
+
+HOLDER = '''import sys, time
+from training import runlock
+with runlock.hold(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(1000)
+'''
+# As a terminal window does it: a session of its own, whose terminal is the given one.
+IN_TERMINAL = '''import fcntl, os, sys, termios
+terminal = int(sys.argv[1])
+os.setsid()
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+os.dup2(terminal, 1)
+os.close(terminal)
+os.execv(sys.executable, [sys.executable] + sys.argv[2:])
+'''
+
+
+@pytest.mark.slow
+def test_a_run_folder_has_one_holder_and_a_dead_one_loses_it(tmp_path):
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
+    try:
+        assert holder.stdout.readline() == b'held\n'
+        with pytest.raises(UserError, match='in use by process %d on ' % holder.pid):
+            with runlock.hold(str(tmp_path)):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with runlock.hold(str(tmp_path)):
+        pid = os.fork()
+        if pid == 0:  # a forked process does not hold it
+            signal.pause()
+    try:
+        holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
+        assert holder.stdout.readline() == b'held\n'
+    finally:
+        holder.kill()
+        holder.wait()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def train_flags(data, model, *more):
+    return ['train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none', '--batchsize=2',
+            '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1', '--save-every=2'] + list(more)
+
+
+@pytest.fixture(scope='module')
+def run(sample_coco, tmp_path_factory):
+    """A run of 4 steps that validates and evaluates on images of which one is cut."""
+    folder = tmp_path_factory.mktemp('run')
+    shutil.copytree(str(sample_coco), str(folder / 'data'))
+    picture = sorted((folder / 'data' / 'val2017').iterdir())[1]
+    picture.write_bytes(picture.read_bytes()[:2000])
+    result = run_command(*train_flags(folder / 'data', folder / 'model', '--max-steps=4', '--valid-every=4',
+                                      '--eval-every=2'))
+    return folder, result
+
+
+@pytest.mark.slow
+def test_an_odd_validation_image_does_not_end_a_run(run):
+    folder, result = run
+    assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
+    assert 'done: step 4' in result.stderr and step_of(folder / 'model') == 4
+    assert 'AP evaluation at step 2 left out' in result.stderr and picture_name(folder) in result.stderr
+
+
+def picture_name(folder):
+    return sorted((folder / 'data' / 'val2017').iterdir())[1].name
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, tmp_path):
+    """The newest checkpoint and the file `checkpoint` damaged; a second trainer meanwhile; the terminal closes."""
+    folder, _ = run
+    model = tmp_path / 'model'
+    shutil.copytree(str(folder / 'model'), str(model))
+    (model / 'model-4.index').write_bytes(b'')
+    (model / 'checkpoint').unlink()
+    flags = train_flags(folder / 'data', model, '--max-steps=100000', '--valid-every=0')
+    leader, follower = os.openpty()
+    process = start(sys.executable, '-c', IN_TERMINAL, follower, *flags, pass_fds=[follower])
+    os.close(follower)
+    wait_for(lambda: ' step=4,' in process.log.read_text(), 'no step 4', 300)
+    second = run_command(*flags)
+    assert_user_error(second, 'in use by process %d on ' % process.pid, '--modelpath')
+    os.close(leader)
+    assert process.wait(timeout=300) == 0, process.log.read_text()
+    log = process.log.read_text()
+    assert 'resuming from %s' % (model / 'model-2') in log and 'model-4 is damaged' in log
+    assert 'stopped by a signal at step' in log and 'Traceback' not in log
+    assert step_of(model) >= 4 and (model / 'damaged-model-4.index').exists()
+    assert len(json.loads((model / 'run.json').read_text())['starts']) == 2
