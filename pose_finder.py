@@ -68,7 +68,8 @@ class Finder:
             UserError: from job.read and the network, or a decoding process died.
         """
         decoding = collections.deque()
-        with contextlib.closing(self._batches_of(_read_ahead(jobs, self._ahead + self._batchsize))) as batches:
+        items = _read_ahead(jobs, self._ahead + self._batchsize, self._skeleton)
+        with contextlib.closing(self._batches_of(items)) as batches:
             for batch, waited in batches:
                 begin = time.perf_counter()
                 maps = self._run(batch)
@@ -151,7 +152,7 @@ def decode_views(maps, views, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO):
     """
     begin = time.perf_counter()
     averaged, stride, matrix = pose_average.average_maps(maps, views, skeleton)
-    keypoints, scores = decode_people(averaged, stride, min_parts)
+    keypoints, scores = decode_people(averaged, stride, min_parts, skeleton)
     inverse = cv2.invertAffineTransform(matrix)
     keypoints[:, :, :2] = keypoints[:, :, :2] @ inverse[:, :2].T + inverse[:, 2]
     return keypoints, scores, time.perf_counter() - begin
@@ -170,7 +171,7 @@ class _Done:
         return self._value
 
 
-def _read_ahead(jobs, ahead):
+def _read_ahead(jobs, ahead, skeleton):
     """An _Item of each job, read by threads at most `ahead` jobs before their turn."""
     jobs = iter(jobs)
     waiting = collections.deque()
@@ -178,7 +179,7 @@ def _read_ahead(jobs, ahead):
     try:
         while True:
             for job in jobs:
-                waiting.append(executor.submit(_read, job))
+                waiting.append(executor.submit(_read, job, skeleton))
                 if len(waiting) >= ahead:
                     break
             if not waiting:
@@ -192,12 +193,12 @@ def _read_ahead(jobs, ahead):
         executor.shutdown()
 
 
-def _read(job):
+def _read(job, skeleton):
     picture = job.read()
     if picture is None:
         return None
     images = [pose_average.view_image(picture.pixels, view, picture.reduction) for view in picture.views]
-    joints = [None if picture.joints is None else pose_augment.transform_joints(picture.joints, view.matrix)
+    joints = [None if picture.joints is None else pose_augment.transform_joints(picture.joints, view.matrix, skeleton)
               for view in picture.views]
     return _Item(job.key, picture, images, joints)
 

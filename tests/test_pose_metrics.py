@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+import pose_coco
 from pose_annotations import find_split
 from pose_cli import UserError
 from pose_metrics import evaluate, load_coco, oracle_maps
@@ -102,3 +103,28 @@ def test_people_come_back_in_image_pixels(coco_photos):
     found, labelled = (np.array(p['keypoints']).reshape(17, 3) for p in (results[0], person))
     assert (found[:, 2] == 1).all()
     assert np.linalg.norm(found[:, :2] - labelled[:, :2], axis=1).mean() < 1
+
+
+def test_five_keypoints_of_a_tools_file_reach_the_oracles_ap(sample_coco, tmp_path):
+    """Ids as text, another category beside, no areas: the labels' own maps find nearly everybody again."""
+    names = ['nose', 'left_shoulder', 'right_shoulder', 'left_hip', 'right_hip']
+    with open(str(sample_coco / 'annotations' / 'person_keypoints_val2017.json')) as file:
+        content = json.load(file)
+    rows = [content['categories'][0]['keypoints'].index(name) for name in names]
+    content['categories'] = [{'id': '7', 'name': 'dancer', 'keypoints': names,
+                              'skeleton': [[1, 2], [1, 3], [2, 4], [3, 5]]}, {'id': '8', 'name': 'dog'}]
+    for image in content['images']:
+        image['id'] = 'image %d' % image['id']
+    for annotation in content['annotations']:
+        points = np.array(annotation['keypoints']).reshape(17, 3)[rows]
+        annotation.update(image_id='image %d' % annotation['image_id'], category_id='7',
+                          keypoints=points.ravel().tolist())
+        del annotation['num_keypoints'], annotation['area']
+    content['annotations'].append(dict(content['annotations'][0], id='dog', category_id='8'))
+    path = tmp_path / 'tool.json'
+    path.write_text(json.dumps(content))
+    dataset = pose_coco.read_dataset(str(path))
+    assert len(dataset.skeleton.parts) == 5 and dataset.left_out['annotations of other categories'] == 1
+    summary, results, _ = evaluate(oracle_maps(8, dataset.skeleton), str(path), str(sample_coco / 'val2017'),
+                                   short_edge=368, flip=True, dataset=dataset)
+    assert summary['AP'] > 0.8 and len(results[0]['keypoints']) == 15
