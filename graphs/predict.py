@@ -36,6 +36,7 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
         from graphs import tflite_runtime
         return tflite_runtime.load_network(graph_file, threads)
     freeze = _import_freeze(graph_file or checkpoint)
+    limit_threads(threads)
     if graph_file:
         graph_def = freeze.load_frozen(graph_file)
     else:
@@ -80,6 +81,21 @@ def read_skeleton(graph_file=None, checkpoint=None):
     return None
 
 
+def limit_threads(threads):
+    """Hold TensorFlow to so many threads (None: all cores) in this process.
+
+    The first session of a process makes the pool of threads that all others use, whatever they ask for: to be called
+    before any other session is made.
+    """
+    import tensorflow.compat.v1 as tf
+    tf.Session(graph=tf.Graph(), config=_config(threads)).close()
+
+
+def _config(threads):
+    import tensorflow.compat.v1 as tf
+    return tf.ConfigProto(intra_op_parallelism_threads=threads or 0, inter_op_parallelism_threads=threads or 0)
+
+
 def frozen_checkpoint(checkpoint, model, skeleton=pose_skeleton.COCO):
     """The GraphDef of a network, for images of any size, with a checkpoint's values."""
     from graphs import freeze
@@ -98,8 +114,7 @@ def graph_network(graph_def, name, threads=None):
         except (ValueError, tf.errors.OpError) as error:
             raise UserError('TensorFlow %s cannot read the graph %s: %s' % (tf.__version__, name, error))
     batch, *shape = image.shape.as_list()[:3] if image.shape.rank == 4 else [None, None, None]
-    config = tf.ConfigProto(intra_op_parallelism_threads=threads or 0, inter_op_parallelism_threads=threads or 0)
-    session = tf.Session(graph=graph, config=config)
+    session = tf.Session(graph=graph, config=_config(threads))
 
     def predict_maps(images, joints):
         try:

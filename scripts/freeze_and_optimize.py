@@ -30,7 +30,7 @@ import pose_cli  # noqa: E402
 import pose_samples  # noqa: E402
 import pose_skeleton  # noqa: E402
 from graphs import freeze, graphdef, optimize, report, saved_model, tflite, tflite_runtime  # noqa: E402
-from graphs.predict import SKELETON_FILE, load_network, read_skeleton  # noqa: E402
+from graphs.predict import SKELETON_FILE, limit_threads, load_network, read_skeleton  # noqa: E402
 from networks.pretrained import find_checkpoint  # noqa: E402
 from pose_average import SIZE_MULTIPLE  # noqa: E402
 from pose_cli import UserError  # noqa: E402
@@ -53,6 +53,7 @@ QUANTIZE = {'weights': QUANTIZE_WEIGHTS, 'nodes': QUANTIZE_NODES}
 def main():
     args = parse_flags()
     check_flags(args)
+    limit_threads(args.threads)
     graphs = collections.OrderedDict()
     if args.graph:
         graphs['graph_frozen'] = freeze.load_frozen(args.graph)

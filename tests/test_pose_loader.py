@@ -346,3 +346,14 @@ def test_batches_of_a_data_set(sample_coco):
 def test_the_hint_names_what_loading_depends_on():
     with BatchLoader(NumberedDataset(50), 4, workers=1, seed=1) as loader:
         assert '--datapath' in loader.hint() and '\n' not in loader.hint()
+
+
+@pytest.mark.parametrize('stopped', ['supervisor', 'all'])
+def test_stopped_processes_do_not_hold_up_the_end(sample_coco, stopped):
+    loader = BatchLoader(PoseDataset(str(sample_coco), 'train2017', 64, 64, 8), 2, workers=1, seed=0)
+    supervisor = psutil.Process(loader._supervisor)
+    workers = supervisor.children()
+    for process in [supervisor] + (workers if stopped == 'all' else []):
+        process.suspend()
+    loader.close()
+    assert not psutil.wait_procs(workers, timeout=60)[1]

@@ -63,6 +63,18 @@ def test_networks():
 
 
 @pytest.mark.slow
+def test_runtimes(sample_coco):
+    """Those that come with requirements.txt; of the others, what is installed."""
+    rows = figures('bench_runtimes.py', '--models=mobilenet_thin', '--input-size=64x64', '--runs=1', '--max-images=2',
+                   '--datapath=%s' % sample_coco)['mobilenet_thin']
+    assert set(rows) >= {'tensorflow_frozen', 'tensorflow_opt', 'tflite_float', 'tflite_int8', 'opencv_dnn'}
+    for name, row in rows.items():
+        assert row['latency_ms'] > 0 and -1 <= row['AP'] <= 1
+        assert row['max_rel_diff'] < (0.05 if name.endswith(('int8', '16')) else 1e-4), name
+    assert rows['tflite_int8']['bytes'] <= 0.34 * rows['tensorflow_frozen']['bytes']
+
+
+@pytest.mark.slow
 def test_remote():
     values = figures('bench_remote.py', '--seconds=1', '--rounds=1', '--input-size=64x64', '--batchsize=2')
     assert values['samples_per_s'] > 0 and values['tensorpack_samples_per_s'] > 0

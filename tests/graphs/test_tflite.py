@@ -131,3 +131,18 @@ def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expect
         maps = session.run(signature.outputs[saved_model.MAPS].name,
                            {signature.inputs[saved_model.IMAGE].name: images.astype(np.float32)})
     np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_threads_of_the_first_session_hold_for_tensorflow(frozen, tmp_path):
+    """The pool of threads is made once in a process; --threads comes before whatever else opens a session."""
+    freeze.save_graph(frozen, str(tmp_path / 'graph.pb'))
+    program = ('import os, sys; sys.path.insert(0, %r); import numpy as np; from graphs import predict; '
+               'predict.limit_threads(1); import tensorflow.compat.v1 as tf; tf.Session().close(); '
+               'predict_maps, _ = predict.load_network(%r, threads=1); images = np.zeros((1, 64, 64, 3), np.uint8); '
+               'predict_maps(images, None); begin = os.times(); import time; wall = time.time(); '
+               '[predict_maps(images, None) for _ in range(50)]; end = os.times(); '
+               'print((end.user + end.system - begin.user - begin.system) / (time.time() - wall))'
+               % (str(ROOT), str(tmp_path / 'graph.pb')))
+    result = subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, universal_newlines=True,
+                            check=True)
+    assert float(result.stdout.split()[-1]) < 1.3  # processor seconds in a second
