@@ -62,7 +62,7 @@ class Finder:
         self._decode_seconds = []
 
     def find(self, jobs):
-        """Yield (key, picture, keypoints (people, parts, 3) in image pixels, scores (people,)), in the order of the jobs.
+        """Yield (key, picture, keypoints (people, parts, 3) in image pixels, scores (people,)), in the jobs' order.
 
         Raises:
             UserError: from job.read and the network, or a decoding process died.

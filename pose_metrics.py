@@ -149,8 +149,8 @@ def labelled_people(coco, image_ids):
 
 
 def pck(coco, image_ids, results, skeleton):
-    """The share of labelled keypoints that are found within PCK_SHARE of the torso's length, as in the evaluation of the
-    Leeds Sports Pose sets; the torso reaches from a shoulder to the opposite hip.
+    """The share of labelled keypoints found within PCK_SHARE of the torso's length, as in the evaluation of the Leeds
+    Sports Pose sets; the torso reaches from a shoulder to the opposite hip.
 
     Each labelled person is compared with the found one that has the most keypoints in reach. People without a labelled
     torso are left out; so is the measure, None, for skeletons without one.

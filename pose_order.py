@@ -34,8 +34,8 @@ class SampleOrder:
         return int(self._permutations[epoch][k])
 
     def draws(self, position):
-        """Endless (sample number, RandomState for its augmentation): first what belongs at the position, then what takes
-        its place, one after the other, when that sample cannot be used."""
+        """Endless (sample number, RandomState for its augmentation): what belongs at the position, then what takes its
+        place, one after the other, when that sample cannot be used."""
         yield self.index(position), self._rng(AUGMENTATION, position)
         replacements = self._rng(REPLACEMENT, position)
         while True:

@@ -17,20 +17,18 @@ import tqdm
 import tqdm.contrib.logging
 
 import networks
-import networks.pretrained
 import pose_annotations
-import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
-from pose_loader import BatchLoader
-from pose_samples import PoseDataset, batch_layout, check_input_size
-from remote.trainer import BatchReceiver
+from pose_samples import batch_layout, check_input_size
 from training import runlock
-from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint, saved_step
-from training.feed import FeedHook, wait_for_samples
+from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
+from training.feed import FeedHook
 from training.recovery import checkpoint_steps, recover
 from training.runlog import Interval, RunLog, check_resume, note_start
+from training.sources import check_keypoints, open_source, open_validation
 from training.towers import build_training, tower_devices
-from training.validation import Validator, evaluate, log_background_loss, only_reporting, validate
+from training.validation import Checks, Validator, is_due, log_background_loss
+from training.weights import check_weights, initial_weights
 
 
 def parse_flags():
@@ -109,14 +107,6 @@ def check_flags(flags):
     pose_cli.make_folder(flags.logpath)
 
 
-def check_weights(flags):
-    """Raise UserError when there are no weights for a new run to start from."""
-    if flags.checkpoint:
-        networks.pretrained.read_weights(flags.checkpoint)
-    else:
-        networks.pretrained.resolve(flags.model, flags.pretrained)
-
-
 @contextlib.contextmanager
 def run_folder(flags):
     """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError."""
@@ -126,25 +116,6 @@ def run_folder(flags):
         else:
             check_weights(flags)
         yield
-
-
-def initial_weights(flags, network):
-    """The weights to start from, as a function for tf.train.Scaffold(init_fn), or None for the initial values."""
-    latest = latest_checkpoint(flags.modelpath)
-    if latest:
-        logging.info('resuming from %s', latest)
-        return None
-    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
-    if path is None:
-        logging.info('--pretrained=none: training starts from scratch')
-        return None
-    logging.info('Restore pretrained weights... %s', path)
-    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
-    if flags.checkpoint and set(match.new) - set(match.renewed):
-        raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
-                        % (path, len(match.new), flags.model, match.new[0]))
-    logging.info(str(match))
-    return match.init_fn
 
 
 def train(flags, source, validation, stop):
@@ -209,80 +180,11 @@ def run_steps(flags, session, training, feed, source, step, max_steps, log, chec
     return step
 
 
-def is_due(every, step, max_steps):
-    """Whether something is due that happens every so many steps (0: never), and at the end."""
-    return bool(every) and (step % every == 0 or step == max_steps)
-
-
-class Checks:
-    """Validation and AP evaluation between steps, when they are due."""
-
-    def __init__(self, flags, validator, best, log, max_steps, stop):
-        self._flags, self._validator, self._best, self._log = flags, validator, best, log
-        self._max_steps, self._stop = max_steps, stop
-
-    def is_due(self, step):
-        return self._validator is not None and any(is_due(every, step, self._max_steps) for every in
-                                                   (self._flags.valid_every, self._flags.eval_every))
-
-    def __call__(self, session, step):
-        """session: the plain one, whose runs are no training steps."""
-        flags = self._flags
-        if is_due(flags.valid_every, step, self._max_steps):
-            validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
-        if is_due(flags.eval_every, step, self._max_steps):
-            with only_reporting('AP evaluation', step):
-                files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
-                evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)
-
-
 def open_session(modelpath, scaffold, hooks, config):
     """A session that resumes from the last checkpoint or initializes; all that is written is written by the hooks."""
     return tf.train.MonitoredTrainingSession(
         checkpoint_dir=modelpath, scaffold=scaffold, hooks=hooks, config=config, save_checkpoint_steps=None,
         save_checkpoint_secs=None, save_summaries_steps=None, save_summaries_secs=None, log_step_count_steps=None)
-
-
-def open_dataset(flags, split):
-    """The PoseDataset of a split, for the network of the flags."""
-    return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, category=flags.category)
-
-
-def open_source(flags, validation, stop):
-    """The batch source: loader processes on this machine, or data workers on others, from the next step's batch on.
-
-    Data workers are told which keypoints the validation images have; without these, COCO's.
-    """
-    step = saved_step(flags.modelpath)
-    if not flags.remote_data:
-        dataset = open_dataset(flags, flags.train_split)
-        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
-    settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
-                'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
-                'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
-    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
-    try:
-        wait_for_samples(source, stop)
-    except BaseException:
-        source.close(ended=False)
-        raise
-    return source
-
-
-def open_validation(flags):
-    """The PoseDataset of the validation images, or None without them."""
-    if flags.datapath and flags.valid_every:
-        return open_dataset(flags, flags.valid_split)
-    logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
-    return None
-
-
-def check_keypoints(skeleton, validation):
-    """Raise UserError when training and validation images have different keypoints labelled."""
-    if validation and validation.skeleton != skeleton:
-        raise UserError('the training images have the keypoints %s, the validation images %s; give both the same'
-                        % (', '.join(skeleton.keypoints), ', '.join(validation.skeleton.keypoints)))
 
 
 def main():

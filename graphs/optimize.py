@@ -85,7 +85,7 @@ def _rename_to_output(graph, name):
 
 
 def fold_constants(graph):
-    """Compute what depends on constants alone, and on shapes that are known, and skip cuts that are known to cut nothing.
+    """Compute what depends on constants alone, and on known shapes, and skip cuts that are known to cut nothing.
 
     Raises UserError for a graph that TF refuses.
     """

@@ -4,12 +4,11 @@ import logging
 
 import tensorflow.compat.v1 as tf
 
-import networks
 import pose_skeleton
-from networks.losses import build_losses
 from pose_cli import UserError
 
-EPOCHS_PER_LR = 5  # of several learning rates
+from .gradients import tower_gradients
+from .optimizer import create_optimizer, learning_rate_schedule
 
 # step: steps done, with the one that is running. figures: what is logged. health: a number that is NaN or infinite when
 # the loss or a gradient is.
@@ -47,23 +46,18 @@ def build_towers(model, batch, devices, optimizer, skeleton=pose_skeleton.COCO):
         (network of the first tower, losses averaged over towers, averaged gradients and their variables, update ops of
         the first tower's batch norm).
     """
-    batchsize = batch[0].shape.as_list()[0] // len(devices)
     variable_device = devices[0] if len(devices) == 1 else '/cpu:0'
     with tf.device('/cpu:0'):
         slices = list(zip(*(tf.split(field, len(devices)) for field in batch)))
-    towers, tower_gradients, updates = [], [], None
+    towers = []
     for k, (device, fields) in enumerate(zip(devices, slices)):
         with tf.device(variables_on(variable_device, device)), tf.name_scope('tower_%d' % k), \
                 tf.variable_scope(tf.get_variable_scope(), reuse=k > 0):
-            image, heatmap, paf, mask = (tf.identity(field) for field in fields)
-            network = networks.get_network(model, image, is_training=True, skeleton=skeleton)
-            losses = build_losses(network.stages, heatmap, paf, mask, batchsize)
-            tower_gradients.append(optimizer.compute_gradients(losses['loss']))
-            updates = updates or tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-            towers.append((network, losses))
+            towers.append(tower_gradients(model, [tf.identity(field) for field in fields], optimizer, skeleton))
     with tf.device(variable_device):
-        losses = {name: tf.add_n([losses[name] for _, losses in towers]) / len(towers) for name in towers[0][1]}
-        return towers[0][0], losses, average_gradients(tower_gradients), updates
+        losses = {name: tf.add_n([tower.losses[name] for tower in towers]) / len(towers) for name in towers[0].losses}
+        return (towers[0].network, losses, average_gradients([tower.gradients for tower in towers]),
+                towers[0].updates)
 
 
 def average_gradients(tower_gradients):
@@ -71,14 +65,6 @@ def average_gradients(tower_gradients):
     if len(tower_gradients) == 1:
         return tower_gradients[0]
     return [(tf.add_n([gradient for gradient, _ in same]) / len(same), same[0][1]) for same in zip(*tower_gradients)]
-
-
-def learning_rate_schedule(rates, step, steps_per_epoch, max_steps):
-    """One rate: cosine decay to 0 over max_steps; several: the next one every EPOCHS_PER_LR epochs."""
-    if len(rates) == 1:
-        return tf.train.cosine_decay(rates[0], step, max_steps)
-    boundaries = [EPOCHS_PER_LR * steps_per_epoch * k for k in range(1, len(rates))]
-    return tf.train.piecewise_constant(step, boundaries, rates)
 
 
 def build_train_op(optimizer, gradients, updates, global_step):
@@ -99,7 +85,7 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps)
-    optimizer = tf.train.AdamOptimizer(rate, epsilon=1e-8)
+    optimizer = create_optimizer(rate)
     network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton)
     health = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
     step = build_train_op(optimizer, gradients, updates, global_step)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import networks
+import pose_annotations
 import pose_coco
 import pose_draw
 import pose_metrics
@@ -121,3 +122,30 @@ def log_background_loss(validation, stop):
         total += ((sample.mask * (sample.heatmap - background)) ** 2).sum() / 2
         images += 1
     logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
+
+
+def is_due(every, step, max_steps):
+    """Whether something is due that happens every so many steps (0: never), and at the end."""
+    return bool(every) and (step % every == 0 or step == max_steps)
+
+
+class Checks:
+    """Validation and AP evaluation between steps, when they are due."""
+
+    def __init__(self, flags, validator, best, log, max_steps, stop):
+        self._flags, self._validator, self._best, self._log = flags, validator, best, log
+        self._max_steps, self._stop = max_steps, stop
+
+    def is_due(self, step):
+        return self._validator is not None and any(is_due(every, step, self._max_steps) for every in
+                                                   (self._flags.valid_every, self._flags.eval_every))
+
+    def __call__(self, session, step):
+        """session: the plain one, whose runs are no training steps."""
+        flags = self._flags
+        if is_due(flags.valid_every, step, self._max_steps):
+            validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
+        if is_due(flags.eval_every, step, self._max_steps):
+            with only_reporting('AP evaluation', step):
+                files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
+                evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)

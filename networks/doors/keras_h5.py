@@ -18,7 +18,7 @@ MAX_ELEMENTS = 2 ** 28  # of an array: more than any network here has in all
 
 
 def read(path):
-    """The weights of a Keras .h5 file: Mapping {'conv1_1/weights': array, ...}. Arrays are read when they are asked for.
+    """The weights of a Keras .h5 file: Mapping {'conv1_1/weights': array, ...}. Arrays are read when asked for.
 
     Raises:
         UserError: the file is missing, broken, or has no layers of Keras in it.

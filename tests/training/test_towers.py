@@ -7,7 +7,8 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 from pose_samples import batch_layout
-from training.towers import build_training, learning_rate_schedule, tower_devices
+from training.optimizer import learning_rate_schedule
+from training.towers import build_training, tower_devices
 
 SIZE = 64
 

@@ -1,0 +1,54 @@
+"""Where samples come from: this machine's loader processes, data workers on others, and the validation images."""
+import logging
+
+import networks
+import pose_skeleton
+from pose_cli import UserError
+from pose_loader import BatchLoader
+from pose_samples import PoseDataset
+from remote.trainer import BatchReceiver
+
+from .checkpoint import saved_step
+from .feed import wait_for_samples
+
+
+def open_dataset(flags, split):
+    """The PoseDataset of a split, for the network of the flags."""
+    return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
+                       flags.imgpath, category=flags.category)
+
+
+def open_source(flags, validation, stop):
+    """The batch source: loader processes on this machine, or data workers on others, from the next step's batch on.
+
+    Data workers are told which keypoints the validation images have; without these, COCO's.
+    """
+    step = saved_step(flags.modelpath)
+    if not flags.remote_data:
+        dataset = open_dataset(flags, flags.train_split)
+        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
+    settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
+                'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
+                'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
+    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
+    try:
+        wait_for_samples(source, stop)
+    except BaseException:
+        source.close(ended=False)
+        raise
+    return source
+
+
+def open_validation(flags):
+    """The PoseDataset of the validation images, or None without them."""
+    if flags.datapath and flags.valid_every:
+        return open_dataset(flags, flags.valid_split)
+    logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
+    return None
+
+
+def check_keypoints(skeleton, validation):
+    """Raise UserError when training and validation images have different keypoints labelled."""
+    if validation and validation.skeleton != skeleton:
+        raise UserError('the training images have the keypoints %s, the validation images %s; give both the same'
+                        % (', '.join(skeleton.keypoints), ', '.join(validation.skeleton.keypoints)))
