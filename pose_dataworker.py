@@ -88,7 +88,7 @@ def send_batches(connection, loader):
     connection.send('ready', samples=loader.samples)
     logging.info('connected; sending batches')
     wanted, samples = set(), 0
-    arrays = None  # of the next batch; while they are prepared, the one before is on its way
+    batch = None  # the next one; it is fetched while the one before is on its way
     last_report = time.monotonic()
     while True:
         message = connection.receive(0 if wanted else 1)
@@ -99,15 +99,15 @@ def send_batches(connection, loader):
                 numbers = wire.requested_batches(message)
                 loader.request(numbers)
                 wanted.update(numbers)
-        elif wanted and arrays is None:
+        elif wanted and batch is None:
             batch = loader.get(TURN_SECONDS)
-            if batch and loader.number in wanted:
-                arrays = wire.encode_batch(batch)
+            if batch and loader.number not in wanted:
+                batch = None
         elif wanted and connection.sent(TURN_SECONDS):
-            connection.send_batch(loader.number, arrays)
+            connection.send_batch(loader.number, batch)
             wanted.remove(loader.number)
-            samples += len(batch[0])
-            arrays = None
+            samples += len(batch.image)
+            batch = None
         seconds = time.monotonic() - last_report
         if seconds > REPORT_SECONDS:
             for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():

@@ -1,7 +1,7 @@
 """One sample: a main person of an image, augmented, with the label maps of all people of the image.
 
 Start to end: `PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and
-renders the maps (pose_labels.py). pose_loader.py makes batches of samples in processes of their own.
+renders the maps (pose_labels.py). pose_loader.py makes batches of them (pose_batches.py) in processes of their own.
 """
 import collections
 import logging
@@ -13,7 +13,6 @@ import numpy as np
 import pose_annotations
 import pose_augment
 import pose_labels
-import pose_skeleton
 from pose_cli import UserError
 
 # joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
@@ -177,14 +176,6 @@ def check_input_size(input_width, input_height, stride, flag=None):
             raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
                             % (both or name + '=', side, stride, side // stride * stride or stride,
                                (side // stride + 1) * stride))
-
-
-def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_skeleton.COCO):
-    """[(name, dtype, shape)] of the four arrays of a batch."""
-    cells = (batchsize, input_height // stride, input_width // stride)
-    return [('image', np.uint8, (batchsize, input_height, input_width, 3)),
-            ('heatmap', np.float32, cells + (skeleton.heatmap_channels,)),
-            ('paf', np.float32, cells + (skeleton.paf_channels,)), ('mask', np.float32, cells + (1,))]
 
 
 class BadSample(Exception):

@@ -16,8 +16,9 @@ import tqdm.contrib.logging
 
 import networks
 import pose_annotations
+from pose_batches import batch_layout
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
-from pose_samples import batch_layout, check_input_size
+from pose_samples import check_input_size
 from training import optimizer, runlock
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
 from training.feed import FeedHook

@@ -12,8 +12,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 import pose_augment
 import pose_skeleton
+from pose_batches import batch_layout
 from pose_cli import UserError
-from pose_samples import batch_layout
 
 from . import keys, wire
 from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, watch_link
@@ -74,7 +74,6 @@ class BatchReceiver:
         self.skeleton = wire.skeleton_of(self._settings)
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'], self.skeleton)
-        self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
@@ -124,7 +123,7 @@ class BatchReceiver:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in pose_samples.batch_layout. The arrays are valid until the next call.
+            A pose_batches.Batch, of arrays that cannot be written.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -200,7 +199,7 @@ class BatchReceiver:
         peer, number, frames = self._queue.popleft()
         peer.queued -= 1
         try:
-            batch = self._decoder.decode([frame.buffer for frame in frames])
+            batch = wire.read_batch([frame.buffer for frame in frames], self._layout)
             self.number = number
         except BadMessage as error:
             self._log.dropped(str(peer), error)

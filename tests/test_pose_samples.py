@@ -13,7 +13,7 @@ from image_folders import HEIGHT, WIDTH, grey_image, jpeg, keypoints, many_image
 from pose_augment import reduced_matrix, warp_image
 from pose_cli import UserError
 from pose_skeleton import COCO
-from pose_samples import (BadSample, BadSampleCounter, PoseDataset, batch_layout, check_input_size, read_image,
+from pose_samples import (BadSample, BadSampleCounter, PoseDataset, check_input_size, read_image,
                           training_samples, validation_samples)
 
 # ---------------------------------------------------------------------------------------------------------- geometry
@@ -269,13 +269,6 @@ def test_counter():
         counter.add_bad('a', 'is bad')
     with pytest.raises(UserError, match='100 of 100'):
         counter.add_bad('a', 'is bad')
-
-
-def test_layout():
-    assert batch_layout(4, 64, 96, 8) == [
-        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)),
-        ('paf', np.float32, (4, 12, 8, 38)),
-        ('mask', np.float32, (4, 12, 8, 1))]
 
 
 def test_input_size_must_fit_the_stride():

@@ -8,6 +8,7 @@ import pose_skeleton
 from pose_cli import UserError
 
 from .gradients import tower_gradients
+from .maps import split_batch
 from .optimizer import Recipe, create_optimizer, learning_rate_schedule
 
 # step: steps done, with the one that is running. figures: what is logged. health: a number that is NaN or infinite when
@@ -36,7 +37,7 @@ def variables_on(variable_device, other_device):
     return place
 
 
-def build_towers(model, batch, devices, optimizer, skeleton=pose_skeleton.COCO):
+def build_towers(model, batch, devices, optimizer, skeleton=pose_skeleton.COCO, accumulate=1):
     """One copy of the network per device, each with its slice of the batch, its own losses and gradients.
 
     Variables are shared; with several towers they live on the CPU. The slices are cut on the CPU, so that each one
@@ -48,12 +49,12 @@ def build_towers(model, batch, devices, optimizer, skeleton=pose_skeleton.COCO):
     """
     variable_device = devices[0] if len(devices) == 1 else '/cpu:0'
     with tf.device('/cpu:0'):
-        slices = list(zip(*(tf.split(field, len(devices)) for field in batch)))
+        slices = split_batch(batch, len(devices), skeleton)
     towers = []
     for k, (device, fields) in enumerate(zip(devices, slices)):
         with tf.device(variables_on(variable_device, device)), tf.name_scope('tower_%d' % k), \
                 tf.variable_scope(tf.get_variable_scope(), reuse=k > 0):
-            towers.append(tower_gradients(model, [tf.identity(field) for field in fields], optimizer, skeleton))
+            towers.append(tower_gradients(model, fields, optimizer, skeleton, accumulate))
     with tf.device(variable_device):
         losses = {name: tf.add_n([tower.losses[name] for tower in towers]) / len(towers) for name in towers[0].losses}
         return (towers[0].network, losses, average_gradients([tower.gradients for tower in towers]),
@@ -81,13 +82,13 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
 
     Args:
         model: one of networks.NAMES.  skeleton: what it looks for.
-        batch: tensors as from feed.FeedHook.  devices: one for each tower.
+        batch: a pose_batches.Batch of tensors, as from feed.FeedHook.  devices: one for each tower.
         rates: learning rates, see learning_rate_schedule.  recipe: an optimizer.Recipe.
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
     optimizer = create_optimizer(rate, recipe)
-    network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton)
+    network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton, recipe.accumulate)
     health = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
     step = build_train_op(optimizer, gradients, updates, global_step)
     return Training(network, step, rate, dict(losses, lr=rate), health)

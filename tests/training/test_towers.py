@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from pose_batches import Batch, encode_batch
 from pose_cli import UserError
-from pose_samples import batch_layout
 from training.towers import build_training, tower_devices
 
 SIZE = 64
@@ -14,9 +14,11 @@ SIZE = 64
 
 def random_batch(batchsize, stride=8, seed=0):
     rng = np.random.RandomState(seed)
-    image, heatmap, paf, mask = batch_layout(batchsize, SIZE, SIZE, stride)
-    return [rng.randint(0, 256, image[2]).astype(np.uint8), rng.uniform(0, 1, heatmap[2]).astype(np.float32),
-            rng.uniform(-1, 1, paf[2]).astype(np.float32), rng.randint(0, 2, mask[2]).astype(np.float32)]
+    cells = (batchsize, SIZE // stride, SIZE // stride)
+    return encode_batch(rng.randint(0, 256, (batchsize, SIZE, SIZE, 3)).astype(np.uint8),
+                        rng.uniform(0, 1, cells + (19,)).astype(np.float32),
+                        rng.uniform(-1, 1, cells + (38,)).astype(np.float32),
+                        rng.randint(0, 2, cells + (1,)).astype(np.float32))
 
 
 class Towers:
@@ -25,7 +27,7 @@ class Towers:
     def __init__(self, model, towers, batchsize, rate, optimize_graph=True):
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.fields = [tf.placeholder(dtype, shape) for _, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)]
+            self.fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in random_batch(batchsize)))
             devices, config = tower_devices(towers, gpus=0)
             self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100)
             config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
