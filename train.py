@@ -19,7 +19,7 @@ import pose_annotations
 from pose_batches import batch_layout
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
 from pose_samples import check_input_size
-from training import optimizer, runlock
+from training import optimizer, precision, runlock
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
 from training.feed import FeedHook
 from training.recovery import checkpoint_steps, recover
@@ -59,6 +59,7 @@ def parse_flags():
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
     add('--seed', type=non_negative_int, default=0)
     optimizer.add_flags(add)
+    precision.add_flags(add)
     flags = parser.parse_args()
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
@@ -68,6 +69,7 @@ def check_flags(flags):
     """Refuse what cannot work, before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
     optimizer.complete_flags(flags)
+    precision.check_precision(flags.precision)
     if flags.batchsize % flags.gpus:
         raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple'
                         % (flags.batchsize, flags.gpus))
@@ -116,14 +118,17 @@ def train(flags, source, validation, stop):
     Raises:
         Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
     """
-    steps_per_epoch = max(1, source.samples // flags.batchsize)
+    step_samples = flags.batchsize * flags.accumulate
+    steps_per_epoch = max(1, source.samples // step_samples)
     max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
-    devices, config = tower_devices(flags.gpus, len(tf.config.experimental.list_physical_devices('GPU')))
+    gpus = len(tf.config.experimental.list_physical_devices('GPU'))
+    devices, config = tower_devices(flags.gpus, gpus)
+    loss_scaling = flags.precision == 'mixed' and precision.enable_mixed(config, gpus)
     tf.set_random_seed(flags.seed)
-    feed = FeedHook(source, batch_layout(flags.batchsize, flags.input_width, flags.input_height,
+    feed = FeedHook(source, batch_layout(step_samples, flags.input_width, flags.input_height,
                                          networks.stride(flags.model), source.skeleton))
     training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps, source.skeleton,
-                              optimizer.recipe_of(flags))
+                              optimizer.recipe_of(flags, loss_scaling))
     validator = validation and Validator(flags.model, devices[0], validation, max(1, flags.batchsize // flags.gpus))
     saver = create_saver(flags.keep)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
@@ -160,7 +165,8 @@ def run_steps(flags, session, training, feed, source, step, max_steps, log, chec
             progress.update()
             interval.add(figures)
             if is_due(flags.log_every, step, max_steps):
-                log.training(step, dict(interval.means(flags.batchsize), lr=figures['lr'], queue=feed.ready()))
+                means = interval.means(flags.batchsize * flags.accumulate)
+                log.training(step, dict(means, lr=figures['lr'], queue=feed.ready()))
                 for line in source.report():
                     logging.info(line)
                 interval.restart()

@@ -7,6 +7,8 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError, non_negative_int, positive_int
 
+from .precision import LossScale
+
 EPOCHS_PER_LR = 5  # of several learning rates
 # Measured from scratch (etcs/experiments.md): enough for vgg at 0.001, and no loss for the others.
 WARMUP_STEPS = 50
@@ -22,7 +24,7 @@ PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
 
 # optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
-# accumulate: batches per update.  loss_scaling: a precision.LossScale's work is needed.
+# accumulate: batches per update.  loss_scaling: whether a precision.LossScale is needed.
 Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
                                           'loss_scaling', defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False))
 
@@ -103,31 +105,47 @@ def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recip
     return rate
 
 
-def create_optimizer(rate, recipe=Recipe()):
-    """An Optimizer with the learning rate `rate`, a scalar tensor."""
-    if recipe.optimizer == 'sgd':
-        return Optimizer(tf.train.MomentumOptimizer(rate, recipe.momentum), recipe)
-    return Optimizer(tf.train.AdamOptimizer(rate, epsilon=1e-8), recipe)
-
-
 class Optimizer:
-    """A tf.train.Optimizer to which a layer's own decay and rate are added.
+    """TensorFlow's optimizer, with what is particular to a layer, and the scale of the loss where it is needed.
 
     Args:
-        optimizer: a tf.train.Optimizer.
+        rate: learning rate, a scalar tensor.
         recipe: a Recipe.
     """
 
-    def __init__(self, optimizer, recipe):
-        self._optimizer, self._recipe = optimizer, recipe
+    def __init__(self, rate, recipe=Recipe()):
+        self._rate, self._recipe = rate, recipe
+        self._scale = LossScale() if recipe.loss_scaling else None
+        self._optimizer = (tf.train.MomentumOptimizer(lambda: self._rate, recipe.momentum) if recipe.optimizer == 'sgd'
+                           else tf.train.AdamOptimizer(lambda: self._rate, epsilon=1e-8))
 
     def compute_gradients(self, loss):
         """[(gradient, variable)] of all trainable variables."""
-        return self._optimizer.compute_gradients(loss)
+        if not self._scale:
+            return self._optimizer.compute_gradients(loss)
+        return [(gradient / self._scale.value, variable)
+                for gradient, variable in self._optimizer.compute_gradients(loss * self._scale.value)]
+
+    def health(self, loss, gradients):
+        """A number that is NaN or infinite when the loss or a gradient is; an overflow that the scale mends is not."""
+        norm = tf.global_norm([gradient for gradient, _ in gradients])
+        return loss + (tf.where(self._scale.overflowed(norm), 0.0, norm) if self._scale else norm)
 
     def apply_gradients(self, gradients, global_step):
-        """The operation that changes the variables and counts the step."""
-        return self._optimizer.apply_gradients([(self._of_layer(*pair), pair[1]) for pair in gradients], global_step)
+        """The operation that changes the variables and counts the step.
+
+        After an overflow the weights stay, the optimizer's averages go on as after gradients of 0, and the step counts:
+        its samples are used up.
+        """
+        changes = [(self._of_layer(*pair), pair[1]) for pair in gradients]
+        if not self._scale:
+            return self._optimizer.apply_gradients(changes, global_step)
+        overflowed = self._scale.overflowed(tf.global_norm([gradient for gradient, _ in gradients]))
+        self._rate = tf.where(overflowed, 0.0, self._rate)
+        changes = [(tf.where(tf.fill(tf.shape(change), overflowed), tf.zeros_like(change), change), variable)
+                   for change, variable in changes]
+        with tf.control_dependencies([self._scale.update(overflowed)]):
+            return self._optimizer.apply_gradients(changes, global_step)
 
     def _of_layer(self, gradient, variable):
         """The gradient with weight decay, times the factor on the layer's rate (which, in SGD, is the same)."""

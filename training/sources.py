@@ -26,9 +26,10 @@ def open_source(flags, validation, stop):
     step = saved_step(flags.modelpath)
     if not flags.remote_data:
         dataset = open_dataset(flags, flags.train_split)
-        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
-    settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
-                'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
+        return BatchLoader(dataset, flags.batchsize * flags.accumulate, flags.workers, flags.seed, first=step)
+    settings = {'batchsize': flags.batchsize * flags.accumulate, 'input_width': flags.input_width,
+                'input_height': flags.input_height, 'stride': networks.stride(flags.model), 'seed': flags.seed,
+                'category': flags.category or '',
                 'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
     try:

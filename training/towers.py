@@ -9,7 +9,7 @@ from pose_cli import UserError
 
 from .gradients import tower_gradients
 from .maps import split_batch
-from .optimizer import Recipe, create_optimizer, learning_rate_schedule
+from .optimizer import Optimizer, Recipe, learning_rate_schedule
 
 # step: steps done, with the one that is running. figures: what is logged. health: a number that is NaN or infinite when
 # the loss or a gradient is.
@@ -87,8 +87,8 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
-    optimizer = create_optimizer(rate, recipe)
+    optimizer = Optimizer(rate, recipe)
     network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton, recipe.accumulate)
-    health = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
+    health = optimizer.health(losses['loss'], gradients)
     step = build_train_op(optimizer, gradients, updates, global_step)
     return Training(network, step, rate, dict(losses, lr=rate), health)

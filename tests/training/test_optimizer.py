@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 from training import optimizer
-from training.optimizer import Recipe, create_optimizer, learning_rate_schedule
+from training.optimizer import Optimizer, Recipe, learning_rate_schedule
 
 PAPER = Recipe('sgd', momentum=0.9, weight_decay=5e-4, factors=True, decay_steps=30)
 
@@ -51,7 +51,7 @@ def updated(recipe, rate, gradients):
         variables = [tf.get_variable(name, initializer=2.0, use_resource=False) for name in NAMES]
         step = tf.train.get_or_create_global_step()
         gradient = tf.placeholder(tf.float32, ())
-        update = create_optimizer(tf.constant(rate), recipe).apply_gradients(
+        update = Optimizer(tf.constant(rate), recipe).apply_gradients(
             [(tf.identity(gradient), variable) for variable in variables], step)
         session.run(tf.global_variables_initializer())
         for value in gradients:

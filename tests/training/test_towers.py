@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 
 from pose_batches import Batch, encode_batch
 from pose_cli import UserError
+from training.optimizer import Recipe
 from training.towers import build_training, tower_devices
 
 SIZE = 64
@@ -24,12 +25,13 @@ def random_batch(batchsize, stride=8, seed=0):
 class Towers:
     """A training graph with a session, on `towers` CPU devices, fed by placeholders."""
 
-    def __init__(self, model, towers, batchsize, rate, optimize_graph=True):
+    def __init__(self, model, towers, batchsize, rate, optimize_graph=True, accumulate=1):
         self.graph = tf.Graph()
         with self.graph.as_default():
             self.fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in random_batch(batchsize)))
             devices, config = tower_devices(towers, gpus=0)
-            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100)
+            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
+                                           recipe=Recipe(accumulate=accumulate))
             config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
@@ -60,9 +62,10 @@ def random_weights(variables):
     return weights
 
 
-def three_steps(towers):
+def three_steps(towers, accumulate=1):
     """Gradients of the first step, and weights after three, of cmu (which has no batch norm)."""
-    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False)  # to save time
+    # Without optimizing the graph, to save time.
+    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False, accumulate=accumulate)
     weights = random_weights(training.variables)
     training.set_weights(weights)
     moments = {name: training.variables[name + '/Adam'] for name in weights}
@@ -87,9 +90,9 @@ def one_tower():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('towers', [2, 4])
-def test_towers_train_as_one(one_tower, towers):
-    gradients, weights = three_steps(towers)
+@pytest.mark.parametrize('towers, accumulate', [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_towers_and_accumulated_batches_train_as_one(one_tower, towers, accumulate):
+    gradients, weights = three_steps(towers, accumulate)
     assert largest_difference(gradients, one_tower[0]) < (1e-5, '')
     assert largest_difference(weights, one_tower[1]) < (1e-5, '')
 
@@ -166,7 +169,7 @@ def test_slices_cross_once_and_images_as_uint8(two_towers):
     images = [name for dtype, name in to_tower_1 if dtype == tf.uint8.as_datatype_enum]
     assert len(images) == 1, to_tower_1
     slices = [name for dtype, name in to_tower_1 if 'split' in name.lower()]
-    assert len(slices) == 4, slices  # image, heatmap, paf, mask
+    assert len(slices) == 6, slices  # image, mask, positions and values
 
 
 @pytest.mark.slow
