@@ -114,6 +114,17 @@ def people_of(annotations, image):
     return annotations.joints[rows], annotations.bbox[rows]
 
 
+def images_without_people(annotations, image_folder):
+    """The numbers of the images that are in image_folder and have nobody, labelled or not, as an int64 array."""
+    a = annotations
+    nobody = sum(np.diff(starts) for starts in (a.person_start, a.polygon_start, a.run_start)) == 0
+    present = set(os.listdir(image_folder)) if nobody.any() else ()
+    rows = [row for row in np.flatnonzero(nobody).tolist()
+            if a.file_name[row].decode() in present
+            or os.path.isfile(os.path.join(image_folder, a.file_name[row].decode()))]
+    return np.array(rows, np.int64)
+
+
 def ignored_regions(annotations, image):
     """The regions of one image in which people are not labelled.
 

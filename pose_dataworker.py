@@ -141,7 +141,7 @@ def main():
                      args.workers)
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
                               settings['stride'], args.imgpath, wire.augmentation_ranges(settings),
-                              settings['category'] or None)
+                              settings['category'] or None, settings['negatives'])
         if dataset.skeleton != wire.skeleton_of(settings):
             both = dataset.skeleton, wire.skeleton_of(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)

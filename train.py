@@ -58,6 +58,7 @@ def parse_flags():
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
     add('--seed', type=non_negative_int, default=0)
+    add('--negatives', type=optimizer.share, default=0.0, help='share of the samples from images without people')
     optimizer.add_flags(add)
     precision.add_flags(add)
     flags = parser.parse_args()

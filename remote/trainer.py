@@ -52,7 +52,8 @@ class BatchReceiver:
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
-            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
+            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's), category and
+            negatives (0).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         first: the number of the first batch; all from there on are made once each, and come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
@@ -66,7 +67,7 @@ class BatchReceiver:
     def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT):
         host, port = check_address(address, '--remote-data')
         defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
-                    'category': ''}
+                    'category': '', 'negatives': 0.0}
         self._settings = dict(defaults, **settings, definitions=wire.definitions())
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')

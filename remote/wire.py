@@ -189,6 +189,9 @@ def check_settings(settings):
         raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
     if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < MAX_SEED:
         raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
+    if type(settings.get('negatives')) is not float or not 0 <= settings['negatives'] < 1:
+        raise UserError('the trainer sent negatives=%.20r; is it the trainer of this project?'
+                        % settings.get('negatives'))
     augmentation_ranges(settings)
     theirs, ours = settings.get('definitions'), definitions()
     if theirs != ours:

@@ -12,10 +12,10 @@ from .checkpoint import saved_step
 from .feed import wait_for_samples
 
 
-def open_dataset(flags, split):
-    """The PoseDataset of a split, for the network of the flags."""
+def open_dataset(flags, split, negatives=0.0):
+    """The PoseDataset of a split, for the network of the flags. negatives: as there."""
     return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, category=flags.category)
+                       flags.imgpath, category=flags.category, negatives=negatives)
 
 
 def open_source(flags, validation, stop):
@@ -25,11 +25,11 @@ def open_source(flags, validation, stop):
     """
     step = saved_step(flags.modelpath)
     if not flags.remote_data:
-        dataset = open_dataset(flags, flags.train_split)
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
         return BatchLoader(dataset, flags.batchsize * flags.accumulate, flags.workers, flags.seed, first=step)
     settings = {'batchsize': flags.batchsize * flags.accumulate, 'input_width': flags.input_width,
                 'input_height': flags.input_height, 'stride': networks.stride(flags.model), 'seed': flags.seed,
-                'category': flags.category or '',
+                'category': flags.category or '', 'negatives': flags.negatives,
                 'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
     try:

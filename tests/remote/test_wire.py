@@ -40,12 +40,14 @@ def test_a_sample_of_three_people_takes_at_most_450_000_bytes():
     ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'),
     ({'skeleton': '{}'}, 'skeleton'), ({'skeleton': None}, 'skeleton'),
     ({'category': 5}, 'skeleton'),
+    ({'negatives': 1.0}, 'negatives'), ({'negatives': '0'}, 'negatives'),
     ({'augmentation': {'scale': [1, 2]}}, 'augmentation'),
     ({'augmentation': dict(RANGES, scale=[2, 1])}, 'augmentation'),
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
     ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}}, 'pose_augment.PERSON_HEIGHT')])
 def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
-    good = dict(SETTINGS, augmentation=RANGES, definitions=wire.definitions(), skeleton=COCO.to_json(), category='')
+    good = dict(SETTINGS, augmentation=RANGES, definitions=wire.definitions(), skeleton=COCO.to_json(), category='',
+                negatives=0.0)
     wire.check_settings(good)
     with pytest.raises(UserError) as error:
         wire.check_settings(dict(good, **change))
