@@ -5,7 +5,8 @@
     tf.train.Scaffold(init_fn=match.init_fn)
 
 A file is one of
-- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
+- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes, or {variable name: array} as
+  scripts/export_weights.py writes it;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
@@ -25,7 +26,7 @@ from pose_cli import UserError
 
 from . import checkpoints, entry
 from .doors import imagenet_vgg
-from .npy import is_npy, read_npy
+from .npy import is_npy, read_npy, take_about
 
 DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
 
@@ -187,6 +188,17 @@ def find_checkpoint(path):
     raise UserError('no checkpoint %s; give its prefix, as in model-1000 for model-1000.index, or its folder' % path)
 
 
+def about_weights(path):
+    """What a file of weights says about itself: {'model': its network, 'skeleton': JSON}, or less.
+
+    Raises UserError when it is a .npy file and cannot be read.
+    """
+    if not os.path.isfile(path) or not path.lower().endswith('.npy'):
+        return {}
+    with open(path, 'rb') as file:
+        return take_about(read_npy(file, path), path) if is_npy(file) else {}
+
+
 def read_weights(path):
     """A weights file -> Mapping {variable name: array}. Arrays of a checkpoint are read when they are asked for.
 
@@ -197,7 +209,9 @@ def read_weights(path):
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
-                return read_npy(file, path)
+                weights = read_npy(file, path)
+                take_about(weights, path)
+                return weights
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
