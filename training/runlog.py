@@ -3,7 +3,6 @@ import csv
 import json
 import logging
 import os
-import re
 import shlex
 import socket
 import subprocess
@@ -18,10 +17,10 @@ import pose_cli
 import pose_draw
 from pose_cli import UserError
 
+from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
-CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
-MAX_CURVE_LINE = 10000
+RUN_FILE = 'run.json'
 LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
@@ -107,26 +106,6 @@ class RunLog:
     def _write_event(self, **fields):
         self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
-
-
-def read_curves(path):
-    """The rows of a curves.csv as dictionaries of strings; lines that a killed run or a bad disk cut are left out.
-
-    Raises:
-        UserError: the file cannot be read, or its first line does not name the columns kind and step.
-    """
-    try:
-        with open(path, newline='', encoding='ascii', errors='replace') as file:
-            head = file.readline(MAX_CURVE_LINE).split(',')
-            lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
-            rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
-                    if None not in row and None not in row.values()
-                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
-    except (OSError, csv.Error) as error:
-        raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
-    if not {'kind', 'step'} <= {name.strip() for name in head}:
-        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
-    return rows
 
 
 def _has_numbers(row):
