@@ -1,6 +1,6 @@
 """Which graphs are let in. A graph is a program: it may hold ops that write files, and functions that hide them.
 
-A network's forward pass needs few ops. A frozen graph is checked against the list of them while it is still data, before
+A network's forward pass needs few ops. A frozen graph is checked against their list while it is still data, before
 TensorFlow has seen it, which computes with constants as soon as it imports a graph.
 """
 import collections
@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 
-from .graphdef import (INPUT, OUTPUT, RUN_TIME_BRANCHES, canonical, input_shape, like, node_name, port, set_input_shape)
+from .graphdef import (INPUT, OUTPUT, RUN_TIME_BRANCHES, input_shape, like, node_name, port, set_input_shape)
 
 ALLOWED_OPS = frozenset((
     'Const Placeholder PlaceholderWithDefault Identity CheckNumerics StopGradient PreventGradient Snapshot '
@@ -140,26 +140,37 @@ def check_shapes(graph):
     if _product(shape) > MAX_ELEMENTS:
         raise UserError('it takes images of %dx%d, %d at once; no network here takes as large ones'
                         % (shape[2], shape[1], shape[0]))
-    light = _without_large_constants(set_input_shape(graph, shape))
+    names = _order(graph)
     with tf.Graph().as_default() as tf_graph:
-        for part in _parts(light):
+        for part in _parts(_numbered(_without_large_constants(set_input_shape(graph, shape)), names)):
             _import_part(tf_graph, part)
             for node in part.node:
-                _check_sizes(tf_graph.get_operation_by_name(node.name))
-    _check_output(tf_graph.get_operation_by_name(OUTPUT), shape)
+                _check_sizes(tf_graph.get_operation_by_name(node.name), names[int(node.name)])
+    _check_output(tf_graph.get_operation_by_name(str(names.index(OUTPUT))), shape)
+
+
+def _numbered(graph, names):
+    """The nodes in the order of names, called 0, 1, ...: names with slashes collide when a graph comes in parts."""
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    numbered = like(graph)
+    for node in sorted(graph.node, key=lambda node: int(numbers[node.name])):
+        copy = numbered.node.add()
+        copy.CopyFrom(node)
+        copy.name = numbers[node.name]
+        copy.input[:] = ['%s:%d' % (numbers[node_name(ref)], port(ref)) for ref in node.input]
+    return numbered
 
 
 def _parts(graph):
-    """The nodes in the order of computing, as GraphDefs that end where integers are computed.
+    """The nodes as GraphDefs that end where integers are computed.
 
     To know a shape that others' values give, TensorFlow computes them during the import. So these must have been found
     small before what takes them is imported.
     """
     part = like(graph)
-    nodes = {node.name: node for node in graph.node}
-    for name in _order(graph):
-        part.node.add().CopyFrom(nodes[name])
-        if nodes[name].op != 'Const' and _computes_integers(nodes[name]):
+    for node in graph.node:
+        part.node.add().CopyFrom(node)
+        if node.op != 'Const' and _computes_integers(node):
             yield part
             part = like(graph)
     yield part
@@ -172,21 +183,20 @@ def _computes_integers(node):
 
 def _import_part(tf_graph, part):
     own = {node.name for node in part.node}
+    earlier = {ref for node in part.node for ref in node.input if node_name(ref) not in own}
     try:
-        tf.import_graph_def(part, name='', input_map={
-            ref: tf_graph.get_tensor_by_name('%s:%d' % (node_name(ref), port(ref)))
-            for ref in {canonical(ref) for node in part.node for ref in node.input} if node_name(ref) not in own})
+        tf.import_graph_def(part, name='', input_map={ref: tf_graph.get_tensor_by_name(ref) for ref in earlier})
     except (ValueError, KeyError, tf.errors.OpError) as error:
         raise UserError('TensorFlow %s refuses it: %s' % (tf.__version__, error))
 
 
-def _check_sizes(op):
+def _check_sizes(op, name):
     for tensor in op.outputs:
         known = [side for side in tensor.shape.as_list() if side] if tensor.shape.rank else []
         if op.type == 'Fill' and not tensor.shape.is_fully_defined():
-            raise UserError('the node %s (Fill) makes as much as other nodes say' % op.name)
+            raise UserError('the node %s (Fill) makes as much as other nodes say' % name)
         if _product(known) > (MAX_INTEGERS if tensor.dtype in INTEGERS else MAX_ELEMENTS):
-            raise UserError('the node %s (%s) makes %s, too much for a network here' % (op.name, op.type, tensor.shape))
+            raise UserError('the node %s (%s) makes %s, too much for a network here' % (name, op.type, tensor.shape))
 
 
 def _check_output(op, shape):
