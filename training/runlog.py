@@ -21,10 +21,12 @@ from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
 RUN_FILE = 'run.json'
-LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
+FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
 class RunLog:
@@ -53,6 +55,7 @@ class RunLog:
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
         self._failed = False
+        self._watch = LossWatch()
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def training(self, step, figures):
@@ -61,6 +64,7 @@ class RunLog:
                      step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
                      _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
         self._write('train', step, figures)
+        self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
     def validation(self, step, images, tag, figures):
         """Log the line of a validation over `images` images."""
@@ -106,6 +110,24 @@ class RunLog:
     def _write_event(self, **fields):
         self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
+
+
+class LossWatch:
+    """Says so, once, when the loss stays far above that of predicting only background."""
+
+    def __init__(self):
+        self._since, self._said = None, False
+
+    def __call__(self, step, ratio):
+        """ratio: loss_ll in times of the background's, at this step."""
+        if ratio <= FAR_ABOVE:
+            self._since, self._said = None, False
+        elif self._since is None:
+            self._since = step
+        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
+            self._said = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
 
 
 def _has_numbers(row):
@@ -213,8 +235,9 @@ def read_run(modelpath):
 
 
 def check_resume(modelpath, flags):
-    """Raise UserError unless the run in modelpath can go on with these flags (a dict): model and input size stay."""
+    """Raise UserError unless the run in modelpath can go on with these flags (a dict): LASTING_FLAGS stay."""
     started = read_run(modelpath).get('flags', {})
+    started = dict(EARLIER_FLAGS, **started) if started else {}
     if any(name not in started for name in LASTING_FLAGS):
         raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
                         '--modelpath, or give the checkpoint with --checkpoint' % modelpath)

@@ -8,7 +8,7 @@ import pose_skeleton
 from pose_cli import UserError
 
 from .gradients import tower_gradients
-from .optimizer import create_optimizer, learning_rate_schedule
+from .optimizer import Recipe, create_optimizer, learning_rate_schedule
 
 # step: steps done, with the one that is running. figures: what is logged. health: a number that is NaN or infinite when
 # the loss or a gradient is.
@@ -75,17 +75,18 @@ def build_train_op(optimizer, gradients, updates, global_step):
         return tf.identity(global_step)
 
 
-def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, skeleton=pose_skeleton.COCO):
+def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, skeleton=pose_skeleton.COCO,
+                   recipe=Recipe()):
     """The whole graph of one training step, see Training.
 
     Args:
         model: one of networks.NAMES.  skeleton: what it looks for.
         batch: tensors as from feed.FeedHook.  devices: one for each tower.
-        rates: learning rates, see learning_rate_schedule.
+        rates: learning rates, see learning_rate_schedule.  recipe: an optimizer.Recipe.
     """
     global_step = tf.train.get_or_create_global_step()
-    rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps)
-    optimizer = create_optimizer(rate)
+    rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
+    optimizer = create_optimizer(rate, recipe)
     network, losses, gradients, updates = build_towers(model, batch, devices, optimizer, skeleton)
     health = losses['loss'] + tf.global_norm([gradient for gradient, _ in gradients])
     step = build_train_op(optimizer, gradients, updates, global_step)
