@@ -6,6 +6,7 @@ import zmq
 from pose_cli import UserError
 
 LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+SILENT_LINKS = 3  # times LINK_TIMEOUT without a word after which a worker believes that the trainer has forgotten it
 HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
 
 
