@@ -2,10 +2,11 @@
 
     python3 benchmarks/check_attacks.py [--seconds=5] [--attacks=NAME,NAME]
 
-Each attack meets a trainer of its own with one honest data worker, which sends made-up batches. The table shows batches/s
-before the attack and the share of them during and after it, the trainer's memory before and at most, how many of its
-saves failed, and how long it took to close. Trainer, worker and attacker share this machine's cores: an attacker that
-keeps one busy takes its share of the rate by that alone.
+Each attack meets a trainer of its own with one honest data worker, which sends made-up batches. The table shows
+batches/s before the attack and the share of them during and after it, the trainer's CPU time for a batch during the
+attack, in times of that before, its memory before and at most, how many of its saves failed, and how long it took to
+close. Trainer, worker and attacker share this machine's cores, but the attacker has the lowest priority, as if it were
+elsewhere; with much else to do on the machine, only the CPU times compare.
 """
 import contextlib
 import logging
@@ -31,8 +32,17 @@ from remote import trainer
 SETTINGS = {'input_width': 96, 'input_height': 96, 'stride': 8, 'batchsize': 4, 'seed': 0}
 GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\0' + bytes(31)  # of ZeroMQ's protocol, ZMTP 3
 READY = b'\x05READY\x0bSocket-Type' + struct.pack('>I', 6) + b'DEALER'
-PAUSE = 0.2
-PATIENCE = 60
+PAUSE, RENEWED = 0.2, 20
+BUSY_SECONDS, PATIENCE = 10, 60
+
+
+class TrainerGone(Exception):
+    """The trainer does not answer any more; the text says how that looks."""
+
+
+def attack(function, host, port, begun):
+    os.nice(19)
+    function(host, port, begun)
 
 
 def connect(host, port):
@@ -48,17 +58,18 @@ def shake_hands(connection):
     connection.sendall(GREETING + b'\x04' + bytes([len(READY)]) + READY)
 
 
-def connections(host, port, count, begin=lambda connection: None, go_on=lambda connection: None):
-    """Hold so many connections for ever; make new ones for those that the trainer ends."""
+def connections(host, port, begun, count, begin=lambda connection: None, go_on=lambda connection: None):
+    """Hold so many connections for ever; make new ones for those that the trainer ends, RENEWED at a time."""
     held = []
     while True:
-        while len(held) < count:
+        for _ in range(min(count - len(held), RENEWED if held else count)):
             connection = connect(host, port)
             if connection is None:
                 break
             held.append(connection)
             with contextlib.suppress(OSError):
                 begin(connection)
+        begun.set()
         time.sleep(PAUSE)
         for connection in list(held):
             connection.setblocking(False)
@@ -75,32 +86,60 @@ def connections(host, port, count, begin=lambda connection: None, go_on=lambda c
                 held.remove(connection)
 
 
-def idle(host, port):
-    connections(host, port, 2000)
+def idle(host, port, begun):
+    connections(host, port, begun, 2000)
 
 
-def slow_handshakes(host, port):
-    connections(host, port, 500, go_on=lambda connection: connection.send(b'\xff'))
+def slow_handshakes(host, port, begun):
+    connections(host, port, begun, 500, go_on=lambda connection: connection.send(b'\xff'))
 
 
-def speechless(host, port):
-    connections(host, port, 500, begin=shake_hands)
+def speechless(host, port, begun):
+    connections(host, port, begun, 500, begin=shake_hands)
 
 
-def port_scan(host, port):
+def endless_message(host, port, begun):
+    """A message whose last frame never comes."""
+    begun.set()
+    frame = b'\x03' + struct.pack('>Q', 65536) + bytes(65536)
+    while True:
+        connection = connect(host, port)
+        with contextlib.suppress(AttributeError, OSError):
+            shake_hands(connection)
+            while True:
+                connection.sendall(frame)
+
+
+def flood_and_reset(host, port, begun):
+    """More messages than a trainer that is busy reads, then a reset of the connection."""
+    begun.set()
+    while True:
+        connection = connect(host, port)
+        with contextlib.suppress(AttributeError, OSError):
+            shake_hands(connection)
+            time.sleep(PAUSE)
+            connection.sendall(b'\x00\x05hello' * 100)
+            time.sleep(PAUSE)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            connection.close()
+
+
+def port_scan(host, port, begun):
+    begun.set()
     while True:
         connection = connect(host, port)
         if connection:
             connection.close()
 
 
-def messages(host, port, make):
-    """20 connections that send the messages of make(n) as fast as the trainer takes them, and reconnect when it ends them."""
+def messages(host, port, begun, make):
+    """20 connections that send make(n) as fast as the trainer takes it, and reconnect when it ends them."""
     context = zmq.Context()
     sockets = [context.socket(zmq.DEALER) for _ in range(20)]
     for zmq_socket in sockets:
         zmq_socket.setsockopt(zmq.SNDHWM, 20)
         zmq_socket.connect('tcp://%s:%d' % (host, port))
+    begun.set()
     n = 0
     while True:
         sent = 0
@@ -113,27 +152,27 @@ def messages(host, port, make):
             time.sleep(0.001)
 
 
-def big_headers(host, port):
+def big_headers(host, port, begun):
     header = b'\xdc' + struct.pack('>H', 16380) + b'\x80' * 16380
-    messages(host, port, lambda n: [header])
+    messages(host, port, begun, lambda n: [header])
 
 
-def hellos(host, port):
+def hellos(host, port, begun):
     """A stranger that says what a worker says, with other data."""
     version = getattr(trainer, 'headers', trainer.wire).VERSION
     said = [msgpack.packb(dict(fields, version=version, type=kind)) for kind, fields in (
         ('hello', {'name': 'worker:1'}), ('ready', {'samples': 1, 'data': '1' * 32}), ('bye', {}))]
-    messages(host, port, lambda n: [said[n // 20 % 3]])
+    messages(host, port, begun, lambda n: [said[n // 20 % 3]])
 
 
-def garbage(host, port):
+def garbage(host, port, begun):
     rng = random.Random(0)
     noise = [[bytes(rng.getrandbits(8) for _ in range(rng.randrange(400))) for _ in range(rng.randrange(1, 9))]
              for _ in range(100)]
-    messages(host, port, lambda n: noise[n % len(noise)])
+    messages(host, port, begun, lambda n: noise[n % len(noise)])
 
 
-# name: (what the attacker does, with keys, whether the trainer is busy with something else meanwhile, files it may open)
+# name: (what the attacker does, with keys, whether the trainer is busy meanwhile, how many files it may open)
 ATTACKS = {
     'nothing': (None, False, False, None),
     'idle': (idle, False, False, None),
@@ -141,6 +180,8 @@ ATTACKS = {
     'slow_handshakes': (slow_handshakes, False, False, None),
     'speechless': (speechless, False, False, None),
     'port_scan': (port_scan, False, False, None),
+    'flood_and_reset': (flood_and_reset, False, True, None),
+    'endless_message': (endless_message, False, False, None),
     'port_scan_keys_validating': (port_scan, True, True, None),
     'big_headers': (big_headers, False, False, None),
     'hellos': (hellos, False, False, None),
@@ -161,7 +202,8 @@ def run_trainer(address, keys, files, pipe):
             if wish == 'close':
                 break
             busy = wish == 'busy'
-            pipe.send((time.monotonic(), batches, memory(), max(most, memory()), failed_saves))
+            most = max(most, memory())
+            pipe.send((time.monotonic(), time.process_time(), batches, memory(), most, failed_saves))
         if busy:
             time.sleep(0.05)
         elif receiver.get(0.05) is not None:
@@ -178,27 +220,36 @@ def run_trainer(address, keys, files, pipe):
 
 
 def memory():
-    """MB of this process in memory; those of another process would need its permission."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+    """MB of this process in memory; 0 when it has no descriptor left to ask."""
+    try:
+        with open('/proc/self/statm') as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+    except OSError:
+        return 0
 
 
 def ask(pipe, wish):
-    pipe.send(wish)
-    if not pipe.poll(PATIENCE):
-        return None
-    return pipe.recv()
+    """Raises TrainerGone."""
+    try:
+        pipe.send(wish)
+        if pipe.poll(PATIENCE):
+            return pipe.recv()
+    except (OSError, EOFError):
+        raise TrainerGone('dies')
+    raise TrainerGone('hangs')
 
 
-def rate(pipe, seconds, busy=False):
-    start = ask(pipe, 'busy' if busy else 'go on')
+def rate(pipe, seconds):
+    """(batches/s, seconds of the trainer's CPU time for a batch)."""
+    start = ask(pipe, 'go on')
     time.sleep(seconds)
-    end = ask(pipe, 'busy' if busy else 'go on')
-    return (end[1] - start[1]) / (end[0] - start[0])
+    end = ask(pipe, 'go on')
+    duration, cpu, batches = (after - before for before, after in zip(start[:3], end))
+    return batches / duration, cpu / max(batches, 1)
 
 
 def measure(name, seconds, batches, keys):
-    """{figure: value} of one attack; close_seconds is None when the trainer hangs."""
+    """The figures of one attack as a line of the table."""
     attacker, with_keys, busy, files = ATTACKS[name]
     keys = keys if with_keys else None
     port = bench_remote.free_port()
@@ -206,28 +257,39 @@ def measure(name, seconds, batches, keys):
     pipe, other_end = multiprocessing.Pipe()
     with bench_remote.child(run_trainer, address, keys, files, other_end), \
             bench_remote.sending(batches, address, keys):
+        other_end.close()
         deadline = time.monotonic() + PATIENCE
-        while ask(pipe, 'go on')[1] < 20:
+        while ask(pipe, 'go on')[2] < 20:
             if time.monotonic() > deadline:
                 raise pose_cli.UserError('no batch reaches the trainer')
             time.sleep(0.1)
-        before, memory_before = rate(pipe, seconds), ask(pipe, 'go on')[2]
-        ask(pipe, 'busy' if busy else 'go on')
-        with contextlib.ExitStack() as stack:
-            if attacker:
-                stack.enter_context(bench_remote.child(attacker, '127.0.0.1', port))
-            time.sleep(2)
-            during = rate(pipe, seconds, busy)
-        time.sleep(1)
-        after = rate(pipe, seconds)
-        _, _, _, most, failed_saves = ask(pipe, 'go on')
-        return {'batches_per_s': before, 'during': during / before, 'after': after / before, 'mb': memory_before,
-                'most_mb': most, 'failed_saves': failed_saves, 'close_seconds': ask(pipe, 'close')}
+        (before, cpu_before), memory_before = rate(pipe, seconds), ask(pipe, 'go on')[3]
+        line = '%9.0f %7.0f' % (before, memory_before)
+        try:
+            ask(pipe, 'busy' if busy else 'go on')
+            with contextlib.ExitStack() as stack:
+                if attacker:
+                    begun = multiprocessing.Event()
+                    stack.enter_context(bench_remote.child(attack, attacker, '127.0.0.1', port, begun))
+                    begun.wait(PATIENCE)
+                time.sleep(1)
+                if busy:
+                    line += ' %7s %7s' % ('busy', '')
+                    time.sleep(BUSY_SECONDS)
+                else:
+                    during, cpu = rate(pipe, seconds)
+                    line += ' %7.2f %7.2f' % (during / before, cpu / cpu_before)
+            time.sleep(1)
+            line += ' %7.2f' % (rate(pipe, seconds)[0] / before)
+            *_, most, failed_saves = ask(pipe, 'go on')
+            return line + ' %7.0f %6d %7.1f' % (most, failed_saves, ask(pipe, 'close'))
+        except TrainerGone as gone:
+            return line + ' the trainer %s' % gone
 
 
 def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement, three for each attack')
+    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
     parser.add_argument('--attacks', default=','.join(ATTACKS), help='which ones')
     flags = parser.parse_args(args)
     flags.attacks = flags.attacks.split(',')
@@ -240,17 +302,13 @@ def parse_flags(args=None):
 def main():
     flags = parse_flags()
     batches = made_up_batches(*(SETTINGS[name] for name in ('batchsize', 'input_width', 'input_height', 'stride')), 2)
-    print('%-26s %9s %7s %7s %7s %7s %6s %7s' % ('attack', 'batches/s', 'during', 'after', 'MB', 'most MB', 'failed',
-                                                 'close s'))
+    print('%-26s %9s %7s %7s %7s %7s %7s %6s %7s' % ('attack', 'batches/s', 'MB', 'during', 'CPU', 'after', 'most MB',
+                                                     'failed', 'close s'))
     with tempfile.TemporaryDirectory() as keys:
         subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_curve_keys.py'), '--output-dir=' + keys],
                        stdout=subprocess.DEVNULL, check=True)
         for name in flags.attacks:
-            figures = measure(name, flags.seconds, batches, keys)
-            hangs = figures['close_seconds'] is None
-            print('%-26s %9.0f %7.2f %7.2f %7.0f %7.0f %6d %7s' % (
-                (name,) + tuple(figures.values())[:6] + ('hangs' if hangs else '%.1f' % figures['close_seconds'],)),
-                flush=True)
+            print('%-26s %s' % (name, measure(name, flags.seconds, batches, keys)), flush=True)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ class Peer:
         self.wanted = set()  # numbers of the batches that it may still send
         self.queued = 0  # batches of it that nobody has taken yet
         self.bad = 0  # messages of it that did not fit
+        self.pings = 0  # that it has not answered
 
     def __str__(self):
         return '%s (%s)' % (self.name, self.host)
@@ -28,17 +29,19 @@ class Credits:
     Args:
         first: the number of the first batch.
         batch_bytes: about how much one takes on the way.
+    Attributes:
+        most: batches that may be on the way from one worker.
     """
 
     def __init__(self, first, batch_bytes):
+        self.most = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
         self._batch_bytes = batch_bytes
         self._next = first  # the next batch to ask for ...
         self._again = []  # ... but before it these, a heap: workers that had them to make are gone
 
     def grant(self, peer, workers):
         """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
-        limit = min(CREDIT_BYTES, TOTAL_CREDIT_BYTES // workers) // self._batch_bytes
-        limit = max(MIN_CREDIT, min(MAX_CREDIT, limit))
+        limit = max(MIN_CREDIT, min(self.most, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
         count = limit - len(peer.wanted) - peer.queued
         if count < limit // 2:
             return []

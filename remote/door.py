@@ -6,6 +6,7 @@ welcome is shown out: the door shuts the connection's descriptor down, and ZeroM
     more than MAX_CONNECTIONS in all, or MAX_PER_HOST of one host           shown out at once
     no handshake within HANDSHAKE_SECONDS                                   ended by ZeroMQ
     no worker's hello within HELLO_SECONDS                                  shown out
+    more bytes than MAX_GREETING_BYTES, for a worker than its batches have  shown out
     a key that is no longer accepted (looked up every KEYS_SECONDS)         shown out
 """
 import collections
@@ -16,6 +17,7 @@ import os
 import resource
 import socket
 import struct
+import sys
 import threading
 import time
 
@@ -27,7 +29,9 @@ from .link import HANDSHAKE_REMEDY
 MAX_CONNECTIONS, MAX_PER_HOST = 1024, 128
 RESERVED_FILES = 256  # descriptors that are left for checkpoints, logs and images, however many connections come
 HANDSHAKE_SECONDS, HELLO_SECONDS, KEYS_SECONDS = 5.0, 15.0, 10.0
-TURN_SECONDS = 0.5
+MAX_GREETING_BYTES = 1 << 16  # that may wait to be read; those of the handshake count too
+TURN_SECONDS = 0.2
+TCP_INFO_BYTES_RECEIVED = 128  # where it lies in Linux's struct tcp_info, 64 bits
 EVENTS_PER_TURN = 1000
 EVENTS = (zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
           | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
@@ -40,6 +44,7 @@ class _Connection:
         self.since = time.monotonic()
         self.owner = self.key = None  # the worker that has said hello there, and its key
         self.shown_out = False
+        self.taken = 0  # bytes that have been read of it
 
 
 class Door:
@@ -49,13 +54,15 @@ class Door:
         zmq_socket, context: the trainer's.
         log: a senders.SenderLog.
         curve_keys: folder of keys, or None.
+        max_bytes: that may wait to be read from one worker.
         attend: a function that the door's thread calls every TURN_SECONDS.
     Raises:
         UserError: bad keys.
     """
 
-    def __init__(self, zmq_socket, context, log, curve_keys, attend):
+    def __init__(self, zmq_socket, context, log, curve_keys, max_bytes, attend):
         self._socket, self._log, self._curve_keys, self._attend = zmq_socket, log, curve_keys, attend
+        self._max_bytes = max_bytes + MAX_GREETING_BYTES
         self._limit = connection_limit()
         self._lock = threading.Lock()
         self._connections = {}  # descriptor -> _Connection
@@ -77,6 +84,13 @@ class Door:
         with self._lock:
             connection = self._connections.setdefault(descriptor, _Connection(_peer_of(descriptor)))
             connection.owner, connection.key = owner, key
+
+    def taken(self, descriptor, count):
+        """So many bytes have been read from a connection."""
+        with self._lock:
+            connection = self._connections.get(descriptor)
+            if connection:
+                connection.taken += count
 
     def dismiss(self, descriptor, owner):
         """A worker has been told to go: it has HELLO_SECONDS for that."""
@@ -159,29 +173,39 @@ class Door:
         self._failed = False
 
     def _look_around(self):
-        """Show out who said no hello in time, and workers whose key has been removed."""
-        now, accepted = time.monotonic(), None
-        if self._curve_keys and now - self._looked_up > KEYS_SECONDS:
-            self._looked_up = now
-            try:
-                accepted = keys.accepted_keys(self._curve_keys)
-            except OSError as error:  # a file server may be away for a moment; then nobody is shown out
-                logging.warning('cannot read the accepted keys: %s', error.strerror)
+        """Show out whoever breaks the rules above that are not those of connecting."""
+        now, accepted = time.monotonic(), self._accepted_keys()
         with self._lock:
-            silent, locked_out = [], []
-            for descriptor, connection in self._connections.items():
-                if connection.shown_out:
-                    continue
-                if connection.owner is None and now - connection.since > HELLO_SECONDS:
-                    silent.append((descriptor, connection))
-                elif accepted is not None and connection.key is not None and connection.key not in accepted:
-                    locked_out.append((descriptor, connection))
-            for descriptor, connection in silent + locked_out:
+            guilty = [(descriptor, connection, fault) for descriptor, connection, fault in (
+                (descriptor, connection, self._fault(descriptor, connection, now, accepted))
+                for descriptor, connection in self._connections.items() if not connection.shown_out) if fault]
+            for descriptor, connection, _ in guilty:
                 self._show_out(descriptor, connection)
-        for _, connection in silent:
-            self._log.dropped(connection.peer[0], 'a connection that says no hello')
-        for _, connection in locked_out:
-            self._log.dropped(connection.peer[0], 'a worker whose key has been removed was shown out')
+        for _, connection, fault in guilty:
+            self._log.dropped(connection.peer[0], fault)
+
+    def _fault(self, descriptor, connection, now, accepted):
+        """What a connection is to be shown out for, or None."""
+        if connection.owner is None and now - connection.since > HELLO_SECONDS:
+            return 'a connection on which no worker says hello'
+        if accepted is not None and connection.key is not None and connection.key not in accepted:
+            return 'a worker whose key has been removed was shown out'
+        received = _bytes_received(descriptor)
+        connection.taken = min(connection.taken, received)
+        if received - connection.taken > (MAX_GREETING_BYTES if connection.owner is None else self._max_bytes):
+            return 'more bytes than it may send'
+        return None
+
+    def _accepted_keys(self):
+        """The accepted keys when it is time to look them up, else None."""
+        if not self._curve_keys or time.monotonic() - self._looked_up < KEYS_SECONDS:
+            return None
+        self._looked_up = time.monotonic()
+        try:
+            return keys.accepted_keys(self._curve_keys)
+        except OSError as error:  # a file server may be away for a moment: nobody is shown out for that
+            logging.warning('cannot read the accepted keys: %s', error.strerror)
+            return None
 
     def _show_out(self, descriptor, connection):
         """Under the lock. Nothing happens when the descriptor has become that of something else."""
@@ -231,3 +255,15 @@ def _peer_of(descriptor):
         if error.errno not in (errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK, errno.EINVAL):
             raise
         return 'a host that has gone', 0
+
+
+def _bytes_received(descriptor):
+    """How many bytes have come over a connection; 0 where the system does not say."""
+    try:
+        with _borrowed(descriptor) as its_socket:
+            info = its_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return 0
+    if not sys.platform.startswith('linux') or len(info) < TCP_INFO_BYTES_RECEIVED + 8:
+        return 0
+    return struct.unpack_from('=Q', info, TCP_INFO_BYTES_RECEIVED)[0]

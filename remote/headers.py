@@ -1,8 +1,8 @@
 """The messages of the wire beside the arrays: which kinds there are, what each says, and how long it may be.
 
 Each is a msgpack map with `version`, `type` and the fields of its kind, no more and no less. Whoever reads one knows
-which kinds the other side may send: everything else, also a right field with a value out of range, is a BadMessage. What
-comes from workers is checked cheaply before it is read: it is short, and a map without lists or maps in it.
+which kinds the other side may send: everything else, also a right field with a value out of range, is a BadMessage.
+What comes from workers is checked cheaply before it is read: it is short, and a map without lists or maps in it.
 """
 import msgpack
 import msgpack.fallback
@@ -59,7 +59,8 @@ def is_request(value):
 
 
 # {kind: {field: what its value must be}}; batches are apart, see wire.check_frames.
-FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'bye': {}}
+FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'pong': {},
+               'bye': {}}
 FROM_TRAINER = {'welcome': {'settings': is_map}, 'credit': {'batches': is_request}, 'ping': {}, 'end': {},
                 'refused': {'reason': is_reason}}
 

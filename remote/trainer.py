@@ -11,19 +11,19 @@ import zmq
 import pose_augment
 import pose_skeleton
 from pose_cli import UserError
-from pose_samples import batch_layout
+from pose_samples import batch_layout, check_memory
 
 from . import headers, wire
 from .credits import Credits, Peer
 from .door import Door
 from .headers import BadMessage, OtherVersion
-from .link import LINK_TIMEOUT, check_address, watch_link
+from .link import LINK_TIMEOUT, PING_SECONDS, check_address, set_limits
 from .senders import SenderLog
 from .settings import check_settings, definitions, skeleton_of
 
 MAX_BAD_MESSAGES = 100  # of one worker, after which it has to connect again
 MESSAGES_PER_TURN = 100
-PING_SECONDS = 2.0
+FRAME_OVERHEAD = 64  # bytes at most that a frame takes on the way beside its own, encrypted or not
 FAREWELL_SECONDS, END_SECONDS = 5.0, 5.0
 FEW_STEPS = 20  # an epoch of fewer is more likely a mistake
 
@@ -67,6 +67,7 @@ class BatchReceiver:
         self.skeleton = skeleton_of(self._settings)
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'], self.skeleton)
+        check_memory(self._layout, 1)
         self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
@@ -78,6 +79,7 @@ class BatchReceiver:
         self._queue = collections.deque()  # (Peer, number, frames) of batches not yet taken
         self._log = SenderLog()
         self._pinged = time.monotonic()
+        self._ping_seconds, self._link_timeout = min(PING_SECONDS, link_timeout / 4), link_timeout
         self._farewell = False
         self._lock = threading.Lock()
 
@@ -85,23 +87,22 @@ class BatchReceiver:
         self._context = zmq.Context()
         self._socket, self._door = self._context.socket(zmq.ROUTER), None
         try:
-            self._open(address, host, link_timeout)
+            self._open(address, host)
         except Exception:
             if self._door:
                 self._door.close()
             self._context.destroy(linger=0)
             raise
 
-    def _open(self, address, host, link_timeout):
-        watch_link(self._socket, link_timeout)
+    def _open(self, address, host):
+        set_limits(self._socket, wire.max_frame_size(self._layout))
         self._socket.setsockopt(zmq.IPV6, host.startswith('['))
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone fails at once
-        self._socket.setsockopt(zmq.RCVHWM, 2 * headers.MAX_CREDIT)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.max_frame_size(self._layout))
         if not self._curve_keys and not (host in ('localhost', '[::1]') or host.startswith('127.')):
             logging.warning('%s is open to everyone who can reach it, without encryption: on a network that you do not '
                             'trust, use --curve-keys', address)
-        self._door = Door(self._socket, self._context, self._log, self._curve_keys, self._attend_if_nobody_does)
+        self._door = Door(self._socket, self._context, self._log, self._curve_keys,
+                          self._credits.most * wire.max_batch_size(self._layout), self._attend_if_nobody_does)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -122,10 +123,10 @@ class BatchReceiver:
                     batch = self._take()
                     if batch:
                         return batch
-                left = PING_SECONDS if deadline is None else deadline - time.monotonic()
+                left = self._ping_seconds if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return None
-                self._receive(min(left, PING_SECONDS))
+                self._receive(min(left, self._ping_seconds))
 
     def attend(self, timeout):
         """Receive and answer messages, waiting up to timeout seconds for the first, without taking a batch."""
@@ -237,21 +238,32 @@ class BatchReceiver:
 
     def _receive(self, timeout):
         """Take in what has arrived, waiting up to timeout seconds for the first; at most MESSAGES_PER_TURN messages."""
-        now = time.monotonic()
-        if now - self._pinged > PING_SECONDS:
-            self._pinged = now
-            for peer in list(self._peers.values()):
-                self._send(peer.route, 'ping')
+        if time.monotonic() - self._pinged > self._ping_seconds:
+            self._ping()
         for _ in range(MESSAGES_PER_TURN):
-            if not self._socket.poll(timeout * 1000):
-                return
-            timeout = 0
-            route, *frames = self._socket.recv_multipart(copy=False)
-            route = route.bytes
             try:
-                self._handle(route, frames)
+                route, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                if not timeout or not self._socket.poll(timeout * 1000):
+                    return
+                timeout = 0
+                continue
+            timeout, route, descriptor = 0, route.bytes, _descriptor(frames)
+            self._door.taken(descriptor, sum(len(frame) + FRAME_OVERHEAD for frame in frames))
+            try:
+                self._handle(route, descriptor, frames)
             except BadMessage as error:
-                self._drop(route, str(self._peers.get(route, _host(frames))), error, _descriptor(frames))
+                self._drop(route, str(self._peers.get(route, _host(frames))), error, descriptor)
+
+    def _ping(self):
+        """Ping the workers, and give those up that have a loader and answer no more."""
+        self._pinged = time.monotonic()
+        for peer in list(self._peers.values()):
+            if peer.ready and peer.pings * self._ping_seconds > self._link_timeout:
+                self._remove(peer.route)
+                self._door.show_out(peer.descriptor, peer.route)
+            elif self._send(peer.route, 'ping'):
+                peer.pings += 1
 
     def _drop(self, route, sender, error, descriptor=None):
         """Report a bad message. Who is no worker has to go, and so has a worker that goes on with them."""
@@ -266,8 +278,10 @@ class BatchReceiver:
         elif descriptor is not None:
             self._door.show_out(descriptor, route)
 
-    def _handle(self, route, frames):
+    def _handle(self, route, descriptor, frames):
         peer = self._peers.get(route)
+        if peer:
+            peer.pings = 0
         if peer and len(frames) == wire.BATCH_FRAMES:
             self._enqueue(peer, frames)
             return
@@ -279,9 +293,11 @@ class BatchReceiver:
             self._refuse_version(route, other)
         kind = header['type']
         if kind == 'hello' and not peer:
-            self._welcome(route, header, frames[0])
+            self._welcome(route, descriptor, header, frames[0])
         elif kind == 'ready' and peer and not peer.ready:
             self._start(peer, header)
+        elif kind == 'pong' and peer:
+            pass  # any message is an answer
         elif kind == 'bye' and peer:
             self._remove(route)
             self._door.dismiss(peer.descriptor, route)
@@ -297,9 +313,9 @@ class BatchReceiver:
         raise Refused('a worker that speaks version %d of the wire, not %d, was refused; update the code there or '
                       'here' % versions[::-1])
 
-    def _welcome(self, route, header, frame):
-        peer = self._peers[route] = Peer(route, _descriptor([frame]), header['name'], _host([frame]))
-        self._door.admit(peer.descriptor, route, frame.get('User-Id') if self._curve_keys else None)
+    def _welcome(self, route, descriptor, header, frame):
+        self._peers[route] = Peer(route, descriptor, header['name'], _host([frame]))
+        self._door.admit(descriptor, route, frame.get('User-Id') if self._curve_keys else None)
         if self._farewell:
             self._send(route, 'end')
         else:
@@ -327,9 +343,9 @@ class BatchReceiver:
         steps = self.samples // self._settings['batchsize']
         logging.info('%s has %d samples: %d steps per epoch', peer, self.samples, steps)
         if steps < FEW_STEPS:
-            logging.warning('%d samples are few, and the length of an epoch follows from them: if that is not the whole data '
-                            'set, stop this run and mend the data of %s; a trainer whose --datapath has the training '
-                            'images too compares by itself', self.samples, peer)
+            logging.warning('%d samples are few, and the length of an epoch follows from them: if that is not the whole '
+                            'data set, stop this run and mend that of %s; a trainer with the training images in '
+                            '--datapath compares by itself', self.samples, peer)
 
     def _enqueue(self, peer, frames):
         number = wire.unpack_number(frames[1].bytes) if len(frames) > 1 else None

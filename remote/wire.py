@@ -7,7 +7,7 @@
                                                      <-    credit: make and send the batches of these numbers
       batch: header, number and array frames         ->
                                                      <-    credit ... ping ... end
-      bye                                            ->
+      pong: to each ping; bye: to the end            ->
 
 What else the messages say is in headers.py and settings.py; a batch carries its number and its arrays as raw frames
 behind its header. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch:
@@ -168,9 +168,19 @@ def wire_layout(layout, heatmap_items, paf_items):
 
 def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
+    return max([MAX_HEADER + CURVE_OVERHEAD] + _full_frames(layout))
+
+
+def max_batch_size(layout):
+    """Bytes of the largest batch that there may be, encrypted or not."""
+    return MAX_HEADER + CURVE_OVERHEAD + sum(_full_frames(layout))
+
+
+def _full_frames(layout):
+    """Bytes of the frames of a batch with full maps."""
     shapes = {name: shape for name, _, shape in layout}
     full = wire_layout(layout, items_of(shapes['heatmap'], HEATMAP_ITEM), items_of(shapes['paf'], PAF_ITEM))
-    return CURVE_OVERHEAD + max([MAX_HEADER] + [product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
+    return [product(shape) * np.dtype(dtype).itemsize + CURVE_OVERHEAD for _, dtype, shape in full]
 
 
 def batch_header(layout):

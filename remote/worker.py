@@ -8,7 +8,7 @@ from pose_cli import UserError
 
 from . import headers, keys, wire
 from .headers import BadMessage, OtherVersion
-from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, SILENT_LINKS, check_address, watch_link
+from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, set_limits
 
 NOT_OURS = '%s; is %s the trainer of this project, in the same version?'
 
@@ -31,15 +31,14 @@ class TrainerConnection:
     def __init__(self, address, curve_keys=None, link_timeout=LINK_TIMEOUT):
         check_address(address, '--master')
         self.trouble = 'no answer'  # why there is no connection yet
-        self._address, self._silence = address, SILENT_LINKS * link_timeout
+        self._address, self._link_timeout = address, link_timeout
         self._heard = time.monotonic()
         self._connected = False
         self._sending = None  # tracker of the batch on its way out
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        watch_link(self._socket, link_timeout)
+        set_limits(self._socket, headers.MAX_HEADER + wire.CURVE_OVERHEAD)
         self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, headers.MAX_HEADER + wire.CURVE_OVERHEAD)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 200)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
@@ -66,12 +65,15 @@ class TrainerConnection:
         """
         events = dict(self._poller.poll(timeout * 1000))
         if self._socket in events:  # first: the last message may be followed by the end of the connection
+            header = self._checked(self._socket.recv_multipart())
             self._heard = time.monotonic()
-            return self._checked(self._socket.recv_multipart())
+            if header['type'] == 'ping':
+                self.send('pong')
+            return header
         if self._monitor in events:
             return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
-        if self._connected and time.monotonic() - self._heard > self._silence:
-            raise ConnectionLost()  # the trainer pings the workers that it knows; to the others it says nothing
+        if self._connected and time.monotonic() - self._heard > self._link_timeout:
+            raise ConnectionLost()  # also when only this worker is forgotten: the trainer pings those that it knows
         return None
 
     def _checked(self, frames):
