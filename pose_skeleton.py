@@ -91,7 +91,7 @@ def from_json(text, origin):
         assert sorted(skeleton.flip_order) == list(range(parts)) and 1 <= len(skeleton.limbs) <= MAX_LIMBS
         assert all(len(set(limb)) == len(limb) == 2 for limb in skeleton.limbs)
         assert all((k,) in skeleton.sources for k in range(len(skeleton.keypoints)))
-    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError('%s holds no skeleton of this project; make it anew' % origin)
     return skeleton
 

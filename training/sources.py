@@ -2,6 +2,7 @@
 import logging
 
 import networks
+import pose_annotations
 import pose_skeleton
 from pose_cli import UserError
 from pose_loader import BatchLoader
@@ -30,13 +31,25 @@ def open_source(flags, validation, stop):
     settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
                 'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
-    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
+    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step, data=training_data(flags))
     try:
         wait_for_samples(source, stop)
     except BaseException:
         source.close(ended=False)
         raise
     return source
+
+
+def training_data(flags):
+    """(number of samples, digest) of the training images in --datapath, which data workers must have too; or None."""
+    if not flags.datapath:
+        return None
+    try:
+        dataset = open_dataset(flags, flags.train_split)
+    except UserError as error:
+        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
+        return None
+    return len(dataset), pose_annotations.digest(dataset.annotations)
 
 
 def open_validation(flags):
