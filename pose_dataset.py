@@ -15,6 +15,7 @@ import numpy as np
 import pose_cli
 import pose_draw
 import pose_skeleton
+from pose_image import write_picture
 from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples, validation_samples
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, as is right on helper nodes
@@ -101,9 +102,9 @@ def main():
         for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
             rows.append(draw_sample(sample, dataset.skeleton))
     for number, row in enumerate(rows):
-        cv2.imwrite(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
+        write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
-    cv2.imwrite(sheet, pose_draw.contact_sheet(rows))
+    write_picture(sheet, pose_draw.contact_sheet(rows))
     print('%d samples: %s' % (len(rows), sheet))
 
 

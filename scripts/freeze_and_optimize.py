@@ -18,7 +18,6 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import cv2  # noqa: E402
 import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow.compat.v1 as tf  # noqa: E402
@@ -34,6 +33,7 @@ from graphs.predict import SKELETON_FILE, limit_threads, load_network, read_skel
 from networks.pretrained import find_checkpoint  # noqa: E402
 from pose_average import SIZE_MULTIPLE  # noqa: E402
 from pose_cli import UserError  # noqa: E402
+from pose_image import BadSample, read_photograph  # noqa: E402
 from pose_metrics import evaluate  # noqa: E402
 from pose_samples import check_input_size  # noqa: E402
 
@@ -234,7 +234,7 @@ def read_calibration_images(args, width, height):
     for index in np.linspace(0, count - 1, min(count, args.calibration_images)).astype(int):
         try:
             images.append(dataset.validation_sample(index).image)
-        except pose_samples.BadSample as error:
+        except BadSample as error:
             logging.warning('not calibrated on %s', error)
     if not images:
         raise UserError('--quantize=int8: no training image of --datapath=%s can be read; give --images=FOLDER'
@@ -255,9 +255,10 @@ def read_folder(folder, width, height, limit):
 def fitted_images(paths, width, height):
     images = []
     for path in paths:
-        image = cv2.imread(path)
-        if image is None:
-            raise UserError('%s is not an image that OpenCV can read; remove it' % path)
+        try:
+            image = read_photograph(path)
+        except BadSample as error:
+            raise UserError('%s; remove it' % error)
         matrix = pose_augment.fit_matrix(image.shape[1], image.shape[0], width, height)
         images.append(pose_augment.warp_image(image, matrix, width, height))
     return np.stack(images)
