@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from pose_cli import UserError
+from pose_image import BadSample
 from pose_order import SampleOrder, batch_positions
-from pose_samples import BadSample, BadSampleCounter, batch_layout, check_memory
+from pose_samples import BadSampleCounter, batch_layout, check_memory
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
 HELD_SLOTS = 2  # that the caller of get() may still read

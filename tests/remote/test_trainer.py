@@ -20,8 +20,8 @@ from remote import headers, wire
 from remote.settings import augmentation_ranges, check_settings
 from remote.trainer import BatchReceiver
 from remote.worker import TrainerConnection
-from wire_ends import (DATA, RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, next_batch,
-                       reports, save_batches)
+from wire_ends import (DATA, RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch,
+                       next_batch, reports, save_batches)
 
 
 def test_batches_arrive_and_the_worker_is_told_the_end(address, start_program, tmp_path):
