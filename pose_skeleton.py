@@ -6,6 +6,7 @@ file brings its own, in `categories` (`from_category`).
 """
 import collections
 import json
+import os
 import re
 
 import numpy as np
@@ -17,6 +18,8 @@ MAX_PARTS, MAX_LIMBS, MAX_NAME = 512, 2048, 64
 DEFAULT_SIGMA = 0.067
 # A name's side, as labelling tools write it: left_knee, l_knee, L-Knee, LeftKnee, LKnee, knee_left, knee.l ...
 SIDES = (('left', 'right'), ('Left', 'Right'), ('LEFT', 'RIGHT'), ('l', 'r'), ('L', 'R'))
+
+RUN_FILE = 'run.json'  # of training/runlog.py, in a run's folder
 
 _FIELDS = 'name keypoints sigmas parts sources limbs flip_order'
 
@@ -68,6 +71,10 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
                 joints[:, part] = sum(labelled[:, k] for k in source) / len(source)
         return joints.astype(np.float32)
 
+    def finds_the_same(self, other):
+        """Whether a network for one of them has the same outputs as one for the other: parts and limbs are equal."""
+        return (self.parts, self.limbs) == (other.parts, other.limbs)
+
     def to_json(self):
         """One line of JSON, the same for equal skeletons."""
         return json.dumps(self._asdict(), sort_keys=True)
@@ -94,6 +101,18 @@ def from_json(text, origin):
     except (AssertionError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError('%s holds no skeleton of this project; make it anew' % origin)
     return skeleton
+
+
+def of_checkpoint(checkpoint):
+    """The Skeleton that a run's folder or a checkpoint in it was trained for, as run.json says; None without it."""
+    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
+        try:
+            with open(path, encoding='utf-8') as file:
+                return from_json(json.load(file)['skeleton'], path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return None
 
 
 def from_category(category, annotation_file):

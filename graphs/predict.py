@@ -6,7 +6,6 @@
 
 Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
 """
-import json
 import os
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 import pose_skeleton
 from pose_cli import UserError
 
-SKELETON_FILE, RUN_FILE = 'skeleton.json', 'run.json'  # beside a graph, and in a run's folder
+SKELETON_FILE = 'skeleton.json'  # beside a graph
 
 
 def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=pose_skeleton.COCO):
@@ -71,14 +70,7 @@ def read_skeleton(graph_file=None, checkpoint=None):
             with open(path, encoding='utf-8', errors='replace') as file:
                 text = file.read(1 << 20)
         return None if text is None else pose_skeleton.from_json(text, graph_file)
-    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
-        try:
-            with open(path, encoding='utf-8') as file:
-                return pose_skeleton.from_json(json.load(file)['skeleton'], path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    return pose_skeleton.of_checkpoint(checkpoint)
 
 
 def limit_threads(threads):

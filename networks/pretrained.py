@@ -28,6 +28,7 @@ from .doors import imagenet_vgg
 from .npy import is_npy, read_npy
 
 DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
+LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
 def models_folder():
@@ -89,7 +90,8 @@ class Match:
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.new))
         if self.renewed:
-            text += '; for other keypoints, so these start anew: ' + ', '.join(self.renewed)
+            layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
+            text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
         if self.missing:
             text += '; not in the file: ' + ', '.join(self.missing)
         if self.unfit:
@@ -97,8 +99,11 @@ class Match:
         return text
 
 
-def fit(network, path, flag='--pretrained'):
+def fit(network, path, flag='--pretrained', skeleton=None):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
+
+    Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
+    file's network is known to have another `skeleton`.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -120,8 +125,9 @@ def fit(network, path, flag='--pretrained'):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
+    others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        renewed = sorted(network.skeleton_variables & names) if wrong else []
+        renewed = sorted(network.skeleton_variables & names) if others else []
         for name in renewed:
             values.pop(name, None)
         wrong = {}

@@ -2,6 +2,7 @@
 import logging
 
 import networks.pretrained
+import pose_skeleton
 from pose_cli import UserError
 
 from .checkpoint import latest_checkpoint
@@ -26,7 +27,8 @@ def initial_weights(flags, network):
         logging.info('--pretrained=none: training starts from scratch')
         return None
     logging.info('Restore pretrained weights... %s', path)
-    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
+    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained',
+                                    pose_skeleton.of_checkpoint(path))
     if flags.checkpoint and set(match.new) - set(match.renewed):
         raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
                         % (path, len(match.new), flags.model, match.new[0]))
