@@ -30,7 +30,8 @@ import pose_coco
 import pose_draw
 import pose_skeleton
 import pose_video
-from graphs.predict import load_network, read_model, read_skeleton
+from graphs.predict import load_network, read_skeleton
+from networks.about import model_of
 from networks.pretrained import find_checkpoint, is_weights_file
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
@@ -232,7 +233,7 @@ def check_network(parser, args):
     if args.checkpoint or args.weights:
         default = DEFAULT_MODEL if args.weights else None
         args.checkpoint = args.checkpoint or args.weights
-        args.model = args.model or read_model(args.checkpoint) or default
+        args.model = args.model or model_of(args.checkpoint) or default
         if not args.model:
             parser.error('--checkpoint needs --model, the network it was trained with')
         networks.entry(args.model)
