@@ -12,13 +12,10 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 
-# Of TensorFlow's own messages keep the errors: some commands import it, and it prints pages. Set
-# TF_CPP_MIN_LOG_LEVEL=0 to see all, for example why a GPU is not used.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-warnings.filterwarnings('ignore', category=FutureWarning, module='tensor(flow|board)')
-logging.getLogger('tensorflow').setLevel(logging.ERROR)
+import pose_quiet
+
+pose_quiet.quieten_tensorflow()  # some commands import it later
 
 
 class UserError(Exception):
@@ -164,6 +161,17 @@ def make_folder(path):
     except OSError as error:
         raise UserError('cannot create the folder %s: %s; choose another' % (path, error.strerror))
     if not writable:
+        raise UserError('cannot write in the folder %s; choose another' % path)
+
+
+def check_folder(path):
+    """Raise UserError when make_folder could not make this folder, or write in it; nothing is created."""
+    parent = os.path.abspath(path)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise UserError('cannot create the folder %s: %s is no folder; choose another' % (path, parent))
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError('cannot write in the folder %s; choose another' % path)
 
 

@@ -4,14 +4,12 @@
 
 Flags -> data -> towers -> training loop. The same command, run again, resumes from the last checkpoint in --modelpath.
 """
-import argparse
 import contextlib
 import errno
 import logging
 import os
 
 import pose_cli  # before TensorFlow, to quieten its import
-import numpy as np
 import tensorflow.compat.v1 as tf
 import tqdm
 import tqdm.contrib.logging
@@ -20,7 +18,7 @@ import networks
 import pose_annotations
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
 from pose_samples import batch_layout, check_input_size
-from training import runlock
+from training import optimizer, runlock
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
 from training.feed import FeedHook
 from training.recovery import checkpoint_steps, recover
@@ -40,7 +38,6 @@ def parse_flags():
     add('--valid-split', default='val2017', help='the same for validation')
     add('--category', help='of the annotations, where several have keypoints')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
-    add('--lr', type=learning_rates, default='0.001', help='one value: cosine decay; a,b,c: a step every 5 epochs')
     add('--gpus', type=positive_int, default=1, help='number of towers, one per GPU')
     add('--max-epoch', type=positive_int, default=30)
     add('--max-steps', type=positive_int, help='end after this many steps, whatever --max-epoch says')
@@ -60,25 +57,16 @@ def parse_flags():
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
     add('--seed', type=non_negative_int, default=0)
+    optimizer.add_flags(add)
     flags = parser.parse_args()
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
 
 
-def learning_rates(text):
-    """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
-    try:
-        rates = [float(part) for part in text.split(',')]
-    except ValueError:
-        rates = [np.nan]
-    if not all(0 < rate < np.inf for rate in rates):
-        raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
-    return rates
-
-
 def check_flags(flags):
     """Refuse what cannot work, before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
+    optimizer.complete_flags(flags)
     if flags.batchsize % flags.gpus:
         raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple'
                         % (flags.batchsize, flags.gpus))
@@ -133,7 +121,8 @@ def train(flags, source, validation, stop):
     tf.set_random_seed(flags.seed)
     feed = FeedHook(source, batch_layout(flags.batchsize, flags.input_width, flags.input_height,
                                          networks.stride(flags.model), source.skeleton))
-    training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps, source.skeleton)
+    training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps, source.skeleton,
+                              optimizer.recipe_of(flags))
     validator = validation and Validator(flags.model, devices[0], validation, max(1, flags.batchsize // flags.gpus))
     saver = create_saver(flags.keep)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))

@@ -11,21 +11,23 @@ A file is one of
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
 - a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/doors/.
 VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (doors/imagenet_vgg.py).
+
+TensorFlow is imported to read a checkpoint or a .pb, not to find out that there is none.
 """
+import importlib
 import os
 import re
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 
-from . import network_class
-from .doors import caffemodel, frozen, imagenet_vgg, keras_h5
+from . import checkpoints, entry
+from .doors import imagenet_vgg
 from .npy import is_npy, read_npy
 
-DOORS = {'.caffemodel': caffemodel, '.pb': frozen, '.h5': keras_h5, '.hdf5': keras_h5}
+DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
 
 
 def models_folder():
@@ -45,7 +47,7 @@ def resolve(name, flag=None):
             raise UserError('--pretrained=%s: there is no such file of weights (.npy, .caffemodel, .pb, .h5), '
                             'checkpoint or folder; give another path or --pretrained=none' % flag)
         return flag
-    source = network_class(name).pretrained
+    source = entry(name).pretrained
     paths = [os.path.join(models_folder(), path) for path in source.paths]
     for path in paths:
         if _exists(path):
@@ -58,12 +60,7 @@ def resolve(name, flag=None):
 
 
 def _exists(path):
-    return os.path.exists(path) or os.path.exists(_prefix(path) + '.index')
-
-
-def _prefix(path):
-    """The prefix of a checkpoint, also when one of its files was given."""
-    return re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
+    return os.path.exists(path) or os.path.exists(checkpoints.prefix(path) + '.index')
 
 
 class Match:
@@ -179,15 +176,10 @@ def find_checkpoint(path):
     if is_weights_file(path):
         return path
     if os.path.isdir(path):
-        prefix = tf.train.latest_checkpoint(path)
+        prefix = checkpoints.newest_checkpoint(path)
         if prefix is None:
-            # The `checkpoint` file is missing or names files that are elsewhere now.
-            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path)
-                        if name.endswith('.index')]
-            if not prefixes:
-                raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
-                                % path)
-            prefix = max(prefixes, key=lambda prefix: os.path.getmtime(prefix + '.index'))
+            raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
+                            % path)
         return prefix
     for prefix in (path, os.path.splitext(path)[0]):
         if os.path.isfile(prefix + '.index'):
@@ -201,10 +193,7 @@ def read_weights(path):
     Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
     if os.path.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
-        if latest is None:
-            raise UserError('%s has no checkpoint in it' % path)
-        return _Checkpoint(latest)
+        return _Checkpoint(find_checkpoint(path))
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
@@ -213,13 +202,16 @@ def read_weights(path):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
-            return DOORS[suffix].read(path)
-    return _Checkpoint(_prefix(path))
+            return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
+    if not _exists(path):
+        raise UserError('there is no checkpoint or file of weights %s; give its path' % path)
+    return _Checkpoint(checkpoints.prefix(path))
 
 
 class _Checkpoint(Mapping):
     def __init__(self, path):
-        self.path = path
+        import tensorflow.compat.v1 as tf
+        self.path, self._tf_error = path, tf.errors.OpError
         self.reader = self._read(tf.train.NewCheckpointReader, path)
         self.shapes = self._read(self.reader.get_variable_to_shape_map)
 
@@ -237,7 +229,7 @@ class _Checkpoint(Mapping):
     def _read(self, call, *args):
         try:
             return call(*args)
-        except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
+        except (self._tf_error, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
             raise UserError('%s cannot be read as a checkpoint or .npy file: %s' % (self.path, error))
 
 

@@ -13,9 +13,10 @@ import shutil
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from networks.checkpoints import named_checkpoints
 from pose_cli import UserError, write_json
 
-from .recovery import BASENAME, named_checkpoints, recover, set_aside
+from .recovery import BASENAME, recover, set_aside
 
 DIVERGED_EXIT_CODE = 3
 

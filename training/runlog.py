@@ -3,7 +3,6 @@ import csv
 import json
 import logging
 import os
-import re
 import shlex
 import socket
 import subprocess
@@ -18,14 +17,16 @@ import pose_cli
 import pose_draw
 from pose_cli import UserError
 
+from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
-CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
-MAX_CURVE_LINE = 10000
-LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
+RUN_FILE = 'run.json'
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
+FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
 class RunLog:
@@ -54,6 +55,7 @@ class RunLog:
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
         self._failed = False
+        self._watch = LossWatch()
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def training(self, step, figures):
@@ -62,6 +64,7 @@ class RunLog:
                      step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
                      _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
         self._write('train', step, figures)
+        self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
     def validation(self, step, images, tag, figures):
         """Log the line of a validation over `images` images."""
@@ -109,24 +112,22 @@ class RunLog:
         self._events.flush()
 
 
-def read_curves(path):
-    """The rows of a curves.csv as dictionaries of strings; lines that a killed run or a bad disk cut are left out.
+class LossWatch:
+    """Says so, once, when the loss stays far above that of predicting only background."""
 
-    Raises:
-        UserError: the file cannot be read, or its first line does not name the columns kind and step.
-    """
-    try:
-        with open(path, newline='', encoding='ascii', errors='replace') as file:
-            head = file.readline(MAX_CURVE_LINE).split(',')
-            lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
-            rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
-                    if None not in row and None not in row.values()
-                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
-    except (OSError, csv.Error) as error:
-        raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
-    if not {'kind', 'step'} <= {name.strip() for name in head}:
-        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
-    return rows
+    def __init__(self):
+        self._since, self._said = None, False
+
+    def __call__(self, step, ratio):
+        """ratio: loss_ll in times of the background's, at this step."""
+        if ratio <= FAR_ABOVE:
+            self._since, self._said = None, False
+        elif self._since is None:
+            self._since = step
+        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
+            self._said = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
 
 
 def _has_numbers(row):
@@ -234,8 +235,9 @@ def read_run(modelpath):
 
 
 def check_resume(modelpath, flags):
-    """Raise UserError unless the run in modelpath can go on with these flags (a dict): model and input size stay."""
+    """Raise UserError unless the run in modelpath can go on with these flags (a dict): LASTING_FLAGS stay."""
     started = read_run(modelpath).get('flags', {})
+    started = dict(EARLIER_FLAGS, **started) if started else {}
     if any(name not in started for name in LASTING_FLAGS):
         raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
                         '--modelpath, or give the checkpoint with --checkpoint' % modelpath)

@@ -15,7 +15,7 @@ from pose_cli import UserError
 from .cluster import ALONE
 from .cuda import why_no_gpu
 from .gradients import tower_gradients
-from .optimizer import create_optimizer, learning_rate_schedule
+from .optimizer import Recipe, create_optimizer, learning_rate_schedule
 from .replicas import FIRST_STEP, all_reduce, bytes_on_the_wire, copy_variables, step_group
 
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
@@ -51,21 +51,21 @@ def tower_devices(towers, gpus, cluster=ALONE):
 
 
 def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, skeleton=pose_skeleton.COCO,
-                   cluster=ALONE):
+                   recipe=Recipe(), cluster=ALONE):
     """The whole graph of one training step, see Training.
 
     Args:
         model: one of networks.NAMES.  skeleton: what it looks for.
         batch: tensors as from feed.FeedHook: this process's share.
         devices: one for each tower of this process.  cluster: the processes.
-        rates: learning rates, see learning_rate_schedule.
+        rates: learning rates, see learning_rate_schedule.  recipe: an optimizer.Recipe.
     """
     global_step = tf.train.get_or_create_global_step()
-    rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps)
+    rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
     towers, optimizers, replicas = [], [], [[] for _ in devices]
     for k, (device, fields) in enumerate(zip(devices, split_batch(batch, len(devices)))):
         with tower_scope(k, device), collected(replicas[k]):
-            optimizers.append(create_optimizer(rate))
+            optimizers.append(create_optimizer(rate, recipe))
             fields = [tf.identity(field) for field in fields]
             towers.append(own_gradients(tower_gradients(model, fields, optimizers[k], skeleton)))
 
@@ -77,12 +77,12 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
     for k, device in enumerate(devices):
         with tf.device(device), collected(replicas[k]):
             with tf.control_dependencies(towers[k].updates):
-                updates.append(optimizers[k].apply_gradients(reduced.gradients[k]))
+                updates.append(optimizers[k].apply_gradients(reduced.gradients[k], None if k else global_step))
             updates += [tf.assign(variable, value) for variable, value in reduced.averages[k]]
     with tf.device(devices[0]):
         health = reduced.figures['loss'] + tf.global_norm([gradient for gradient, _ in reduced.gradients[0]])
     with tf.control_dependencies(updates):
-        step = tf.identity(tf.assign_add(global_step, 1))
+        step = tf.identity(global_step)
 
     others = {variable.op.name for replica in replicas[1:] for variable in replica}
     return Training(

@@ -7,7 +7,6 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 from pose_samples import batch_layout
-from training.optimizer import learning_rate_schedule
 from training.towers import build_training, tower_devices
 
 SIZE = 64
@@ -190,20 +189,3 @@ def test_cpu_towers_warn_once(caplog):
     assert devices == ['/cpu:0', '/cpu:1'] and config.device_count['CPU'] == 2
     assert [record.getMessage() for record in caplog.records] == [
         'TensorFlow sees no GPU: the 2 towers run on CPU devices of this machine']
-
-
-def rates_at(rates, steps, steps_per_epoch, max_steps):
-    with tf.Graph().as_default(), tf.Session() as session:
-        step = tf.placeholder(tf.int64, ())
-        rate = learning_rate_schedule(rates, step, steps_per_epoch, max_steps)
-        return [float(session.run(rate, {step: s})) for s in steps]
-
-
-def test_one_rate_decays_along_a_cosine_to_zero():
-    np.testing.assert_allclose(rates_at([0.01], [0, 25, 50, 100], 10, 100),
-                               [0.01, 0.01 * (1 + np.cos(np.pi / 4)) / 2, 0.005, 0], rtol=1e-5, atol=1e-9)
-
-
-def test_several_rates_step_every_five_epochs():
-    np.testing.assert_allclose(rates_at([0.1, 0.01, 0.001], [1, 50, 51, 100, 101, 10000], 10, 10000),
-                               [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
