@@ -54,7 +54,8 @@ class BatchReceiver:
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
             augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
-        first: the number of the first batch; all from there on are made once each, and come as they are ready.
+        first, every: the number of the first batch and from each to the next; all of them are made once each, and
+            come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
     Attributes:
         samples: of the data set, as the first data worker counts them; None until it has joined.
@@ -63,7 +64,7 @@ class BatchReceiver:
         UserError: bad address, address in use, bad keys.
     """
 
-    def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT):
+    def __init__(self, address, settings, curve_keys=None, first=0, every=1, link_timeout=LINK_TIMEOUT):
         host, port = check_address(address, '--remote-data')
         defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
                     'category': ''}
@@ -79,7 +80,7 @@ class BatchReceiver:
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
         self.samples = self.number = None
-        self._next = first  # the next batch to ask for ...
+        self._next, self._every = first, every  # the next batch to ask for ...
         self._again = []  # ... but before it these, a heap: workers that had them to make are gone
         self._peers = {}  # routing id -> _Peer
         self._queue = collections.deque()  # (_Peer, number, frames) of batches not yet taken
@@ -227,8 +228,8 @@ class BatchReceiver:
     def _next_number(self):
         if self._again:
             return heapq.heappop(self._again)
-        self._next += 1
-        return self._next - 1
+        self._next += self._every
+        return self._next - self._every
 
     def _take_back(self, peer, numbers):
         """What a worker will not send is to be made by others."""

@@ -5,11 +5,12 @@ import networks
 from networks.network_base import Network
 
 NAME = 'small'
+networks.NETWORKS[NAME] = networks.Entry('network_small.Small', 8, networks.mobilenet_v1('0.75'))
+sys.modules['networks.network_small'] = sys.modules[__name__]  # where classes of networks are looked for
 
 
-class Small(Network):
+class Small(Network, entry=NAME):
     """Batch norm, a bias, and two stages."""
-    stride = 8
     stage_count = 2
 
     def scale(self, image):
@@ -25,7 +26,3 @@ class Small(Network):
 
     def layer(self, x, name, kernel, filters, mean=None):
         return self.separable(x, name, kernel, filters, mean)
-
-
-sys.modules['networks.network_small'] = sys.modules[__name__]  # where classes of networks are looked for
-networks.NETWORKS[NAME] = networks.Entry('network_small.Small', Small.stride, networks.mobilenet_v1('0.75'))

@@ -21,6 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 from pose_cli import Stopped, UserError, printable
 from remote.link import LINK_TIMEOUT, watch_link
 
+DIVERGED_EXIT_CODE = 3  # NaN: all processes see it at the same step
 LOST_EXIT_CODE = 4
 BEAT_SECONDS = 1.0
 RETURN_SECONDS = 10.0  # for a broken connection to come back
@@ -58,7 +59,7 @@ class Peers:
         self.cluster, self._stop, self._report_seconds = cluster, stop, report_seconds
         self._state = {'life': uuid.uuid4().hex, 'facts': {}, 'stop': False, 'left': False, 'failed': None}
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._others = []
+        self._others, self._end_alike = [], False
         if cluster.size == 1:
             return
         self._context = zmq.Context()
@@ -142,6 +143,7 @@ class Peers:
             if differing:
                 # All must have heard all before the first one leaves.
                 self.exchange(topic + ' compared', {}, binding=True)
+                self._end_alike = True
                 raise UserError('the workers differ: %s has %s, %s has %s; start all with the same command, code and data'
                                 % (self.cluster.workers[0], _listed(told[0], differing), worker,
                                    _listed(other, differing)))
@@ -156,9 +158,10 @@ class Peers:
     def __exit__(self, kind, error, traceback):
         if not self._others:
             return
-        if error is None:
+        alike = self._end_alike or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE
+        if alike or error is None or isinstance(error, Stopped):
             self._wait_for_the_others()
-        elif not isinstance(error, Stopped):
+        else:
             reason = str(error).strip().splitlines() or ['']
             self._state['failed'] = '%s%s' % ('' if isinstance(error, UserError) else kind.__name__ + ': ',
                                               reason[0][:300])
@@ -178,7 +181,8 @@ class Peers:
         self._state['facts'] = dict(self._state['facts'], end={})
         deadline = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline and not all(
-                other.state.get('left') or 'end' in other.state.get('facts', {}) for other in self._others):
+                other.state.get('left') or 'end' in other.state.get('facts', {}) for other in self._others
+                if other.state):
             time.sleep(POLL_SECONDS)
         time.sleep(2 * BEAT_SECONDS)  # so that they hear it too
 

@@ -4,7 +4,6 @@ TensorFlow's collectives of one step may start in any order on each device, and 
 orders differ. So what is reduced is packed into few buckets, and each bucket waits for the one before it.
 """
 import collections
-import re
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -26,11 +25,6 @@ def step_group(devices, processes):
 def process_group(devices, processes):
     """The group of the first towers of all processes."""
     return step_group(devices, processes)._replace(size=processes, key=2, final='Id')
-
-
-def published_name(variable):
-    """The name that a variable has in checkpoints, whichever replica it is of."""
-    return re.sub(r'^replica_\d+/', '', variable.op.name)
 
 
 def pack(tensors, limit=BUCKET_BYTES):
