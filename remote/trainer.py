@@ -44,7 +44,8 @@ class BatchReceiver:
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
             augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
-        first: the number of the first batch; all from there on are made once each, and come as they are ready.
+        first, every: the number of the first batch and from each to the next; all of them are made once each, and
+            come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         data: (number of samples, pose_annotations.digest) that each worker's data set must have; without it, the first
             worker's decides.
@@ -55,7 +56,7 @@ class BatchReceiver:
         UserError: bad address, address in use, bad keys.
     """
 
-    def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT,
+    def __init__(self, address, settings, curve_keys=None, first=0, every=1, link_timeout=LINK_TIMEOUT,
                  data=None):
         host, port = check_address(address, '--remote-data')
         defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
@@ -74,7 +75,7 @@ class BatchReceiver:
             ' --curve-keys=DIR' if curve_keys else '')
         self.samples = self.number = None
         self._data, self._first_worker = data, None
-        self._credits = Credits(first, wire.product(self._layout[0][2]))
+        self._credits = Credits(first, every, wire.product(self._layout[0][2]))
         self._peers = {}  # routing id -> Peer
         self._queue = collections.deque()  # (Peer, number, frames) of batches not yet taken
         self._log = SenderLog()

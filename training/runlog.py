@@ -30,7 +30,30 @@ CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
-class RunLog:
+class LogLines:
+    """Logs the line of each training interval, and writes no file."""
+
+    def __init__(self, steps_per_epoch):
+        self._steps_per_epoch = steps_per_epoch
+
+    def training(self, step, figures, note=''):
+        """Log the line of a training interval.
+
+        Args:
+            figures: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
+        """
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
+                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'], note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class RunLog(LogLines):
     """Writes each logged figure to the log, to curves.csv and to TensorBoard.
 
     Args:
@@ -40,7 +63,8 @@ class RunLog:
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
-        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
+        super().__init__(steps_per_epoch)
+        self.logpath = logpath
         # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
         self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
             time.time(), socket.gethostname(), os.getpid())))
@@ -59,11 +83,8 @@ class RunLog:
         self._watch = LossWatch()
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
-    def training(self, step, figures):
-        """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
-                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
-                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
+    def training(self, step, figures, note=''):
+        super().training(step, figures, note)
         self._write('train', step, figures)
         self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
