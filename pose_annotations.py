@@ -5,9 +5,12 @@ as their reference counts are touched. Arrays are shared by all processes. The a
 starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
+import hashlib
+import json
 import logging
 import math
 import os
+import re
 from array import array
 
 import numpy as np
@@ -69,12 +72,30 @@ def find_split(datapath, split, imgpath=None):
     folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
     if imgpath:
         folders.append(imgpath)
-    elif name.endswith('.json') and not name.startswith('person_keypoints_'):
-        folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'), os.path.dirname(annotation_file)]
-    for folder in folders:
-        if os.path.isdir(folder):
-            return annotation_file, folder
-    raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+    else:
+        folders.append(os.path.join(root, 'images'))
+        if not os.path.basename(annotation_file).startswith('person_keypoints_'):
+            folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'),
+                        os.path.dirname(annotation_file), datapath]
+    present = [folder for folder in folders if os.path.isdir(folder)]
+    if not present:
+        raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+    first = _first_file_name(annotation_file)
+    holding = [folder for folder in present if first and os.path.isfile(os.path.join(folder, first))]
+    return annotation_file, (holding or present)[0]
+
+
+def _first_file_name(annotation_file):
+    """The first file name near the beginning of an annotation file, or None: tools differ in the folder it starts from.
+
+    The file is read as a whole only once, later.
+    """
+    try:
+        with open(annotation_file, 'rb') as file:
+            found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(1 << 16).decode(errors='replace'))
+        return json.loads(found.group(1)).replace('\0', '') if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def _split_of_file(path):
@@ -123,6 +144,20 @@ def images_without_people(annotations, image_folder):
             if a.file_name[row].decode() in present
             or os.path.isfile(os.path.join(image_folder, a.file_name[row].decode()))]
     return np.array(rows, np.int64)
+
+
+def digest(annotations):
+    """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
+
+    The digest is that of what a batch's number stands for; it does not depend on platform or Python.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    for values in annotations:
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind == 'f':
+                values = np.where(np.isnan(values), np.float32(-1e9), values)  # a NaN may have many bit patterns
+            hashed.update(('%s %s ' % (values.dtype.str, values.shape)).encode() + values.tobytes())
+    return hashed.hexdigest()
 
 
 def ignored_regions(annotations, image):
@@ -243,11 +278,11 @@ def _nobody(dataset, people, annotation_file):
         causes['with fewer than %d labelled keypoints' % least] += few
         causes['smaller than %d pixels' % MAIN_MIN_AREA] += small
         causes['with a box of no size'] += not few and not small
-    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count) or 'it has no annotations'
+    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count)
+    found = 'of %d annotations %s' % (len(dataset.annotations), counts) if counts else 'it has no annotations'
     left_out = pose_coco.summary(dataset)
-    return ('%s has no person with %d keypoints and an area of %d pixels to train on: of %d annotations %s%s; give a '
-            'COCO keypoint annotation file' % (annotation_file, least, MAIN_MIN_AREA, len(dataset.annotations), counts,
-                                               '; ' + left_out if left_out else ''))
+    return ('%s has no person with %d keypoints and an area of %d pixels to train on: %s%s; give a COCO keypoint '
+            'annotation file' % (annotation_file, least, MAIN_MIN_AREA, found, '; ' + left_out if left_out else ''))
 
 
 def _ignored_regions(annotations, row_of_image):

@@ -6,10 +6,12 @@ fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit
 travels as a whole number of pixels. The maps are written out where they are used (training/maps.py).
 """
 import collections
+import os
 
 import numpy as np
 
 import pose_skeleton
+from pose_cli import UserError
 
 FIXED_POINT = 32767
 MAX_ITEMS = 1 << 31  # of a batch's map: positions are int32
@@ -30,6 +32,16 @@ def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_ske
     return list(zip(Batch._fields, (np.uint8, np.uint8, np.int32, np.uint16, np.int32, np.uint16),
                     ((batchsize, input_height, input_width, 3), cells + (1,), (values,), (values,), (vectors,),
                      (vectors, 2))))
+
+
+def check_memory(layout, batches):
+    """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
+    batchsize, height, width, _ = layout[0][2]
+    size = batches * sum(product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if size > memory:
+        raise UserError('%d batches of %d samples of %dx%d take %d MB, this machine has %d; take a smaller --batchsize '
+                        'or input, or fewer --workers' % (batches, batchsize, width, height, size >> 20, memory >> 20))
 
 
 def product(shape):
@@ -85,6 +97,12 @@ def empty_map(shape, item):
     if item is HEATMAP_ITEM:
         empty[..., -1] = 1
     return empty
+
+
+def empty_batch(layout):
+    """A Batch of black images whose masks leave everything out, without people."""
+    return Batch(*(np.zeros(shape if name in ('image', 'mask') else (0,) + shape[1:], dtype)
+                   for name, dtype, shape in layout))
 
 
 def decode_batch(batch, skeleton=pose_skeleton.COCO):

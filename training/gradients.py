@@ -9,7 +9,7 @@ from pose_batches import Batch
 
 from .maps import dense_maps, split_batch
 
-# network: a networks.Network. losses: {name: scalar}, see networks.losses. gradients: [(gradient, variable)].
+# network: a networks.Network. losses: {name: scalar}, see networks.losses. gradients: [(gradient, own variable)].
 # updates: the operations that update the moving averages of batch norm.
 Tower = collections.namedtuple('Tower', 'network losses gradients updates')
 
@@ -49,7 +49,7 @@ def _slice_gradients(model, batch, optimizer, skeleton):
     earlier = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     network = networks.get_network(model, image, is_training=True, skeleton=skeleton)
     losses = build_losses(network.stages, heatmap, paf, mask, image.shape.as_list()[0])
-    gradients = optimizer.compute_gradients(losses['loss'])
+    gradients = optimizer.compute_gradients(losses['loss'], network.variables)
     updates = [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in earlier]
     return Tower(network, losses, gradients, updates)
 

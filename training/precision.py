@@ -14,15 +14,9 @@ GPU_DEVICES = '/dev/nvidia[0-9]*'
 LARGEST_SCALE, SMALLEST_SCALE, GROWTH_STEPS = 2.0 ** 15, 1.0, 2000
 
 
-def add_flags(add):
-    """The flag of this module. add: the add_argument of a parser."""
-    add('--precision', choices=('float32', 'mixed'), default='float32',
-        help='mixed: 16 bits where that is safe; needs a GPU, or a CPU with AVX512-BF16 or AMX on TensorFlow 2')
-
-
-def check_precision(precision, cpu_info='/proc/cpuinfo'):
-    """Refuse what this machine has not, before TensorFlow starts a GPU. Raises UserError."""
-    if precision == 'mixed' and not glob.glob(GPU_DEVICES) and not has_bfloat16(cpu_info):
+def check_precision(cpu_info='/proc/cpuinfo'):
+    """Raise UserError where mixed precision is not to be had, without having TensorFlow start a GPU."""
+    if not glob.glob(GPU_DEVICES) and not has_bfloat16(cpu_info):
         raise _refusal()
 
 

@@ -5,7 +5,8 @@ import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 from training import precision
-from training.optimizer import Optimizer, Recipe
+from training.optimizer import Optimizer
+from training.recipes import Recipe
 
 
 def cpu_info(tmp_path, features):
@@ -15,17 +16,16 @@ def cpu_info(tmp_path, features):
 
 def test_without_a_gpu_a_cpu_with_bfloat16_is_needed_and_tensorflow_2(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, 'GPU_DEVICES', str(tmp_path / 'nvidia*'))
-    precision.check_precision('float32', cpu_info(tmp_path, ''))
     with pytest.raises(UserError, match='--precision=mixed needs a GPU, or TensorFlow 2 on a CPU with AVX512-BF16'):
-        precision.check_precision('mixed', cpu_info(tmp_path, 'avx512f'))
+        precision.check_precision(cpu_info(tmp_path, 'avx512f'))
     with pytest.raises(UserError, match='--precision=mixed'):
         precision.enable_mixed(tf.ConfigProto(), 0, cpu_info(tmp_path, 'avx512f'))
     able = cpu_info(tmp_path, 'avx512_bf16')
     if tf.__version__.startswith('1.'):
         with pytest.raises(UserError, match='TensorFlow 1'):
-            precision.check_precision('mixed', able)
+            precision.check_precision(able)
     else:
-        precision.check_precision('mixed', able)
+        precision.check_precision(able)
         config = tf.ConfigProto()
         assert not precision.enable_mixed(config, 0, able)
         options = config.graph_options.rewrite_options
@@ -36,7 +36,7 @@ def test_without_a_gpu_a_cpu_with_bfloat16_is_needed_and_tensorflow_2(tmp_path, 
 def test_on_gpus_the_graph_is_rewritten_and_the_loss_scaled(tmp_path, monkeypatch):
     (tmp_path / 'nvidia0').write_text('')
     monkeypatch.setattr(precision, 'GPU_DEVICES', str(tmp_path / 'nvidia*'))
-    precision.check_precision('mixed', cpu_info(tmp_path, ''))
+    precision.check_precision(cpu_info(tmp_path, ''))
     config = tf.ConfigProto()
     assert precision.enable_mixed(config, gpus=1)
     options = config.graph_options.rewrite_options
@@ -53,7 +53,7 @@ def scaled(request):
         optimizer = Optimizer(tf.constant(0.125), Recipe(request.param, momentum=0.0, weight_decay=0.01,
                                                          loss_scaling=True))
         loss = weight * x
-        gradients = optimizer.compute_gradients(loss)
+        gradients = optimizer.compute_gradients(loss, [weight])
         health = optimizer.health(loss, gradients)
         update = optimizer.apply_gradients(gradients, global_step)
         assert 'loss_scale' not in ' '.join(v.op.name for v in tf.global_variables())  # checkpoints fit either way
@@ -102,7 +102,7 @@ def test_gradients_are_those_without_a_scale():
         with tf.Graph().as_default(), tf.Session() as session:
             weight = tf.get_variable('weights', initializer=[1.0, 2.0], use_resource=False)
             optimizer = Optimizer(tf.constant(0.1), Recipe(loss_scaling=loss_scaling))
-            (gradient, _), = optimizer.compute_gradients(tf.reduce_sum(weight ** 2))
+            (gradient, _), = optimizer.compute_gradients(tf.reduce_sum(weight ** 2), [weight])
             session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             found.append(session.run(gradient).tolist())
     assert found[0] == found[1] == [2, 4]

@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 
 from pose_batches import Batch, encode_batch
 from pose_cli import UserError
-from training.optimizer import Recipe
+from training.recipes import Recipe
 from training.towers import build_training, tower_devices
 
 SIZE = 64
