@@ -110,6 +110,15 @@ def coco_photos():
     return reference_data('coco_sample')
 
 
+def free_ports(count):
+    """Ports of 127.0.0.1 that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
+        for probe in probes:
+            probe.bind(('127.0.0.1', 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 @pytest.fixture
 def address():
     """tcp://127.0.0.1:PORT with a port that was free a moment ago."""
