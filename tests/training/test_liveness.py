@@ -1,4 +1,4 @@
-"""Processes that hear of each other: real ones, killed, stopped, cut off; without TensorFlow, whose part comes after."""
+"""Processes that hear of each other: real ones, killed, stopped, cut off; without TensorFlow, which comes later."""
 import signal
 import subprocess
 import sys
@@ -171,5 +171,3 @@ def test_a_cut_link_ends_both_sides(start_peer, namespaces):
     subprocess.run(['ip', '-n', names[0], 'link', 'set', links[0], 'down'], check=True)
     assert_lost(peers[0], workers[1])
     assert_lost(peers[1], workers[0])
-
-
