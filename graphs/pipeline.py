@@ -50,14 +50,13 @@ def make_graphs(args):
     images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
     calibration = read_calibration_images(args, width, height) if args.quantize == 'int8' else None
 
-    pose_cli.make_folder(args.output_dir)
-
     input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
     graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
     if args.quantize in QUANTIZE:
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
                                                   QUANTIZE[args.quantize])
     marked = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
+    pose_cli.make_folder(args.output_dir)
     pose_cli.write_file(os.path.join(args.output_dir, SKELETON_FILE), skeleton.to_json().encode())
     files = write_graphs(marked, args.output_dir)
     if args.checkpoint:

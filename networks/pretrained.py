@@ -5,7 +5,8 @@
     tf.train.Scaffold(init_fn=match.init_fn)
 
 A file is one of
-- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
+- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes, or {variable name: array} as
+  scripts/export_weights.py writes it;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
@@ -24,10 +25,12 @@ import numpy as np
 from pose_cli import UserError
 
 from . import checkpoints, entry
+from .about import skeleton_of
 from .doors import imagenet_vgg
-from .npy import is_npy, read_npy
+from .npy import is_npy, read_npy, take_about
 
 DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
+LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
 def models_folder():
@@ -89,7 +92,8 @@ class Match:
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.new))
         if self.renewed:
-            text += '; for other keypoints, so these start anew: ' + ', '.join(self.renewed)
+            layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
+            text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
         if self.missing:
             text += '; not in the file: ' + ', '.join(self.missing)
         if self.unfit:
@@ -99,6 +103,9 @@ class Match:
 
 def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
+
+    Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
+    file is known to be for another skeleton.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -120,8 +127,10 @@ def fit(network, path, flag='--pretrained'):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
+    skeleton = skeleton_of(path)
+    others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        renewed = sorted(network.skeleton_variables & names) if wrong else []
+        renewed = sorted(network.skeleton_variables & names) if others else []
         for name in renewed:
             values.pop(name, None)
         wrong = {}
@@ -197,7 +206,9 @@ def read_weights(path):
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
-                return read_npy(file, path)
+                weights = read_npy(file, path)
+                take_about(weights, path)
+                return weights
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()

@@ -19,7 +19,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pose_cli import Stopped, UserError, printable
-from remote.link import LINK_TIMEOUT, watch_link
+from remote.link import LINK_TIMEOUT
 
 DIVERGED_EXIT_CODE = 3  # NaN: all processes see it at the same step
 LOST_EXIT_CODE = 4
@@ -80,7 +80,9 @@ class Peers:
 
     def _subscribe(self, name, address, link_timeout):
         subscriber = self._context.socket(zmq.SUB)
-        watch_link(subscriber, link_timeout)
+        subscriber.setsockopt(zmq.LINGER, 0)
+        subscriber.setsockopt(zmq.HEARTBEAT_IVL, int(link_timeout * 250))
+        subscriber.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000))
         subscriber.setsockopt(zmq.IPV6, '[' in address)
         subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         subscriber.setsockopt(zmq.SUBSCRIBE, b'')

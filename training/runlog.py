@@ -15,12 +15,13 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_draw
+from networks.about import skeleton_of
 from pose_cli import UserError
+from pose_skeleton import RUN_FILE
 
 from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
-RUN_FILE = 'run.json'
 LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
 EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
@@ -231,8 +232,14 @@ def note_start(modelpath, flags, skeleton, resumes):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
     skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
+    before = skeleton_of(modelpath) if resumes else None
+    if before and not before.finds_the_same(skeleton):
+        raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
+                        'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
+                                                                           for each in (before, skeleton))))
     earlier = read_run(modelpath).get('starts', []) if resumes else []
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}

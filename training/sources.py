@@ -2,6 +2,7 @@
 import logging
 
 import networks
+import pose_annotations
 from pose_cli import UserError
 from pose_loader import BatchLoader
 from pose_samples import PoseDataset
@@ -34,13 +35,25 @@ def open_source(flags, skeleton, first, cluster, stop):
                 'skeleton': skeleton.to_json()}
     # Data workers know no shares: to them, the shares of all batches are a row of smaller batches.
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=first * cluster.size + cluster.index,
-                           every=cluster.size)
+                           every=cluster.size, data=training_data(flags))
     try:
         wait_for_samples(source, stop)
     except BaseException:
         source.close(ended=False)
         raise
     return source
+
+
+def training_data(flags):
+    """(number of samples, digest) of the training images in --datapath, which data workers must have too; or None."""
+    if not flags.datapath:
+        return None
+    try:
+        dataset = open_dataset(flags, flags.train_split)
+    except UserError as error:
+        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
+        return None
+    return len(dataset), pose_annotations.digest(dataset.annotations)
 
 
 def open_validation(flags):
