@@ -5,6 +5,7 @@ as their reference counts are touched. Arrays are shared by all processes. The a
 starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
+import hashlib
 import json
 import logging
 import math
@@ -132,6 +133,20 @@ def people_of(annotations, image):
     """joints float32 (people, parts, 2) and bbox float32 (people, 4) of one image, in image pixels."""
     rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
     return annotations.joints[rows], annotations.bbox[rows]
+
+
+def digest(annotations):
+    """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
+
+    The digest is that of what a batch's number stands for; it does not depend on platform or Python.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    for values in annotations:
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind == 'f':
+                values = np.where(np.isnan(values), np.float32(-1e9), values)  # a NaN may have many bit patterns
+            hashed.update(('%s %s ' % (values.dtype.str, values.shape)).encode() + values.tobytes())
+    return hashed.hexdigest()
 
 
 def ignored_regions(annotations, image):

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -31,11 +30,13 @@ import pose_coco
 import pose_draw
 import pose_skeleton
 import pose_video
-from graphs.predict import load_network, read_model, read_skeleton
+from graphs.predict import load_network, read_skeleton
+from networks.about import model_of
 from networks.pretrained import find_checkpoint, is_weights_file
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
 from pose_finder import Finder, Job, Picture, start_decoders
+from pose_image import BadSample, read_photograph, write_picture
 from pose_metrics import evaluate, labelled_people, oracle_maps
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -57,8 +58,8 @@ def evaluate_data_set(predict_maps, dataset, args, decoders):
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
     pose_cli.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
     picture = os.path.join(args.output_dir, 'people_%s.png' % name)
-    write_image(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
-                                      args.limit, dataset.skeleton))
+    write_picture(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
+                                        args.limit, dataset.skeleton))
     print(table, end='')
     print('results: %s' % results_file)
     print('picture: %s' % picture)
@@ -74,8 +75,7 @@ def draw_results(coco, image_folder, results, count, limit=None, skeleton=pose_s
         labelled.setdefault(person['image_id'], []).append(person['keypoints'])
     cells = []
     for image_id in sorted(labelled or found)[:count]:
-        pixels = cv2.imread(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']),
-                            cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = read_photograph(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']), as_stored=True)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
@@ -115,9 +115,10 @@ def draw_photographs(predict_maps, skeleton, args, decoders):
 def photograph_reader(name, args):
     """The function that reads a photograph, for a pose_finder.Job."""
     def read():
-        pixels = cv2.imread(os.path.join(args.images, name))
-        if pixels is None:
-            logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
+        try:
+            pixels = read_photograph(os.path.join(args.images, name))
+        except BadSample as error:
+            logging.warning('skipped: %s', error)
             return None
         views = pose_average.make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
                                         args.flip)
@@ -126,7 +127,7 @@ def photograph_reader(name, args):
 
 
 def write_photograph(output, name, pixels, keypoints, scores, skeleton):
-    write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
+    write_picture(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
     pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
 
 
@@ -146,10 +147,6 @@ def openpose_json(name, shape, keypoints, scores, skeleton=pose_skeleton.COCO):
     return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
             'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
                        for person, score in zip(flat, scores)]}
-
-
-def write_image(path, image):
-    pose_cli.write_file(path, cv2.imencode('.png', image)[1].tobytes())
 
 
 def scales(text):
@@ -236,7 +233,7 @@ def check_network(parser, args):
     if args.checkpoint or args.weights:
         default = DEFAULT_MODEL if args.weights else None
         args.checkpoint = args.checkpoint or args.weights
-        args.model = args.model or read_model(args.checkpoint) or default
+        args.model = args.model or model_of(args.checkpoint) or default
         if not args.model:
             parser.error('--checkpoint needs --model, the network it was trained with')
         networks.entry(args.model)

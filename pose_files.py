@@ -26,6 +26,8 @@ def read_file(path, most):
 
 def open_file(path):
     """Open a regular file for reading bytes. Raises OSError for others, also for pipes that nobody writes to."""
+    if (b'\0' if isinstance(path, bytes) else '\0') in path:
+        raise OSError(errno.EINVAL, 'its name has a zero byte', path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode

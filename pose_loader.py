@@ -10,6 +10,7 @@ JSON packets; batches stay where the worker wrote them.
 """
 import collections
 import contextlib
+import ctypes
 import heapq
 import itertools
 import json
@@ -27,8 +28,9 @@ import cv2
 import numpy as np
 
 from pose_cli import UserError
+from pose_image import BadSample
 from pose_order import SampleOrder, batch_positions
-from pose_samples import BadSample, BadSampleCounter, batch_layout
+from pose_samples import BadSampleCounter, batch_layout, check_memory
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
 HELD_SLOTS = 2  # that the caller of get() may still read
@@ -37,6 +39,7 @@ MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 10
 MAX_DEATHS_IN_A_ROW = 5
+PR_SET_PDEATHSIG = 1
 LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
@@ -55,13 +58,14 @@ class BatchLoader:
         samples: of the data set.  skeleton: of its labels.
         number: of the batch that get() returned last.
     Raises:
-        UserError, from get(): too many bad samples, or loader processes that keep dying.
+        UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, share=0, shares=1):
         self.samples, self.skeleton, self.number = len(dataset), dataset.skeleton, None
         self._counter = BadSampleCounter(self.samples)
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
+        check_memory(layout, workers + SPARE_SLOTS)
         self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
         self._free = set(range(len(self._slots)))
@@ -307,8 +311,15 @@ def _supervise(control, worker_ends, slots, dataset, seed, share, shares):
         os.waitpid(pid, 0)
 
 
+def _die_with_parent():
+    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot look by itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _work(trainer, slots, dataset, seed, share, shares, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
+    _die_with_parent()
     cv2.setNumThreads(0)
     supervisor = os.getppid()
     order = SampleOrder(len(dataset), seed)

@@ -7,7 +7,6 @@ import collections
 import logging
 import os
 
-import cv2
 import numpy as np
 
 import pose_annotations
@@ -15,17 +14,11 @@ import pose_augment
 import pose_labels
 import pose_skeleton
 from pose_cli import UserError
+from pose_image import BadSample, read_image
 
 # joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
 
-READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-              8: cv2.IMREAD_REDUCED_COLOR_8}
-# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
-# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster). These are
-# powers of two: the nearest one is at most this much too small.
-MAX_SCALE_AFTER_DECODING = 2 ** 0.5
-JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
 
@@ -130,41 +123,6 @@ def _good_samples(make_sample, indices, counter):
             yield sample
 
 
-def read_image(path, size, scale):
-    """Read an image, reduced while decoding as far as a later warp by `scale` allows.
-
-    The pixels are taken as stored, as COCO's annotations are: an EXIF rotation is not applied.
-
-    Args:
-        size: the (width, height) that the annotations give.
-        scale: how many pixels one image pixel becomes in the warp that follows.
-    Returns:
-        (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
-    Raises:
-        BadSample: missing, empty, truncated, not an image, or not of that size.
-    """
-    try:
-        with open(path, 'rb', buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        raise BadSample(path, error.strerror or 'cannot be read')
-    if not data:
-        raise BadSample(path, 'is empty')
-    if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:]:
-        raise BadSample(path, 'is a truncated JPEG')
-    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_DECODING)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise BadSample(path, 'is not an image that OpenCV can read')
-    height, width = pixels.shape[:2]
-    if abs(width * reduction - int(size[0])) >= reduction or abs(height * reduction - int(size[1])) >= reduction:
-        raise BadSample(path, 'is not of the size %dx%d that the annotations give' % tuple(size))
-    return pixels, reduction
-
-
 def check_input_size(input_width, input_height, stride, flag=None):
     """Raise UserError when a side of the input is not a multiple of the output stride.
 
@@ -187,12 +145,14 @@ def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_ske
             ('paf', np.float32, cells + (skeleton.paf_channels,)), ('mask', np.float32, cells + (1,))]
 
 
-class BadSample(Exception):
-    """An image that cannot be used; the run goes on without it."""
-
-    def __init__(self, path, reason):
-        super().__init__('%s %s' % (path, reason))
-        self.path, self.reason = path, reason
+def check_memory(layout, batches):
+    """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
+    (_, _, (batchsize, height, width, _)), *_ = layout
+    size = batches * sum(int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if size > memory:
+        raise UserError('%d batches of %d samples of %dx%d take %d MB, this machine has %d; take a smaller --batchsize '
+                        'or input, or fewer --workers' % (batches, batchsize, width, height, size >> 20, memory >> 20))
 
 
 class BadSampleCounter:

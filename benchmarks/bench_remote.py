@@ -108,7 +108,8 @@ def measure_tensorpack(batches, seconds):
 
 def sending(batches, address, keys=None):
     """A data worker in a child process, which sends the batches to the trainer at `address` over and over."""
-    return child(pose_dataworker.serve_trainers, address, lambda settings: RepeatedBatches(batches), keys)
+    return child(pose_dataworker.serve_trainers, address, lambda settings: (RepeatedBatches(batches), '0' * 32),
+                 keys)
 
 
 def measure_wire(flags, batches, keys=None):

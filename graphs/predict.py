@@ -6,17 +6,15 @@
 
 Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
 """
-import json
 import os
 
 import numpy as np
 
 import pose_skeleton
-from networks import NAMES
-from networks.pretrained import about_weights
+from networks.about import skeleton_of
 from pose_cli import UserError
 
-SKELETON_FILE, RUN_FILE = 'skeleton.json', 'run.json'  # beside a graph, and in a run's folder
+SKELETON_FILE = 'skeleton.json'  # beside a graph
 
 
 def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=pose_skeleton.COCO):
@@ -74,37 +72,7 @@ def read_skeleton(graph_file=None, checkpoint=None):
             with open(path, encoding='utf-8', errors='replace') as file:
                 text = file.read(1 << 20)
         return None if text is None else pose_skeleton.from_json(text, graph_file)
-    text = about_weights(checkpoint).get('skeleton')
-    if text:
-        return pose_skeleton.from_json(text, checkpoint)
-    for path, run in _runs_around(checkpoint):
-        try:
-            return pose_skeleton.from_json(run['skeleton'], path)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-def read_model(checkpoint):
-    """The name of the network whose weights these are, as their file or the run that it is in says; else None."""
-    names = [about_weights(checkpoint).get('model')]
-    names += [run['flags'].get('model') for _, run in _runs_around(checkpoint) if isinstance(run.get('flags'), dict)]
-    return next((name for name in names if name in NAMES), None)
-
-
-def _runs_around(checkpoint):
-    """[(path, content)] of the run.json in a checkpoint's folder and in the one above, as those are there."""
-    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    runs = []
-    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
-        try:
-            with open(path, encoding='utf-8') as file:
-                run = json.load(file)
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(run, dict):
-            runs.append((path, run))
-    return runs
+    return skeleton_of(checkpoint)
 
 
 def limit_threads(threads):

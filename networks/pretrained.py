@@ -25,10 +25,12 @@ import numpy as np
 from pose_cli import UserError
 
 from . import checkpoints, entry
+from .about import skeleton_of
 from .doors import imagenet_vgg
 from .npy import is_npy, read_npy, take_about
 
 DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
+LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
 def models_folder():
@@ -58,6 +60,16 @@ def resolve(name, flag=None):
         command += ' --dir=' + models_folder()
     raise UserError('no pretrained weights of %s: looked for %s; run `%s`, or give --pretrained=PATH, or '
                     '--pretrained=none to start from random weights' % (name, ' and '.join(paths), command))
+
+
+def find_start(name, checkpoint=None, pretrained=None):
+    """Raise UserError when the weights of --checkpoint, or else those of --pretrained, are not there. No TensorFlow."""
+    if not checkpoint:
+        resolve(name, pretrained)
+    elif os.path.isdir(checkpoint):
+        find_checkpoint(checkpoint)
+    elif not _exists(checkpoint):
+        raise UserError('there is no checkpoint or file of weights %s; give its path' % checkpoint)
 
 
 def _exists(path):
@@ -90,7 +102,8 @@ class Match:
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.new))
         if self.renewed:
-            text += '; for other keypoints, so these start anew: ' + ', '.join(self.renewed)
+            layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
+            text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
         if self.missing:
             text += '; not in the file: ' + ', '.join(self.missing)
         if self.unfit:
@@ -100,6 +113,9 @@ class Match:
 
 def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
+
+    Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
+    file is known to be for another skeleton.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -121,8 +137,10 @@ def fit(network, path, flag='--pretrained'):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
+    skeleton = skeleton_of(path)
+    others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        renewed = sorted(network.skeleton_variables & names) if wrong else []
+        renewed = sorted(network.skeleton_variables & names) if others else []
         for name in renewed:
             values.pop(name, None)
         wrong = {}
@@ -188,17 +206,6 @@ def find_checkpoint(path):
     raise UserError('no checkpoint %s; give its prefix, as in model-1000 for model-1000.index, or its folder' % path)
 
 
-def about_weights(path):
-    """What a file of weights says about itself: {'model': its network, 'skeleton': JSON}, or less.
-
-    Raises UserError when it is a .npy file and cannot be read.
-    """
-    if not os.path.isfile(path) or not path.lower().endswith('.npy'):
-        return {}
-    with open(path, 'rb') as file:
-        return take_about(read_npy(file, path), path) if is_npy(file) else {}
-
-
 def read_weights(path):
     """A weights file -> Mapping {variable name: array}. Arrays of a checkpoint are read when they are asked for.
 
@@ -217,8 +224,7 @@ def read_weights(path):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
             return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
-    if not _exists(path):
-        raise UserError('there is no checkpoint or file of weights %s; give its path' % path)
+    find_start(None, path)
     return _Checkpoint(checkpoints.prefix(path))
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import networks
 import pose_cli
 import pose_skeleton
-from graphs.predict import read_model, read_skeleton
+from networks.about import model_of, skeleton_of
 from networks.npy import write_npy
 from networks.pretrained import checked_values, find_checkpoint, read_weights
 from pose_cli import UserError
@@ -27,7 +27,7 @@ def parse_flags():
     if not flags.output.endswith('.npy'):
         parser.error('--output=%s: a name that ends in .npy is needed' % flags.output)
     flags.checkpoint = find_checkpoint(flags.checkpoint)
-    flags.model = flags.model or read_model(flags.checkpoint)
+    flags.model = flags.model or model_of(flags.checkpoint)
     if not flags.model:
         parser.error('no run.json beside %s names the network: give it with --model' % flags.checkpoint)
     return flags
@@ -48,7 +48,7 @@ def network_weights(model, skeleton, checkpoint):
 
 def main():
     flags = parse_flags()
-    skeleton = read_skeleton(checkpoint=flags.checkpoint) or pose_skeleton.COCO
+    skeleton = skeleton_of(flags.checkpoint) or pose_skeleton.COCO
     weights = network_weights(flags.model, skeleton, flags.checkpoint)
     write_npy(flags.output, weights, {'model': flags.model, 'skeleton': skeleton.to_json()})
     print('%s: %s, %d arrays, %.2f MB' % (flags.output, flags.model, len(weights),

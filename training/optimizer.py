@@ -2,8 +2,7 @@
 import argparse
 import collections
 import math
-
-import tensorflow.compat.v1 as tf
+import re
 
 from pose_cli import UserError, non_negative_int, positive_int
 
@@ -91,6 +90,7 @@ def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recip
     One rate: cosine decay to 0 over max_steps, or the recipe's steps; several: the next one every EPOCHS_PER_LR epochs.
     In the first recipe.warmup_steps it rises linearly to that: a run that is resumed is past them.
     """
+    import tensorflow.compat.v1 as tf  # not above: this module's flags are checked without it
     if len(rates) > 1:
         boundaries = [EPOCHS_PER_LR * steps_per_epoch * k for k in range(1, len(rates))]
         rate = tf.train.piecewise_constant(step, boundaries, rates)
@@ -105,6 +105,7 @@ def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recip
 
 def create_optimizer(rate, recipe=Recipe()):
     """An Optimizer with the learning rate `rate`, a scalar tensor."""
+    import tensorflow.compat.v1 as tf  # as above
     if recipe.optimizer == 'sgd':
         return Optimizer(tf.train.MomentumOptimizer(rate, recipe.momentum), recipe)
     return Optimizer(tf.train.AdamOptimizer(rate, epsilon=1e-8), recipe)
@@ -131,10 +132,15 @@ class Optimizer:
 
     def _of_layer(self, gradient, variable):
         """The gradient with weight decay, times the factor on the layer's rate (which, in SGD, is the same)."""
-        decay, factor = layer_factors(variable.op.name, self._recipe)
+        decay, factor = layer_factors(published_name(variable.op.name), self._recipe)
         if decay:
             gradient += decay * variable
         return gradient if factor == 1 else factor * gradient
+
+
+def published_name(name):
+    """The name that a variable has in checkpoints, whichever tower's replica it is of (see towers.tower_scope)."""
+    return re.sub(r'^replica_\d+/', '', name)
 
 
 def layer_factors(name, recipe):

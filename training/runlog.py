@@ -14,13 +14,14 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_draw
+from networks.about import skeleton_of
 from pose_cli import UserError
+from pose_skeleton import RUN_FILE
 
 from .board import TRAIN, VALIDATION, Board
 from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
-RUN_FILE = 'run.json'
 LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
 EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
@@ -29,7 +30,30 @@ CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
-class RunLog:
+class LogLines:
+    """Logs the line of each training interval, and writes no file."""
+
+    def __init__(self, steps_per_epoch):
+        self._steps_per_epoch = steps_per_epoch
+
+    def training(self, step, figures, note=''):
+        """Log the line of a training interval.
+
+        Args:
+            figures: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
+        """
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
+                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'], note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class RunLog(LogLines):
     """Writes each logged figure to the log, to curves.csv and to TensorBoard.
 
     Args:
@@ -39,7 +63,8 @@ class RunLog:
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
-        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
+        super().__init__(steps_per_epoch)
+        self.logpath = logpath
         self._board = Board(logpath, first_step)
         path = os.path.join(logpath, CURVES_FILE)
         rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
@@ -57,11 +82,8 @@ class RunLog:
         """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
         self._try(self._board.start, step, flags, output)
 
-    def training(self, step, figures):
-        """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
-                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
-                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
+    def training(self, step, figures, note=''):
+        super().training(step, figures, note)
         self._write('train', step, figures)
         self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
@@ -202,8 +224,14 @@ def note_start(modelpath, flags, skeleton, resumes):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
     skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
+    before = skeleton_of(modelpath) if resumes else None
+    if before and not before.finds_the_same(skeleton):
+        raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
+                        'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
+                                                                           for each in (before, skeleton))))
     earlier = read_run(modelpath).get('starts', []) if resumes else []
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}

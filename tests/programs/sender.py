@@ -48,5 +48,5 @@ with numpy.load(path) as file:
     batches = [[file['%s%d' % (name, n)] for name in ('image', 'heatmap', 'paf', 'mask')]
                for n in range(len(file.files) // 4)]
 pose_cli.log_to_stderr()
-pose_cli.run(lambda: pose_dataworker.serve_trainers(master, lambda settings: Source(batches, float(delay)),
+pose_cli.run(lambda: pose_dataworker.serve_trainers(master, lambda settings: (Source(batches, float(delay)), '0' * 32),
                                                     keys or None, float(link_timeout)))

@@ -11,6 +11,7 @@ from pose_samples import batch_layout
 from remote import wire
 
 RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0}
+DATA = '0' * 32  # the digest of the data set that workers here say they have
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5}
 SENDER, RECEIVER = 'tests/programs/sender.py', 'tests/programs/receiver.py'
 
@@ -68,7 +69,7 @@ def introduce(receiver, connection, name='test:1'):
             connection.send('hello', name=name)
         elif message['type'] == 'welcome':
             welcome = message
-            connection.send('ready', samples=100)
+            connection.send('ready', samples=100, data=DATA)
         elif message['type'] == 'credit':
             credit = message['batches']
     return welcome, credit

@@ -4,8 +4,9 @@ import json
 import pytest
 import tensorflow.compat.v1 as tf
 
+import tool_files
 from pose_cli import UserError
-from pose_skeleton import COCO
+from pose_skeleton import COCO, from_category
 from training.runlog import (CURVES_FILE, LOSSES, RUN_FILE, Interval, RunLog, check_resume, note_start, read_curves,
                              read_run)
 
@@ -43,6 +44,19 @@ def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
                                   ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam')):
         with pytest.raises(UserError, match=mentions):
             check_resume(str(tmp_path), dict(FLAGS, **{name: value}))
+
+
+def test_a_run_goes_on_with_its_keypoints(tmp_path):
+    dancer = from_category(tool_files.category(name='dancer'), 'f')
+    note_start(str(tmp_path), FLAGS, dancer, resumes=False)
+    note_start(str(tmp_path), FLAGS, dancer._replace(name='singer', sigmas=(0.1,) * 5), resumes=True)
+    before = (tmp_path / RUN_FILE).read_text()
+    with pytest.raises(UserError) as error:
+        note_start(str(tmp_path), FLAGS, COCO, resumes=True)
+    assert str(error.value) == (
+        '%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give the checkpoint '
+        'with --checkpoint' % (tmp_path, ', '.join(dancer.keypoints), ', '.join(COCO.keypoints)))
+    assert (tmp_path / RUN_FILE).read_text() == before
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"flags": ', '{"flags": []}', '{"starts": {}}', '{}',
