@@ -2,7 +2,7 @@
 # From a fresh clone to a trained network and pictures of what it sees, on rendered people; about 4 minutes on 2 cores
 # after the installs. TF=1 or TF=2 chooses the TensorFlow, as in setup_env.sh.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 folder=${1:-quickstart}
 steps=${STEPS:-300}
