@@ -360,7 +360,8 @@ def _are_names(texts, count):
 
 def _are_coordinates(values):
     # A derived box is wider than the keypoints in it, which may lie twice as far apart.
-    return bool((np.abs(values) <= 3 * pose_coco.MAX_COORDINATE).all())  # false with a NaN
+    with np.errstate(invalid='ignore'):
+        return bool((np.abs(values) <= 3 * pose_coco.MAX_COORDINATE).all())  # false with a NaN
 
 
 def _fill_their_images(a):

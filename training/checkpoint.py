@@ -118,9 +118,10 @@ class CheckpointHook(tf.train.SessionRunHook):
         logging.info('saved the checkpoint of step %d', step)
 
     def _diverged(self, what, step, when):
-        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with '
-                        'a lower --lr' % (what, step, when, latest_checkpoint(self._folder)),
-                        DIVERGED_EXIT_CODE)
+        good = latest_checkpoint(self._folder)
+        raise UserError('a %s became NaN or infinite at step %d, %s; %s; start again with %s' % (
+            what, step, when, 'the last good checkpoint is %s' % good if good else 'nothing was saved yet',
+            'a lower --lr' if good else 'other weights, or a lower --lr'), DIVERGED_EXIT_CODE)
 
 
 class BestCheckpoint:

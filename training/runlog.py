@@ -35,10 +35,20 @@ class RunLog:
         logpath: folder; created by the caller.
         first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
         steps_per_epoch: to tell the epoch of a step.
+    Raises:
+        UserError: nothing can be written there.
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
-        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
+        self.logpath, self._steps_per_epoch, self._failed = logpath, steps_per_epoch, False
+        try:
+            self._open(first_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
+                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+
+    def _open(self, first_step):
+        logpath = self.logpath
         # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
         self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
             time.time(), socket.gethostname(), os.getpid())))
@@ -53,7 +63,6 @@ class RunLog:
             writer.writerows(rows)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
-        self._failed = False
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def training(self, step, figures):
