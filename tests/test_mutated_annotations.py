@@ -31,8 +31,8 @@ ODD = st.one_of(
                      -2 ** 63, 40000, '', 'x', '1', '1e999', '\ud800', '\x1b[31m', 'a\0b', '../../a.jpg', '/etc/passwd',
                      'x' * 5000, [], [[]], {}, {'size': [1, 1]}, {'counts': 'oooo'}, [None] * 6, [0] * 51, [[1] * 7]]),
     st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(-5, 500), max_size=8))
-MUTATIONS = st.lists(st.tuples(st.randoms(use_true_random=False), st.sampled_from(['replace', 'remove', 'double']), ODD),
-                     min_size=1, max_size=4)
+KINDS = st.sampled_from(['replace', 'remove', 'double'])
+MUTATIONS = st.lists(st.tuples(st.randoms(use_true_random=False), KINDS, ODD), min_size=1, max_size=4)
 BOUNDED = settings(max_examples=400, derandomize=True, deadline=None, database=None,
                    suppress_health_check=list(HealthCheck))
 
