@@ -148,7 +148,7 @@ def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_ske
 def check_memory(layout, batches):
     """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
     (_, _, (batchsize, height, width, _)), *_ = layout
-    size = batches * sum(int(np.prod(np.array(shape, dtype=object))) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    size = batches * sum(int(np.prod(np.array(shape, object))) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if size > memory:
         raise UserError('%d batches of %d samples of %dx%d take %d MB, this machine has %d; take a smaller --batchsize '
