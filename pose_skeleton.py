@@ -18,6 +18,8 @@ DEFAULT_SIGMA = 0.067
 # A name's side, as labelling tools write it: left_knee, l_knee, L-Knee, LeftKnee, LKnee, knee_left, knee.l ...
 SIDES = (('left', 'right'), ('Left', 'Right'), ('LEFT', 'RIGHT'), ('l', 'r'), ('L', 'R'))
 
+RUN_FILE = 'run.json'  # of training/runlog.py, in a run's folder
+
 _FIELDS = 'name keypoints sigmas parts sources limbs flip_order'
 
 
@@ -68,6 +70,10 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
                 joints[:, part] = sum(labelled[:, k] for k in source) / len(source)
         return joints.astype(np.float32)
 
+    def finds_the_same(self, other):
+        """Whether a network for one of them has the same outputs as one for the other: parts and limbs are equal."""
+        return (self.parts, self.limbs) == (other.parts, other.limbs)
+
     def to_json(self):
         """One line of JSON, the same for equal skeletons."""
         return json.dumps(self._asdict(), sort_keys=True)
@@ -91,7 +97,7 @@ def from_json(text, origin):
         assert sorted(skeleton.flip_order) == list(range(parts)) and 1 <= len(skeleton.limbs) <= MAX_LIMBS
         assert all(len(set(limb)) == len(limb) == 2 for limb in skeleton.limbs)
         assert all((k,) in skeleton.sources for k in range(len(skeleton.keypoints)))
-    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError('%s holds no skeleton of this project; make it anew' % origin)
     return skeleton
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
+from bench_inputs import ROOT, flag_parser, made_up_batch, made_up_batches, render_sample_data
 import bench_remote
 import pose_cli
 import numpy as np
@@ -25,7 +25,8 @@ import psutil
 import tensorflow.compat.v1 as tf
 
 import networks
-import pose_samples
+from pose_batches import Batch, encode_batch
+from pose_samples import check_input_size
 from training.runlog import read_curves
 from training.towers import build_training, tower_devices
 
@@ -36,12 +37,12 @@ class BareTraining:
     """The train op of train.py in a session of its own, on one random batch that lies in TensorFlow's memory."""
 
     def __init__(self, flags, towers):
-        rng = np.random.RandomState(0)
+        stride = networks.stride(flags.model)
+        dense = made_up_batch(np.random.RandomState(0), flags.batchsize, *flags.input_size, stride, people=3)
         with tf.Graph().as_default():
-            layout = pose_samples.batch_layout(flags.batchsize, *flags.input_size, stride=networks.stride(flags.model))
             with tf.device('/cpu:0'):
-                batch = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
-                                         use_resource=False) for name, dtype, shape in layout]
+                batch = Batch(*(tf.get_variable(name, initializer=value, trainable=False, use_resource=False)
+                                for name, value in encode_batch(*dense)._asdict().items()))
             devices, config = tower_devices(towers, gpus=0)
             training = build_training(flags.model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000)
             self._step = training.step
@@ -134,7 +135,8 @@ def measure(flags):
         datapath = flags.datapath or render_sample_data(os.path.join(folder, 'data'), train=64, val=4)
         local = compare_trainer(flags, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
         address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
-        batches = made_up_batches(flags.batchsize, *flags.input_size, networks.stride(flags.model), 3)
+        batches = [encode_batch(*batch) for batch in
+                   made_up_batches(flags.batchsize, *flags.input_size, networks.stride(flags.model), 3)]
         with bench_remote.sending(batches, address):
             remote = compare_trainer(flags, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
     return towers, local, remote
@@ -150,7 +152,7 @@ def parse_flags(args=None):
     parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='first steps of train.py, not counted')
     parser.add_argument('--datapath', help='COCO root (default: rendered people)')
     flags = parser.parse_args(args)
-    pose_samples.check_input_size(*flags.input_size, stride=networks.stride(flags.model), flag='--input-size')
+    check_input_size(*flags.input_size, stride=networks.stride(flags.model), flag='--input-size')
     return flags
 
 

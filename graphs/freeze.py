@@ -152,11 +152,6 @@ def freeze(graph, checkpoint):
     return frozen
 
 
-def can_transform():
-    """Whether run_transforms works here: on TF 1.x, or with a transform_graph binary."""
-    return bool(os.environ.get('TRANSFORM_GRAPH')) or _transform_graph() is not None
-
-
 def run_transforms(graph, inputs, outputs, transforms):
     """Run transforms of TF's Graph Transform Tool: the binary $TRANSFORM_GRAPH, or TransformGraph of TF 1.x.
 

@@ -35,7 +35,8 @@ def run(sample_coco, tmp_path_factory):
     broken.write_bytes(broken.read_bytes()[:2000])
     result = run_command('train.py', '--datapath=%s' % (folder / 'data'), '--modelpath=%s' % (folder / 'model'),
                          '--gpus=2', '--batchsize=%d' % BATCHSIZE, '--max-steps=%d' % STEPS, '--log-every=1',
-                         '--save-every=3', '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first', *SMALL)
+                         '--save-every=3', '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first',
+                         '--warmup-steps=4', *SMALL)
     assert result.returncode == 0, result.stderr
     return types.SimpleNamespace(log=result.stderr, model=folder / 'model', data=folder / 'data', broken=broken.name)
 
@@ -65,7 +66,8 @@ def test_every_step_is_logged_once_in_the_documented_form(run):
     for line in lines:
         epoch, step, _, rate, loss, loss_ll, paf, heat = map(float, line.groups()[:8])
         assert epoch == pytest.approx(step / (samples // BATCHSIZE), abs=0.006)
-        assert rate == pytest.approx(0.001 * (1 + np.cos(np.pi * (step - 1) / STEPS)) / 2, abs=1e-6)
+        cosine = (1 + np.cos(np.pi * (step - 1) / STEPS)) / 2
+        assert rate == pytest.approx(0.001 * cosine * min(1, step / 4), abs=1e-6)
         assert loss_ll == pytest.approx(paf + heat, rel=1e-4) and loss > loss_ll
 
 
@@ -226,6 +228,10 @@ def test_good_flags_are_accepted(good):
     ('--lr=0.1,', ['--lr']),
     ('--lr=-1', ['--lr', '-1']),
     ('--lr=nan', ['--lr', 'nan']),
+    ('--weight-decay=1', ['--weight-decay', '1']),
+    ('--optimizer=lars', ['--optimizer', 'lars']),
+    ('--recipe=paper', ['--recipe=paper', 'cmu and vgg']),
+    ('--accumulate=0', ['--accumulate']),
     ('--input-width=100', ['--input-width=100', 'stride 8', '96', '104']),
     ('--input-height=4', ['--input-height=4']),
     ('--model=resnet', ['resnet', 'mobilenet_thin']),

@@ -9,18 +9,18 @@ import struct
 import time
 
 import msgpack
-import numpy as np
 import psutil
 import pytest
 import zmq
 
 from conftest import PATIENCE, wait_for
 from pose_cli import UserError
-from remote import wire
+from remote import headers, wire
+from remote.settings import augmentation_ranges, check_settings
 from remote.trainer import BatchReceiver
 from remote.worker import TrainerConnection
-from wire_ends import (RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, next_batch,
-                       reports, save_batches)
+from wire_ends import (DATA, RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch,
+                       next_batch, reports, save_batches)
 
 
 def test_batches_arrive_and_the_worker_is_told_the_end(address, start_program, tmp_path):
@@ -40,9 +40,9 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
     batch = made_up_batch(0, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert len(credit) == wire.MAX_CREDIT
+        assert len(credit) == headers.MAX_CREDIT
         for number in credit:
-            connection.send_batch(number, wire.encode_batch(batch))
+            connection.send_batch(number, batch)
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -50,8 +50,8 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == len(credit)
-        connection.send_batch(1000, wire.encode_batch(batch))  # one that nobody asked for
-        connection.send_batch(credit[0], wire.encode_batch(batch))  # one that it has sent
+        connection.send_batch(1000, batch)  # one that nobody asked for
+        connection.send_batch(credit[0], batch)  # one that it has sent
         for number in credit:
             assert_same(batch, next_batch(receiver))
             assert receiver.number == number
@@ -79,10 +79,10 @@ def test_settings_and_seeds_come_from_the_trainer(address):
             with TrainerConnection(address) as connection:
                 welcomes.append(introduce(receiver, connection, name)[0])
         for welcome in welcomes:
-            wire.check_settings(welcome['settings'])
+            check_settings(welcome['settings'])
             for name in ('batchsize', 'input_width', 'input_height', 'stride'):
                 assert welcome['settings'][name] == SETTINGS[name]
-            assert wire.augmentation_ranges(welcome['settings'])._asdict() == RANGES
+            assert augmentation_ranges(welcome['settings'])._asdict() == RANGES
             assert welcome['settings']['seed'] == SETTINGS['seed']  # what a batch holds follows from its number
 
 
@@ -126,9 +126,9 @@ class Bomb:
 
 
 def good_messages():
-    arrays = wire.encode_batch(made_up_batch(3, SETTINGS))
-    return [[wire.pack('hello', name='evil')], [wire.pack('ready', samples=100)],
-            [wire.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for _, array in arrays]]
+    arrays = made_up_batch(3, SETTINGS)
+    return [[headers.pack('hello', name='evil')], [headers.pack('ready', samples=100, data=DATA)],
+            [headers.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -150,18 +150,18 @@ def hostile_messages(rng, count, bomb):
             yield frames
         elif kind == 3:
             huge = [['image', 'uint8', [2 ** rng.randrange(20, 62), 48, 64, 3]]] * rng.randrange(1, 9)
-            yield [wire.pack('batch', arrays=huge)] + frames[1:]
+            yield [headers.pack('batch', arrays=huge)] + frames[1:]
         elif kind == 4:
             payload = pickle.dumps(Bomb(bomb))
-            yield rng.choice([[payload], [wire.pack('batch', arrays=payload)] + [payload] * 8,
+            yield rng.choice([[payload], [headers.pack('batch', arrays=payload)] + [payload] * 8,
                               [msgpack.packb({b'nd': True, b'type': b'O', b'kind': b'O', b'data': payload})]])
         elif kind == 5:
             value = rng.choice([None, -1, 2 ** 63, 1.5, [], {}, 'x' * 5000, b'\xff' * 50, [[[[]]]],
                                 msgpack.ExtType(5, b'x')])
             yield [msgpack.packb(rng.choice([
-                value, {'version': wire.VERSION, 'type': value}, {'version': value, 'type': 'hello'},
-                {'version': wire.VERSION, 'type': 'hello', 'name': value},
-                {'version': wire.VERSION, 'type': 'batch', 'arrays': value}]))]
+                value, {'version': headers.VERSION, 'type': value}, {'version': value, 'type': 'hello'},
+                {'version': headers.VERSION, 'type': 'hello', 'name': value},
+                {'version': headers.VERSION, 'type': 'batch', 'arrays': value}]))]
         elif kind == 6:
             yield [b'\x91' * rng.randrange(1, 5000)]  # deeply nested
         else:
@@ -226,20 +226,22 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
 
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
-    arrays = wire.encode_batch(good)
-    frames = [array.tobytes() for _, array in arrays]
-    header = header_of(arrays)
-    positions = np.frombuffer(frames[4], np.uint32)
+    frames = [array.tobytes() for array in good]
+    header = header_of(good)
+    positions = good.paf_positions
     swapped = positions.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     twice = positions.copy()
     twice[1] = twice[0]
     far = positions.copy()
-    far[-1] = 1 << 31
-    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
+    far[-1] = 1 << 30
+    negative = positions.copy()
+    negative[0] = -1
+    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far, negative)]
+    bad += [frames[:1] + [b'\xff' * len(frames[1])] + frames[2:]]  # a mask above 1
     bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
-    assert len(bad) > wire.MAX_CREDIT  # each bad one is replaced by a new one
+    assert len(bad) > headers.MAX_CREDIT  # each bad one is replaced by a new one
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
         for wrong in bad:  # each is asked for again
@@ -249,7 +251,7 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
             while message:
                 credit += message.get('batches', [])
                 message = connection.receive(0)
-        connection.send_batch(credit[0], wire.encode_batch(good))
+        connection.send_batch(credit[0], good)
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
@@ -274,7 +276,7 @@ def test_no_batch_is_lost_or_doubled_when_workers_are_killed(address, start_prog
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'no batches')
     numbers = reports(trainer)[-1]['numbers']
     assert len(set(numbers)) == len(numbers)
-    settled = len(numbers) - 2 * 2 * wire.MAX_CREDIT  # the last ones are on the way
+    settled = len(numbers) - 2 * 2 * headers.MAX_CREDIT  # the last ones are on the way
     assert set(range(settled)) <= set(numbers)
 
 
@@ -288,14 +290,14 @@ def test_a_worker_with_other_data_is_refused(address):
                 if message['type'] == 'connected':
                     second.send('hello', name='other:1')
                 elif message['type'] == 'welcome':
-                    second.send('ready', samples=7)
+                    second.send('ready', samples=7, data=DATA)
         assert receiver.samples == 100
 
 
 def test_a_run_that_is_resumed_asks_for_the_next_batches(address):
     with BatchReceiver(address, SETTINGS, first=1000) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert credit == list(range(1000, 1000 + wire.MAX_CREDIT))
+        assert credit == list(range(1000, 1000 + headers.MAX_CREDIT))
 
 
 def test_a_stranger_cannot_take_a_workers_place(address):
@@ -304,6 +306,6 @@ def test_a_stranger_cannot_take_a_workers_place(address):
         _, credit = introduce(receiver, worker, 'worker:1')
         with TrainerConnection(address) as stranger:
             introduce(receiver, stranger, 'worker:1')
-            worker.send_batch(credit[0], wire.encode_batch(made_up_batch(0, SETTINGS)))
+            worker.send_batch(credit[0], made_up_batch(0, SETTINGS))
             next_batch(receiver)
             assert receiver.number == credit[0]

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from conftest import PATIENCE, ROOT, wait_for
-from remote import wire
+from remote import headers
 from remote.trainer import BatchReceiver
 from wire_ends import RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
 
@@ -19,10 +19,10 @@ def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path
         copy = newer / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
-    text = (newer / 'remote' / 'wire.py').read_text()
-    mine = '\nVERSION = %d\n' % wire.VERSION
+    text = (newer / 'remote' / 'headers.py').read_text()
+    mine = '\nVERSION = %d\n' % headers.VERSION
     assert mine in text
-    (newer / 'remote' / 'wire.py').write_text(text.replace(mine, '\nVERSION = 99\n'))
+    (newer / 'remote' / 'headers.py').write_text(text.replace(mine, '\nVERSION = 99\n'))
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with BatchReceiver(address, SETTINGS) as receiver:
         worker = start_program(SENDER, address, batches, '', 0, 20, root=newer)
@@ -30,8 +30,8 @@ def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path
         assert worker.returncode == 2
         lines = [line for line in worker.log.read_text().splitlines() if line.startswith('error: ')]
         assert len(lines) == 1 and 'same version' in lines[0]
-        assert 'version %d' % wire.VERSION in lines[0] and 'version 99' in lines[0]
-        assert 'version 99 of the wire, not %d' % wire.VERSION in caplog.text
+        assert 'version %d' % headers.VERSION in lines[0] and 'version 99' in lines[0]
+        assert 'version 99 of the wire, not %d' % headers.VERSION in caplog.text
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -13,12 +11,12 @@ import tensorflow.compat.v1 as tf
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import pose_skeleton
-from conftest import ROOT, assert_user_error, run_command, wait_for
+from conftest import PROGRAMS, assert_user_error, run_command, wait_for
 from graphs import predict
 from pose_cli import UserError
-from training import checkpoint, recovery, runlock, runlog
+from training import checkpoint, recovery, runlog
 
-FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48}
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam'}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
          'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
          + data[len(data) // 4 + 1:]}
@@ -153,48 +151,6 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     assert 'No space left' in line and str(tmp_path) in line
 
 
-HOLDER = '''import sys, time
-from training import runlock
-with runlock.hold(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(1000)
-'''
-# As a terminal window does it: a session of its own, whose terminal is the given one.
-IN_TERMINAL = '''import fcntl, os, sys, termios
-terminal = int(sys.argv[1])
-os.setsid()
-fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-os.dup2(terminal, 1)
-os.close(terminal)
-os.execv(sys.executable, [sys.executable] + sys.argv[2:])
-'''
-
-
-@pytest.mark.slow
-def test_a_run_folder_has_one_holder_and_a_dead_one_loses_it(tmp_path):
-    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
-    try:
-        assert holder.stdout.readline() == b'held\n'
-        with pytest.raises(UserError, match='in use by process %d on ' % holder.pid):
-            with runlock.hold(str(tmp_path)):
-                pass
-    finally:
-        holder.kill()
-        holder.wait()
-    with runlock.hold(str(tmp_path)):
-        pid = os.fork()
-        if pid == 0:  # a forked process does not hold it
-            signal.pause()
-    try:
-        holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
-        assert holder.stdout.readline() == b'held\n'
-    finally:
-        holder.kill()
-        holder.wait()
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
 def train_flags(data, model, *more):
     return ['train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none', '--batchsize=2',
             '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1', '--save-every=2'] + list(more)
@@ -234,7 +190,7 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     (model / 'checkpoint').unlink()
     flags = train_flags(folder / 'data', model, '--max-steps=100000', '--valid-every=0')
     leader, follower = os.openpty()
-    process = start(sys.executable, '-c', IN_TERMINAL, follower, *flags, pass_fds=[follower])
+    process = start(sys.executable, PROGRAMS / 'in_terminal.py', follower, *flags, pass_fds=[follower])
     os.close(follower)
     wait_for(lambda: ' step=4,' in process.log.read_text(), 'no step 4', 300)
     second = run_command(*flags)

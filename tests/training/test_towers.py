@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from pose_batches import Batch, encode_batch
 from pose_cli import UserError
-from pose_samples import batch_layout
-from training.optimizer import learning_rate_schedule
+from training.recipes import Recipe
 from training.towers import build_training, tower_devices
 
 SIZE = 64
@@ -15,20 +15,23 @@ SIZE = 64
 
 def random_batch(batchsize, stride=8, seed=0):
     rng = np.random.RandomState(seed)
-    image, heatmap, paf, mask = batch_layout(batchsize, SIZE, SIZE, stride)
-    return [rng.randint(0, 256, image[2]).astype(np.uint8), rng.uniform(0, 1, heatmap[2]).astype(np.float32),
-            rng.uniform(-1, 1, paf[2]).astype(np.float32), rng.randint(0, 2, mask[2]).astype(np.float32)]
+    cells = (batchsize, SIZE // stride, SIZE // stride)
+    return encode_batch(rng.randint(0, 256, (batchsize, SIZE, SIZE, 3)).astype(np.uint8),
+                        rng.uniform(0, 1, cells + (19,)).astype(np.float32),
+                        rng.uniform(-1, 1, cells + (38,)).astype(np.float32),
+                        rng.randint(0, 2, cells + (1,)).astype(np.float32))
 
 
 class Towers:
     """A training graph with a session, on `towers` CPU devices, fed by placeholders."""
 
-    def __init__(self, model, towers, batchsize, rate, optimize_graph=True):
+    def __init__(self, model, towers, batchsize, rate, optimize_graph=True, accumulate=1):
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.fields = [tf.placeholder(dtype, shape) for _, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)]
+            self.fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in random_batch(batchsize)))
             devices, config = tower_devices(towers, gpus=0)
-            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100)
+            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
+                                           recipe=Recipe(accumulate=accumulate))
             config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
@@ -59,9 +62,10 @@ def random_weights(variables):
     return weights
 
 
-def three_steps(towers):
+def three_steps(towers, accumulate=1):
     """Gradients of the first step, and weights after three, of cmu (which has no batch norm)."""
-    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False)  # to save time
+    # Without optimizing the graph, to save time.
+    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False, accumulate=accumulate)
     weights = random_weights(training.variables)
     training.set_weights(weights)
     moments = {name: training.variables[name + '/Adam'] for name in weights}
@@ -86,9 +90,9 @@ def one_tower():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('towers', [2, 4])
-def test_towers_train_as_one(one_tower, towers):
-    gradients, weights = three_steps(towers)
+@pytest.mark.parametrize('towers, accumulate', [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_towers_and_accumulated_batches_train_as_one(one_tower, towers, accumulate):
+    gradients, weights = three_steps(towers, accumulate)
     assert largest_difference(gradients, one_tower[0]) < (1e-5, '')
     assert largest_difference(weights, one_tower[1]) < (1e-5, '')
 
@@ -165,7 +169,7 @@ def test_slices_cross_once_and_images_as_uint8(two_towers):
     images = [name for dtype, name in to_tower_1 if dtype == tf.uint8.as_datatype_enum]
     assert len(images) == 1, to_tower_1
     slices = [name for dtype, name in to_tower_1 if 'split' in name.lower()]
-    assert len(slices) == 4, slices  # image, heatmap, paf, mask
+    assert len(slices) == 6, slices  # image, mask, positions and values
 
 
 @pytest.mark.slow
@@ -190,20 +194,3 @@ def test_cpu_towers_warn_once(caplog):
     assert devices == ['/cpu:0', '/cpu:1'] and config.device_count['CPU'] == 2
     assert [record.getMessage() for record in caplog.records] == [
         'TensorFlow sees no GPU: the 2 towers run on CPU devices of this machine']
-
-
-def rates_at(rates, steps, steps_per_epoch, max_steps):
-    with tf.Graph().as_default(), tf.Session() as session:
-        step = tf.placeholder(tf.int64, ())
-        rate = learning_rate_schedule(rates, step, steps_per_epoch, max_steps)
-        return [float(session.run(rate, {step: s})) for s in steps]
-
-
-def test_one_rate_decays_along_a_cosine_to_zero():
-    np.testing.assert_allclose(rates_at([0.01], [0, 25, 50, 100], 10, 100),
-                               [0.01, 0.01 * (1 + np.cos(np.pi / 4)) / 2, 0.005, 0], rtol=1e-5, atol=1e-9)
-
-
-def test_several_rates_step_every_five_epochs():
-    np.testing.assert_allclose(rates_at([0.1, 0.01, 0.001], [1, 50, 51, 100, 101, 10000], 10, 10000),
-                               [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
