@@ -7,7 +7,7 @@
 # FOLDER (quickstart) gets everything; what an earlier start left there is gone on from. TF chooses the TensorFlow, as in
 # setup_env.sh; STEPS the length of the training.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 weights=etcs/weights/mobilenet_thin_rendered.npy
 folder=quickstart model=model

@@ -1,4 +1,4 @@
-"""Why TensorFlow uses no GPU that is there: the libraries of CUDA that it loads when it starts, and which are missing."""
+"""Why TensorFlow uses no GPU that is there: which of the libraries that it loads at its start are missing."""
 import ctypes
 import glob
 import os

@@ -60,13 +60,22 @@ class RunLog(LogLines):
         logpath: folder; created by the caller.
         first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
         steps_per_epoch: to tell the epoch of a step.
+    Raises:
+        UserError: nothing can be written there.
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
         super().__init__(steps_per_epoch)
-        self.logpath = logpath
-        self._board = Board(logpath, first_step)
-        path = os.path.join(logpath, CURVES_FILE)
+        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        try:
+            self._open(first_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
+                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+
+    def _open(self, first_step):
+        self._board = Board(self.logpath, first_step)
+        path = os.path.join(self.logpath, CURVES_FILE)
         rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
         with open(path + '.tmp', 'w', newline='') as file:
             writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
@@ -74,8 +83,6 @@ class RunLog(LogLines):
             writer.writerows(rows)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
-        self._failed = False
-        self._watch = LossWatch()
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def start(self, step, flags, output):
