@@ -124,6 +124,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main):
     """Call main() and exit the process: 0 or what main returns, a UserError's code, 130 after Ctrl-C."""
+    if hasattr(sys.stdout, 'reconfigure'):  # not on Python 3.6
+        sys.stdout.reconfigure(errors='backslashreplace')  # a path that is not UTF-8 can be printed, too
     try:
         sys.exit(main() or 0)
     except UserError as error:

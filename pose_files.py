@@ -18,9 +18,9 @@ def read_file(path, most):
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = b'' if size > most else file.read(most + 1)
-        if max(size, len(data)) > most:
-            raise OSError(errno.EFBIG, 'it has %s, more than the %s that are read' % (_text(size), _text(most)), path)
+        data = b'' if size > most else file.read(size + 1)  # of a longer one it would ask for all the memory at once
+        if size > most or len(data) > size:
+            raise OSError(errno.EFBIG, 'it grows, or is longer than the %s that are read' % _text(most), path)
         return data
 
 

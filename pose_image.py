@@ -13,6 +13,7 @@ from pose_cli import write_file
 from pose_files import read_file
 
 MAX_BYTES, MAX_PIXELS = 2 ** 28, 2 ** 27
+FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer bytes shows nothing, and takes seconds
 MAX_SIDE = 2 ** 15 - 2  # what OpenCV warps
 MAX_SCANS = 250  # of a progressive JPEG: each of a thousand empty ones takes as long as the picture
 
@@ -91,6 +92,8 @@ def _read(path):
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise BadSample(path, 'has %dx%d pixels; images have at most %d million, and sides of %d'
                         % (width, height, MAX_PIXELS // 10 ** 6, MAX_SIDE))
+    if width * height > max(FREE_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
+        raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
     if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS:
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
     return data, (width, height)

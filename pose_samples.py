@@ -1,7 +1,7 @@
 """One sample: a main person of an image, augmented, with the label maps of all people of the image.
 
 Start to end: `PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and
-renders the maps (pose_labels.py). pose_loader.py makes batches of samples in processes of their own.
+renders the maps (pose_labels.py). pose_loader.py makes batches of them (pose_batches.py) in processes of their own.
 """
 import collections
 import logging
@@ -12,7 +12,6 @@ import numpy as np
 import pose_annotations
 import pose_augment
 import pose_labels
-import pose_skeleton
 from pose_cli import UserError
 from pose_image import BadSample, read_image
 
@@ -32,6 +31,7 @@ class PoseDataset:
         stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.
         category: the name of one, where the annotation file has several with keypoints.
+        negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the pose_skeleton.Skeleton of the annotations.
     Raises:
@@ -39,16 +39,23 @@ class PoseDataset:
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
-                 ranges=pose_augment.CMU_RANGES, category=None):
+                 ranges=pose_augment.CMU_RANGES, category=None, negatives=0.0):
         annotation_file, self.image_folder = pose_annotations.find_split(datapath, split, imgpath)
         self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder, category)
         self.skeleton = self.annotations.skeleton
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)
+        people = len(self.annotations.sample_image)
+        self._negatives, self._without_people = int(round(people * negatives / (1 - negatives))), []
+        if self._negatives:
+            self._without_people = pose_annotations.images_without_people(self.annotations, self.image_folder)
+            if not len(self._without_people):
+                raise UserError('--negatives=%g, but %s lists no image without people that is in %s; leave it out'
+                                % (negatives, annotation_file, self.image_folder))
 
     def __len__(self):
-        return len(self.annotations.sample_image)
+        return len(self.annotations.sample_image) + self._negatives
 
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), with an augmentation drawn from rng (a RandomState).
@@ -56,11 +63,14 @@ class PoseDataset:
         Raises:
             BadSample: the image cannot be used.
         """
-        image = self.annotations.sample_image[index]
-        person = self.annotations.bbox[self.annotations.sample_person[index]]
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
-        matrix = pose_augment.augmentation_matrix(augmentation, person.astype(np.float64),
-                                                  self.input_width, self.input_height)
+        if index < len(self.annotations.sample_image):
+            image = self.annotations.sample_image[index]
+            box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
+        else:  # there may be many more of these images than samples: each is another one
+            image = self._without_people[rng.randint(len(self._without_people))]
+            box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
+        matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
         return self._sample(image, matrix, augmentation)
 
     def validation_sample(self, index):
@@ -135,24 +145,6 @@ def check_input_size(input_width, input_height, stride, flag=None):
             raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
                             % (both or name + '=', side, stride, side // stride * stride or stride,
                                (side // stride + 1) * stride))
-
-
-def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_skeleton.COCO):
-    """[(name, dtype, shape)] of the four arrays of a batch."""
-    cells = (batchsize, input_height // stride, input_width // stride)
-    return [('image', np.uint8, (batchsize, input_height, input_width, 3)),
-            ('heatmap', np.float32, cells + (skeleton.heatmap_channels,)),
-            ('paf', np.float32, cells + (skeleton.paf_channels,)), ('mask', np.float32, cells + (1,))]
-
-
-def check_memory(layout, batches):
-    """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
-    (_, _, (batchsize, height, width, _)), *_ = layout
-    size = batches * sum(int(np.prod(np.array(shape, object))) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if size > memory:
-        raise UserError('%d batches of %d samples of %dx%d take %d MB, this machine has %d; take a smaller --batchsize '
-                        'or input, or fewer --workers' % (batches, batchsize, width, height, size >> 20, memory >> 20))
 
 
 class BadSampleCounter:

@@ -12,13 +12,13 @@ import os
 import tqdm
 import tqdm.contrib.logging
 
-import networks
+import networks.pretrained
 import pose_annotations
 import pose_cli
 import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
 from pose_samples import check_input_size
-from training import optimizer
+from training import recipes
 from training.agreement import code_version, common_flags
 from training.cluster import ALONE, read_cluster
 from training.liveness import Peers
@@ -52,7 +52,8 @@ def parse_flags():
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
     add('--seed', type=non_negative_int, default=0)
-    optimizer.add_flags(add)
+    add('--negatives', type=recipes.share, default=0.0, help='share of the samples from images without people')
+    recipes.add_flags(add)
     flags = parser.parse_args()
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
@@ -61,7 +62,7 @@ def parse_flags():
 def check_flags(flags, cluster=ALONE):
     """Refuse what cannot work, before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
-    optimizer.complete_flags(flags)
+    recipes.complete_flags(flags)
     if flags.batchsize % (flags.gpus * cluster.size):
         raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
             flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
@@ -83,10 +84,12 @@ def check_flags(flags, cluster=ALONE):
             raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
                             % (name, getattr(flags, name)))
     if cluster.is_first:
+        pose_cli.check_folder(flags.modelpath)
+        pose_cli.check_folder(flags.logpath)
+        if not os.path.isdir(flags.modelpath) or not os.listdir(flags.modelpath):
+            networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
         from training.weights import check_start  # imports TensorFlow, which takes seconds: only for good flags
         check_start(flags)
-        pose_cli.make_folder(flags.modelpath)
-        pose_cli.make_folder(flags.logpath)
 
 
 def main():
@@ -157,7 +160,7 @@ def train(flags, source, validation, peers):
     from training.runlog import LogLines, RunLog
     from training.session import open_run
     from training.validation import Checks
-    steps_per_epoch = max(1, source.samples // flags.batchsize)
+    steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
     max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(open_run(flags, source, validation, steps_per_epoch, max_steps, peers))
@@ -165,6 +168,7 @@ def train(flags, source, validation, peers):
         log = LogLines(steps_per_epoch)
         if peers.cluster.is_first:
             log = stack.enter_context(RunLog(flags.logpath, step, steps_per_epoch))
+            log.start(step, vars(flags), run.training.network.output)
         logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples, steps_per_epoch,
                      step, max_steps)
         best = BestCheckpoint(run.saver, flags.modelpath) if peers.cluster.is_first else None
@@ -196,8 +200,8 @@ def run_steps(flags, run, source, step, max_steps, log, check):
             progress.update()
             interval.add(figures)
             if is_due(flags.log_every, step, max_steps):
-                log.training(step, dict(interval.means(flags.batchsize), lr=figures['lr'], queue=feed.ready()),
-                             team.note())
+                means = interval.means(flags.batchsize * flags.accumulate)
+                log.training(step, dict(means, lr=figures['lr'], queue=feed.ready()), team.note())
                 for line in source.report():
                     logging.info(line)
                 interval.restart()

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import networks
-import pose_samples
+from bench_inputs import made_up_batch
+from pose_batches import Batch, encode_batch
 from training.cluster import ALONE, read_cluster
 from training.optimizer import published_name
 from training.session import start_server
@@ -37,15 +38,15 @@ class BareTraining:
 
     def __init__(self, model, input_size, batchsize, towers, cluster=ALONE, threads=0):
         with tf.Graph().as_default():
-            layout = pose_samples.batch_layout(batchsize // towers, *input_size, stride=networks.stride(model))
             gpus = len(tf.config.experimental.list_physical_devices('GPU'))
             devices, config = tower_devices(towers, gpus, cluster)
             config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
-            rng = np.random.RandomState(0)
+            part = made_up_batch(np.random.RandomState(0), batchsize // towers, *input_size, networks.stride(model),
+                                 people=3)
+            dense = [np.concatenate([field] * towers) for field in part]
             with tf.device(devices[0].rpartition('/')[0] + '/cpu:0'):
-                parts = [tf.get_variable(name, initializer=rng.randint(0, 2, shape).astype(dtype), trainable=False,
-                                         use_resource=False) for name, dtype, shape in layout]
-                batch = [tf.concat([part] * towers, 0) for part in parts]
+                batch = Batch(*(tf.get_variable(name, initializer=value, trainable=False, use_resource=False)
+                                for name, value in encode_batch(*dense)._asdict().items()))
             training = build_training(model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000,
                                       cluster=cluster)
             self.wire_bytes = training.wire_bytes

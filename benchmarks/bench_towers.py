@@ -30,7 +30,8 @@ import tensorflow.compat.v1 as tf
 from bare_processes import BareProcesses
 from bare_training import BareTraining
 import networks
-import pose_samples
+from pose_batches import encode_batch
+from pose_samples import check_input_size
 from training.curves import read_curves
 from training.replicas import all_reduce, step_group
 
@@ -163,7 +164,8 @@ def measure(flags):
         datapath = flags.datapath or render_sample_data(os.path.join(folder, 'data'), train=64, val=4)
         local = compare_trainer(flags, '--datapath=' + datapath, os.path.join(folder, 'local'), one)
         address = 'tcp://127.0.0.1:%d' % bench_remote.free_port()
-        batches = made_up_batches(flags.batchsize, *flags.input_size, networks.stride(flags.model), 3)
+        batches = [encode_batch(*batch) for batch in
+                   made_up_batches(flags.batchsize, *flags.input_size, networks.stride(flags.model), 3)]
         with bench_remote.sending(batches, address):
             remote = compare_trainer(flags, '--remote-data=' + address, os.path.join(folder, 'remote'), one)
     return towers, local, remote
@@ -179,7 +181,7 @@ def parse_flags(args=None):
     parser.add_argument('--warm-up', type=pose_cli.positive_int, default=6, help='first steps of train.py, not counted')
     parser.add_argument('--datapath', help='COCO root (default: rendered people)')
     flags = parser.parse_args(args)
-    pose_samples.check_input_size(*flags.input_size, stride=networks.stride(flags.model), flag='--input-size')
+    check_input_size(*flags.input_size, stride=networks.stride(flags.model), flag='--input-size')
     return flags
 
 

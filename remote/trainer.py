@@ -10,8 +10,8 @@ import zmq
 
 import pose_augment
 import pose_skeleton
+from pose_batches import batch_layout, check_memory, product
 from pose_cli import UserError
-from pose_samples import batch_layout, check_memory
 
 from . import headers, wire
 from .credits import Credits, Peer
@@ -42,7 +42,8 @@ class BatchReceiver:
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
-            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
+            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's), category and
+            negatives (0).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         first, every: the number of the first batch and from each to the next; all of them are made once each, and
             come as they are ready.
@@ -60,7 +61,7 @@ class BatchReceiver:
                  data=None):
         host, port = check_address(address, '--remote-data')
         defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
-                    'category': ''}
+                    'category': '', 'negatives': 0.0}
         self._settings = dict(defaults, **settings, definitions=definitions())
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')
@@ -69,13 +70,12 @@ class BatchReceiver:
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'], self.skeleton)
         check_memory(self._layout, 1)
-        self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
         self.samples = self.number = None
         self._data, self._first_worker = data, None
-        self._credits = Credits(first, every, wire.product(self._layout[0][2]))
+        self._credits = Credits(first, every, product(self._layout[0][2]))
         self._peers = {}  # routing id -> Peer
         self._queue = collections.deque()  # (Peer, number, frames) of batches not yet taken
         self._log = SenderLog()
@@ -114,7 +114,7 @@ class BatchReceiver:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in pose_samples.batch_layout. The arrays are valid until the next call.
+            A pose_batches.Batch, of arrays that cannot be written.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -199,7 +199,7 @@ class BatchReceiver:
         peer, number, frames = self._queue.popleft()
         peer.queued -= 1
         try:
-            batch = self._decoder.decode([frame.buffer for frame in frames])
+            batch = wire.read_batch([frame.buffer for frame in frames], self._layout)
             self.number = number
         except BadMessage as error:
             self._drop(peer.route, str(peer), error)
@@ -344,8 +344,8 @@ class BatchReceiver:
         steps = self.samples // self._settings['batchsize']
         logging.info('%s has %d samples: %d steps per epoch', peer, self.samples, steps)
         if steps < FEW_STEPS:
-            logging.warning('%d samples are few, and the length of an epoch follows from them: if that is not the '
-                            'whole data set, stop this run and mend that of %s; a trainer with the training images in '
+            logging.warning('%d samples are few, and the length of an epoch follows from them: if this is not the '
+                            'whole data set, stop this run and mend that of %s; a trainer with training images in '
                             '--datapath compares by itself', self.samples, peer)
 
     def _enqueue(self, peer, frames):

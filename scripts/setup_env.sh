@@ -41,8 +41,8 @@ case ${TF:-} in
     '') venv=.venv; wanted="$tf1_pythons $tf2_pythons" ;;
     1) venv=.venv; wanted=$tf1_pythons ;;
     2) venv=.venv-tf2; wanted=$tf2_pythons ;;
-    0) venv=.venv-worker; wanted="$tf2_pythons $tf1_pythons"; requirements=requirements-worker.txt ;;
-    lite) venv=.venv-infer; wanted="$tf2_pythons 3.7"; requirements=requirements-infer.txt ;;
+    0) venv=.venv-worker; wanted="$tf2_pythons $tf1_pythons"; requirements='requirements-worker.txt' ;;
+    lite) venv=.venv-infer; wanted="$tf2_pythons 3.7"; requirements='requirements-infer.txt' ;;
     *) fail 2 "TF=$TF is not a choice: set TF=1, TF=2, TF=0 or TF=lite (no TensorFlow), or leave it unset" ;;
 esac
 # Whether the GPUs are to be used, and why.
@@ -81,9 +81,9 @@ print("|".join(["%d.%d" % sys.version_info[:2], system, missing, base, executabl
 # Every interpreter worth trying, one path a line. Names on PATH need not run: pyenv puts shims there for versions that
 # are not active, and those fail when called.
 candidates() {
-    local name conda home=${HOME:-/root}
-    for name in $(printf 'python%s ' $wanted) python3 python; do
-        type -aP "$name" || true
+    local version conda home=${HOME:-/root}
+    for version in $wanted 3 ''; do
+        type -aP "python$version" || true
     done
     ls -d "${PYENV_ROOT:-$home/.pyenv}"/versions/*/bin/python 2>/dev/null || true
     for conda in "${CONDA_PREFIX:-}" "${CONDA_EXE:+${CONDA_EXE%/bin/conda}}" "$home"/miniconda3 \
@@ -108,7 +108,7 @@ tensorflow_1() { [ "${TF:-}" != 0 ] && [ "${TF:-}" != lite ] && [[ " $tf1_python
 # Sets python, version and chosen (the sentence that says what and why), or ends with an error line.
 choose() {
     local path facts found_version system missing base executable place why tensorflow
-    local best=99 tried=' ' broken= lacking= others=' '
+    local best=99 tried=' ' broken='' lacking='' others=' '
     python=
     while IFS= read -r path; do
         [ -n "$path" ] || continue
@@ -232,8 +232,9 @@ main() {
     choose
     say "$chosen"
     [ -z "$dry_run" ] || exit 0
-    mkdir -p "$root/$venv" 2>/dev/null && [ -w "$root/$venv" ] ||
+    if ! { mkdir -p "$root/$venv" 2>/dev/null && [ -w "$root/$venv" ]; }; then
         fail 2 "cannot write the folder $root/$venv: remove what is in its place or make $root writable"
+    fi
     exec 9>>"$root/$venv/setup_env.lock"
     if command -v flock >/dev/null && ! flock -n 9; then
         say "another run is at work on $venv: waiting for it"

@@ -9,7 +9,7 @@ from pose_files import read_file
 def test_files_of_at_most_so_many_bytes(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
     assert read_file(str(tmp_path / 'a'), 3) == read_file(os.fsencode(str(tmp_path / 'a')), 9) == b'abc'
-    with pytest.raises(OSError, match='it has 3 bytes, more than the 2 bytes that are read'):
+    with pytest.raises(OSError, match='longer than the 2 bytes that are read'):
         read_file(str(tmp_path / 'a'), 2)
     os.truncate(str(tmp_path / 'a'), 10 ** 12)  # without taking any place on the disk
     with pytest.raises(OSError, match='MB'):

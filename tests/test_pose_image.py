@@ -57,6 +57,9 @@ def test_size_is_bounded_by_the_header(tmp_path):
         with pytest.raises(BadSample, match='20000x20000 pixels'):
             read()
     assert time.process_time() - begin < 0.5
+    (tmp_path / 'a.png').write_bytes(png_bomb(8000, 8000))
+    with pytest.raises(BadSample, match='has only [0-9]+ bytes for 8000x8000 pixels'):
+        read_photograph(str(tmp_path / 'a.png'))
     for width, height, let_in in ((MAX_SIDE, 2, True), (MAX_SIDE + 1, 2, False), (2, 40000, False), (0, 5, False)):
         (tmp_path / 'a.png').write_bytes(png_bomb(width, height))
         try:
@@ -101,10 +104,10 @@ def test_names_need_not_be_text(tmp_path):
 
 
 def test_no_damaged_image_ends_the_process(tmp_path):
-    """2,000 files with bytes changed, cut out and doubled: an array or a BadSample."""
+    """160 files with bytes changed, cut out and doubled: an array or a BadSample."""
     rng, results = random.Random(1), {True: 0, False: 0}
     small = {ext: cv2.imencode(ext, grey_image()[:48, :64])[1].tobytes() for ext in FORMATS}
-    for number in range(2000):
+    for number in range(160):
         data = bytearray(small[sorted(small)[number % 4]])
         for _ in range(rng.randint(1, 6)):
             at, kind = rng.randrange(len(data) if rng.random() < 0.5 else 60), rng.random()
@@ -122,7 +125,7 @@ def test_no_damaged_image_ends_the_process(tmp_path):
         else:
             assert pixels.dtype == np.uint8 and pixels.ndim == 3
             results[True] += 1
-    assert min(results.values()) > 100
+    assert min(results.values()) > 20
 
 
 def test_a_full_disk_is_told(tmp_path):

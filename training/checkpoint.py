@@ -128,8 +128,9 @@ class CheckpointHook(tf.train.SessionRunHook):
 
     def _diverged(self, what, step, when):
         good = latest_checkpoint(self._folder) if self._writes else "worker 0's"
-        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with '
-                        'a lower --lr' % (what, step, when, good), DIVERGED_EXIT_CODE)
+        raise UserError('a %s became NaN or infinite at step %d, %s; %s; start again with %s' % (
+            what, step, when, 'the last good checkpoint is %s' % good if good else 'nothing was saved yet',
+            'a lower --lr' if good else 'other weights, or a lower --lr'), DIVERGED_EXIT_CODE)
 
 
 class BestCheckpoint:

@@ -7,10 +7,10 @@ import tensorflow.compat.v1 as tf
 
 import networks
 import pose_cli
+from pose_batches import batch_layout
 from pose_cli import UserError
-from pose_samples import batch_layout
 
-from . import optimizer
+from . import precision, recipes
 from .checkpoint import CheckpointHook, create_saver
 from .feed import FeedHook
 from .team import Alone, BatchesToTheEnd, Together
@@ -32,15 +32,17 @@ def open_run(flags, source, validation, steps_per_epoch, max_steps, peers):
         peers: a liveness.Peers.
     """
     cluster = peers.cluster
-    devices, config = tower_devices(flags.gpus, len(tf.config.experimental.list_physical_devices('GPU')), cluster)
-    layout = batch_layout(flags.batchsize // cluster.size, flags.input_width, flags.input_height,
+    gpus = len(tf.config.experimental.list_physical_devices('GPU'))
+    devices, config = tower_devices(flags.gpus, gpus, cluster)
+    loss_scaling = flags.precision == 'mixed' and precision.enable_mixed(config, gpus)
+    layout = batch_layout(flags.batchsize * flags.accumulate // cluster.size, flags.input_width, flags.input_height,
                           networks.stride(flags.model), source.skeleton)
     with tf.Graph().as_default(), tf.device(tf.DeviceSpec.from_string(devices[0]).replace(
             device_type=None, device_index=None).to_string()):
         tf.set_random_seed(flags.seed)
         feed = FeedHook(BatchesToTheEnd(source, layout, peers) if cluster.size > 1 else source, layout)
         training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps,
-                                  source.skeleton, optimizer.recipe_of(flags), cluster)
+                                  source.skeleton, recipes.recipe_of(flags, loss_scaling), cluster)
         validator = validation and Validator(flags.model, devices[0], validation,
                                              max(1, flags.batchsize // cluster.size // flags.gpus))
         saver = create_saver(flags.keep, training.variables)

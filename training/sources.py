@@ -11,10 +11,10 @@ from remote.trainer import BatchReceiver
 from .feed import wait_for_samples
 
 
-def open_dataset(flags, split):
-    """The PoseDataset of a split, for the network of the flags."""
+def open_dataset(flags, split, negatives=0.0):
+    """The PoseDataset of a split, for the network of the flags. negatives: as there."""
     return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, category=flags.category)
+                       flags.imgpath, category=flags.category, negatives=negatives)
 
 
 def open_source(flags, skeleton, first, cluster, stop):
@@ -26,13 +26,14 @@ def open_source(flags, skeleton, first, cluster, stop):
         cluster: each of its processes gets its share of every batch.
         stop: ends the wait for data workers.
     """
-    batchsize = flags.batchsize // cluster.size
+    batchsize = flags.batchsize * flags.accumulate // cluster.size
     if not flags.remote_data:
-        return BatchLoader(open_dataset(flags, flags.train_split), batchsize, flags.workers, flags.seed, first=first,
-                           share=cluster.index, shares=cluster.size)
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, first=first, share=cluster.index,
+                           shares=cluster.size)
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
-                'skeleton': skeleton.to_json()}
+                'skeleton': skeleton.to_json(), 'negatives': flags.negatives}
     # Data workers know no shares: to them, the shares of all batches are a row of smaller batches.
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=first * cluster.size + cluster.index,
                            every=cluster.size, data=training_data(flags))
@@ -49,7 +50,7 @@ def training_data(flags):
     if not flags.datapath:
         return None
     try:
-        dataset = open_dataset(flags, flags.train_split)
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
     except UserError as error:
         logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
         return None

@@ -1,6 +1,8 @@
 """When training ends, and who holds it up: decided by one process alone, or by all of a cluster at the same step."""
 import numpy as np
 
+from pose_batches import empty_batch
+
 
 class Alone:
     """One process. stop: a StopSignal."""
@@ -75,7 +77,7 @@ class BatchesToTheEnd:
 
     def __init__(self, source, layout, stop):
         self._source, self._stop = source, stop
-        self._batch = [np.zeros(shape, dtype) for _, dtype, shape in layout]
+        self._batch = empty_batch(layout)
         self.ready, self.report, self.hint = source.ready, source.report, source.hint
 
     def get(self, timeout=None):

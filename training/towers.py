@@ -15,7 +15,9 @@ from pose_cli import UserError
 from .cluster import ALONE
 from .cuda import why_no_gpu
 from .gradients import tower_gradients
-from .optimizer import Recipe, create_optimizer, learning_rate_schedule
+from .maps import split_batch
+from .optimizer import Optimizer, learning_rate_schedule
+from .recipes import Recipe
 from .replicas import FIRST_STEP, all_reduce, bytes_on_the_wire, copy_variables, step_group
 
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
@@ -56,18 +58,19 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
 
     Args:
         model: one of networks.NAMES.  skeleton: what it looks for.
-        batch: tensors as from feed.FeedHook: this process's share.
+        batch: a pose_batches.Batch of tensors, as from feed.FeedHook: this process's share.
         devices: one for each tower of this process.  cluster: the processes.
-        rates: learning rates, see learning_rate_schedule.  recipe: an optimizer.Recipe.
+        rates: learning rates, see learning_rate_schedule.  recipe: a recipes.Recipe.
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
     towers, optimizers, replicas = [], [], [[] for _ in devices]
-    for k, (device, fields) in enumerate(zip(devices, split_batch(batch, len(devices)))):
+    with tf.device('/cpu:0'):
+        parts = split_batch(batch, len(devices), skeleton)
+    for k, (device, part) in enumerate(zip(devices, parts)):
         with tower_scope(k, device), collected(replicas[k]):
-            optimizers.append(create_optimizer(rate, recipe))
-            fields = [tf.identity(field) for field in fields]
-            towers.append(own_gradients(tower_gradients(model, fields, optimizers[k], skeleton)))
+            optimizers.append(Optimizer(rate, recipe))
+            towers.append(tower_gradients(model, part, optimizers[k], skeleton, recipe.accumulate))
 
     if len(devices) * cluster.size == 1:
         reduced = Reduced([towers[0].gradients], [[]], towers[0].losses, None, None, 0)
@@ -80,7 +83,7 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
                 updates.append(optimizers[k].apply_gradients(reduced.gradients[k], None if k else global_step))
             updates += [tf.assign(variable, value) for variable, value in reduced.averages[k]]
     with tf.device(devices[0]):
-        health = reduced.figures['loss'] + tf.global_norm([gradient for gradient, _ in reduced.gradients[0]])
+        health = optimizers[0].health(reduced.figures['loss'], reduced.gradients[0])
     with tf.control_dependencies(updates):
         step = tf.identity(global_step)
 
@@ -90,12 +93,6 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
         variables=[variable for variable in tf.global_variables() if variable.op.name not in others],
         copy=copy_variables([global_step], replicas, devices, cluster), stop=reduced.stop, waited=reduced.waited,
         wire_bytes=reduced.wire_bytes)
-
-
-def split_batch(batch, parts):
-    """The fields of each part, cut on the CPU: each travels once to its device, the image as uint8."""
-    with tf.device('/cpu:0'):
-        return list(zip(*(tf.split(field, parts) for field in batch)))
 
 
 @contextlib.contextmanager
@@ -113,13 +110,6 @@ def collected(variables):
     before = len(tf.global_variables())
     yield
     variables += tf.global_variables()[before:]
-
-
-def own_gradients(tower):
-    """The tower with the gradients of its own replica's variables alone."""
-    own = {variable.op.name for variable in tower.network.variables}
-    return tower._replace(gradients=[(gradient, variable) for gradient, variable in tower.gradients
-                                     if gradient is not None and variable.op.name in own])
 
 
 def reduce_towers(towers, devices, batch, cluster):

@@ -12,7 +12,7 @@ from conftest import free_ports, program_environment, wait_for
 from pose_cli import UserError
 from tower_graphs import Towers, five_steps, random_batch
 from training.cluster import Cluster
-from training.optimizer import Recipe
+from training.recipes import Recipe
 from training.towers import tower_devices
 
 
@@ -30,8 +30,9 @@ def one_tower():
 
 
 @pytest.mark.slow
-def test_four_towers_train_as_one(one_tower):
-    assert_same_weights(five_steps(4), one_tower)
+@pytest.mark.parametrize('towers, accumulate', [(4, 1), (1, 4), (2, 2)])
+def test_towers_and_accumulated_batches_train_as_one(one_tower, towers, accumulate):
+    assert_same_weights(five_steps(towers, recipe=Recipe(accumulate=accumulate)), one_tower)
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def test_nothing_but_its_slice_and_scalars_is_sent_to_a_tower(two_towers):
     nodes = [node for node in two_towers.partitions['device:cpu:0'] if node.op in ('_Send', '_HostSend')]
     names = [node.attr['tensor_name'].s.decode() for node in nodes]
     assert [node.attr['T'].type for node in nodes].count(tf.uint8.as_datatype_enum) == 1
-    assert len([name for name in names if 'split' in name.lower()]) == 4, names  # image, heatmap, paf, mask
+    assert len([name for name in names if 'split' in name.lower()]) == 6, names  # image, mask, positions and values
     assert not [name for name in names if 'weights' in name or 'Grad' in name], names
 
 

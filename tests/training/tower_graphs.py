@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from pose_samples import batch_layout
+from pose_batches import Batch, batch_layout, encode_batch
 from training.cluster import ALONE, read_cluster
 from training.session import start_server
 from training.towers import build_training, tower_devices
@@ -18,10 +18,12 @@ SIZE = 64
 
 
 def random_batch(batchsize, stride=8, seed=0):
+    """Dense arrays (image, heatmap, paf, mask) as for pose_batches.encode_batch."""
     rng = np.random.RandomState(seed)
-    image, heatmap, paf, mask = batch_layout(batchsize, SIZE, SIZE, stride)
-    return [rng.randint(0, 256, image[2]).astype(np.uint8), rng.uniform(0, 1, heatmap[2]).astype(np.float32),
-            rng.uniform(-1, 1, paf[2]).astype(np.float32), rng.randint(0, 2, mask[2]).astype(np.float32)]
+    cells = (batchsize, SIZE // stride, SIZE // stride)
+    return [rng.randint(0, 256, (batchsize, SIZE, SIZE, 3)).astype(np.uint8),
+            rng.uniform(0, 1, cells + (19,)).astype(np.float32), rng.uniform(-1, 1, cells + (38,)).astype(np.float32),
+            rng.randint(0, 2, cells + (1,)).astype(np.float32)]
 
 
 class Towers:
@@ -33,7 +35,8 @@ class Towers:
     def __init__(self, model, towers, batchsize, rate, optimize_graph=True, cluster=ALONE, **kwargs):
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.fields = [tf.placeholder(dtype, shape) for _, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)]
+            self.fields = Batch(*(tf.placeholder(dtype, shape if name in ('image', 'mask') else (None,) + shape[1:])
+                                  for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)))
             devices, config = tower_devices(towers, 0, cluster)
             self.cluster = cluster
             self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
@@ -52,7 +55,7 @@ class Towers:
     def run(self, fetches, batch, **kwargs):
         """Run on this process's share of a batch; nobody stops, nobody waited."""
         share = len(batch[0]) // self.cluster.size
-        feed = {field: part[self.cluster.index * share:][:share] for field, part in zip(self.fields, batch)}
+        feed = dict(zip(self.fields, encode_batch(*(part[self.cluster.index * share:][:share] for part in batch))))
         if self.cluster.size > 1:
             feed.update({self.training.stop: 0, self.training.waited: 0})
         return self.session.run(fetches, feed, **kwargs)
@@ -74,9 +77,10 @@ def random_weights(variables):
     return weights
 
 
-def five_steps(towers, cluster=ALONE):
+def five_steps(towers, cluster=ALONE, **kwargs):
     """The weights of cmu, which has no batch norm, after five steps from the same start on batches of 4."""
-    graph = Towers('cmu', towers, 4 // cluster.size, rate=4e-5, optimize_graph=False, cluster=cluster)  # to save time
+    # Without optimizing the graph, to save time.
+    graph = Towers('cmu', towers, 4 // cluster.size, rate=4e-5, optimize_graph=False, cluster=cluster, **kwargs)
     names = sorted(random_weights(graph.variables)) if cluster.is_first else []
     if cluster.is_first:
         graph.set_weights(random_weights(graph.variables))
