@@ -6,9 +6,11 @@ starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
 import hashlib
+import json
 import logging
 import math
 import os
+import re
 from array import array
 
 import numpy as np
@@ -22,7 +24,7 @@ MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 4  # of the arrays below
+CACHE_VERSION = 5  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
@@ -70,12 +72,30 @@ def find_split(datapath, split, imgpath=None):
     folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
     if imgpath:
         folders.append(imgpath)
-    elif name.endswith('.json') and not name.startswith('person_keypoints_'):
-        folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'), os.path.dirname(annotation_file)]
-    for folder in folders:
-        if os.path.isdir(folder):
-            return annotation_file, folder
-    raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+    else:
+        folders.append(os.path.join(root, 'images'))
+        if not os.path.basename(annotation_file).startswith('person_keypoints_'):
+            folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'),
+                        os.path.dirname(annotation_file), datapath]
+    present = [folder for folder in folders if os.path.isdir(folder)]
+    if not present:
+        raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+    first = _first_file_name(annotation_file)
+    holding = [folder for folder in present if first and os.path.isfile(os.path.join(folder, first))]
+    return annotation_file, (holding or present)[0]
+
+
+def _first_file_name(annotation_file):
+    """The first file name near the beginning of an annotation file, or None: tools differ in the folder it starts from.
+
+    The file is read as a whole only once, later.
+    """
+    try:
+        with open(annotation_file, 'rb') as file:
+            found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(1 << 16).decode(errors='replace'))
+        return json.loads(found.group(1)).replace('\0', '') if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def _split_of_file(path):
@@ -113,6 +133,17 @@ def people_of(annotations, image):
     """joints float32 (people, parts, 2) and bbox float32 (people, 4) of one image, in image pixels."""
     rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
     return annotations.joints[rows], annotations.bbox[rows]
+
+
+def images_without_people(annotations, image_folder):
+    """The numbers of the images that are in image_folder and have nobody, labelled or not, as an int64 array."""
+    a = annotations
+    nobody = sum(np.diff(starts) for starts in (a.person_start, a.polygon_start, a.run_start)) == 0
+    present = set(os.listdir(image_folder)) if nobody.any() else ()
+    rows = [row for row in np.flatnonzero(nobody).tolist()
+            if a.file_name[row].decode() in present
+            or os.path.isfile(os.path.join(image_folder, a.file_name[row].decode()))]
+    return np.array(rows, np.int64)
 
 
 def digest(annotations):
@@ -247,11 +278,11 @@ def _nobody(dataset, people, annotation_file):
         causes['with fewer than %d labelled keypoints' % least] += few
         causes['smaller than %d pixels' % MAIN_MIN_AREA] += small
         causes['with a box of no size'] += not few and not small
-    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count) or 'it has no annotations'
+    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count)
+    found = 'of %d annotations %s' % (len(dataset.annotations), counts) if counts else 'it has no annotations'
     left_out = pose_coco.summary(dataset)
-    return ('%s has no person with %d keypoints and an area of %d pixels to train on: of %d annotations %s%s; give a '
-            'COCO keypoint annotation file' % (annotation_file, least, MAIN_MIN_AREA, len(dataset.annotations), counts,
-                                               '; ' + left_out if left_out else ''))
+    return ('%s has no person with %d keypoints and an area of %d pixels to train on: %s%s; give a COCO keypoint '
+            'annotation file' % (annotation_file, least, MAIN_MIN_AREA, found, '; ' + left_out if left_out else ''))
 
 
 def _ignored_regions(annotations, row_of_image):
@@ -337,21 +368,53 @@ def _drop_missing_images(annotations, annotation_file, image_folder):
 
 
 def _fit_together(arrays):
-    """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
+    """Whether arrays from a file are what Annotations says: types, shapes and values are as build_arrays makes them,
+    and no index leads out of its array. May raise anything if they are not."""
     a, lines = _annotations_of(arrays), arrays['summary']
-    parts = len(a.skeleton.parts)
     images, people, samples = len(a.image_id), len(a.joints), len(a.sample_image)
-    return (a.file_name.shape == (images,) and a.file_name.dtype.kind == 'S' and a.image_size.shape == (images, 2)
-            and a.joints.shape == (people, parts, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
-            and a.counts.ndim == lines.ndim == a.spared.ndim - 1 == 1 and a.spared.shape[1] == 2
-            and a.sample_image.shape == a.sample_person.shape == (samples,)
+    boxes_of_samples = a.bbox[a.sample_person, 2:]
+    return (all(_is(array, dtype, shape) for array, dtype, shape in (
+                (a.image_id, np.int64, (images,)), (a.image_size, np.int32, (images, 2)),
+                (a.joints, np.float32, (people, len(a.skeleton.parts), 2)), (a.bbox, np.float32, (people, 4)),
+                (a.points, np.float32, (len(a.points), 2)), (a.spared, np.float32, (len(a.spared), 2)),
+                (a.counts, np.uint32, (len(a.counts),)),
+                (a.sample_image, np.int64, (samples,)), (a.sample_person, np.int64, (samples,))))
+            and _are_names(a.file_name, images) and _are_names(lines, len(lines))
+            and a.image_size.min() > 0 and a.image_size.max() <= pose_coco.MAX_SIDE
             and _are_starts(a.person_start, images, people)
-            and _are_starts(a.polygon_start, images, len(a.point_range)) and _are_ranges(a.point_range, len(a.points))
-            and _are_starts(a.spared_start, images, len(a.spared_range)) and _are_ranges(a.spared_range, len(a.spared))
-            and _are_starts(a.run_start, images, len(a.count_range)) and _are_ranges(a.count_range, len(a.counts))
+            and all(_are_starts(starts, images, len(ranges)) and _are_ranges(ranges, len(owned), least)
+                    for starts, ranges, owned, least in ((a.polygon_start, a.point_range, a.points, 3),
+                                                         (a.spared_start, a.spared_range, a.spared, 3),
+                                                         (a.run_start, a.count_range, a.counts, 1)))
+            and _are_coordinates(a.joints[~np.isnan(a.joints).all(axis=2)]) and _are_coordinates(a.bbox)
+            and _are_coordinates(a.points) and _are_coordinates(a.spared)
+            and _fill_their_images(a) and boxes_of_samples.min() >= 1
             and 0 <= a.sample_image.min() and a.sample_image.max() < images
             and (a.person_start[a.sample_image] <= a.sample_person).all()
             and (a.sample_person < a.person_start[a.sample_image + 1]).all())
+
+
+def _is(array, dtype, shape):
+    return array.dtype == dtype and array.shape == shape
+
+
+def _are_names(texts, count):
+    """Whether an array has so many texts, none of them empty and none with a control character."""
+    return (texts.dtype.kind == 'S' and texts.shape == (count,) and (texts != b'').all()
+            and b''.join(texts.tolist()).decode().isprintable())
+
+
+def _are_coordinates(values):
+    # A derived box is wider than the keypoints in it, which may lie twice as far apart.
+    with np.errstate(invalid='ignore'):
+        return bool((np.abs(values) <= 3 * pose_coco.MAX_COORDINATE).all())  # false with a NaN
+
+
+def _fill_their_images(a):
+    """Whether the run lengths of each region add up to the pixels of its image."""
+    sums = np.concatenate([[0], np.cumsum(a.counts, dtype=np.int64)])
+    pixels = a.image_size.astype(np.int64).prod(axis=1).repeat(np.diff(a.run_start))
+    return np.array_equal(sums[a.count_range[:, 1]] - sums[a.count_range[:, 0]], pixels)
 
 
 def _are_starts(starts, owners, owned):
@@ -360,7 +423,7 @@ def _are_starts(starts, owners, owned):
             and (np.diff(starts) >= 0).all())
 
 
-def _are_ranges(ranges, owned):
-    """Whether each row of ranges is the first and the last (exclusive) of some of `owned` things."""
-    return (ranges.shape == (len(ranges), 2) and ranges.dtype == np.int64
-            and ((0 <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())
+def _are_ranges(ranges, owned, least):
+    """Whether each row of ranges is the first and the last (exclusive) of some, at least so many, of `owned` things."""
+    return (_is(ranges, np.int64, (len(ranges), 2))
+            and ((0 <= ranges[:, 0]) & (ranges[:, 0] + least <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())

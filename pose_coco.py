@@ -192,9 +192,9 @@ def _regular_annotation(entry, identity, seen, category_keys, number_of, sizes, 
     if labelled and claimed is None:
         derived['num_keypoints'] += 1
     box = _regular_box(entry.get('bbox'))
-    if box is None and (labelled or segmentation):
+    if labelled and not (box and box[2] and box[3]) or segmentation and box is None:
         derived['boxes'] += bool(labelled)
-        box = _box_of(points, segmentation, image)
+        box = _box_of(points if labelled else [], segmentation, image)
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
         derived['areas'] += 1
@@ -245,13 +245,16 @@ def _regular_segmentation(segmentation, image, left_out):
 
 
 def _box_of(points, segmentation, image):
-    """The box of a segmentation, else of the labelled keypoints, a little larger than these."""
-    if segmentation:
-        return [float(side) for side in coco_mask.toBbox(_encoded(segmentation, image))]
+    """The box of a segmentation, else of the labelled keypoints, a little larger than these; inside the image."""
+    box = [float(side) for side in coco_mask.toBbox(_encoded(segmentation, image))] if segmentation else [0] * 4
+    if box[2] and box[3] or not points:
+        return box
     xs = [x for x, v in zip(points[0::3], points[2::3]) if v > 0]
     ys = [y for y, v in zip(points[1::3], points[2::3]) if v > 0]
     margin = 0.1 * max(max(xs) - min(xs), max(ys) - min(ys), 10)
-    return [min(xs) - margin, min(ys) - margin, max(xs) - min(xs) + 2 * margin, max(ys) - min(ys) + 2 * margin]
+    left, top = max(min(xs) - margin, 0), max(min(ys) - margin, 0)
+    right, bottom = min(max(xs) + margin, image['width']), min(max(ys) + margin, image['height'])
+    return [left, top, max(right - left, 0), max(bottom - top, 0)]
 
 
 def _area_of(segmentation, box, image):

@@ -1,54 +1,27 @@
-"""Pictures of augmented samples with their labels, and samples as a tensorpack DataFlow.
+"""Pictures of augmented samples with their labels.
 
     python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
 
-Samples are made in pose_samples.py, batches for training by the processes of pose_loader.py.
+Samples are made in pose_samples.py, batches for training by the processes of pose_loader.py; get_dataflow gives
+samples as a tensorpack DataFlow.
 """
-import contextlib
-import io
 import itertools
 import os
 
 import cv2
 import numpy as np
 
+import pose_annotations
 import pose_cli
 import pose_draw
 import pose_skeleton
-from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples, validation_samples
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, as is right on helper nodes
-    from tensorpack.dataflow import RNGDataFlow
-
-
-class PoseDataFlow(RNGDataFlow):
-    """A tensorpack DataFlow of [image, heatmap, paf, mask], one sample at a time in this process.
-
-    Training goes once through all samples in random order, validation once through all images in their own order. Bad
-    samples are skipped, counted and named.
-    """
-
-    def __init__(self, dataset, is_train, seed=None):
-        self.dataset, self.is_train, self.seed, self._pid = dataset, is_train, seed, os.getpid()
-
-    def __len__(self):
-        return len(self.dataset) if self.is_train else len(self.dataset.validation_images)
-
-    def reset_state(self):
-        super().reset_state()
-        if self.seed is not None:
-            # A forked copy, as tensorpack's parallel runners make them, must not repeat this process's samples.
-            copy = [] if os.getpid() == self._pid else [os.getpid()]
-            self.rng = np.random.RandomState([self.seed % (1 << 32)] + copy)
-
-    def __iter__(self):
-        samples = training_samples(self.dataset, self.rng) if self.is_train else validation_samples(self.dataset)
-        for sample in samples:
-            yield list(sample[:4])
+from pose_image import write_picture
+from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples
 
 
 def get_dataflow(datapath, split, input_width, input_height, stride, is_train, imgpath=None, seed=None):
     """Single samples as a DataFlow: [image uint8 (H,W,3), heatmap float32 (h,w,19), paf (h,w,38), mask (h,w,1)]."""
+    from pose_dataflow import PoseDataFlow  # with it come tensorpack and TensorFlow, which the command does not need
     dataset = PoseDataset(datapath, split, input_width, input_height, stride, imgpath)
     return PoseDataFlow(dataset, is_train, seed)
 
@@ -85,6 +58,7 @@ def parse_flags():
     if not flags.datapath:
         parser.error('give --datapath=DIR or set $COCO_DIR')
     check_input_size(flags.input_width, flags.input_height, flags.stride)
+    pose_annotations.find_split(flags.datapath, flags.split, flags.imgpath)
     return flags
 
 
@@ -93,17 +67,18 @@ def main():
     pose_cli.log_to_stderr()
     dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
                           flags.imgpath, category=flags.category)
-    pose_cli.make_folder(flags.output_dir)
+    pose_cli.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
     rows = []
     while len(rows) < flags.count:
         for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
             rows.append(draw_sample(sample, dataset.skeleton))
+    pose_cli.make_folder(flags.output_dir)
     for number, row in enumerate(rows):
-        cv2.imwrite(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
+        write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
-    cv2.imwrite(sheet, pose_draw.contact_sheet(rows))
+    write_picture(sheet, pose_draw.contact_sheet(rows))
     print('%d samples: %s' % (len(rows), sheet))
 
 

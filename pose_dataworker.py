@@ -13,7 +13,6 @@ import time
 
 import pose_annotations
 import pose_cli
-from remote import wire
 from remote.headers import MAX_CREDIT
 from remote.link import LINK_TIMEOUT, check_address
 from remote.settings import augmentation_ranges, check_settings, skeleton_of
@@ -98,7 +97,7 @@ def send_batches(connection, loader, data):
     connection.send('ready', samples=loader.samples, data=data)
     logging.info('connected; sending batches')
     wanted, samples = set(), 0
-    arrays = None  # of the next batch; while they are prepared, the one before is on its way
+    batch = None  # the next one; it is fetched while the one before is on its way
     last_report = time.monotonic()
     while True:
         message = connection.receive(0 if wanted else 1)
@@ -111,15 +110,15 @@ def send_batches(connection, loader, data):
                                              'this project?' % MAX_CREDIT)
                 loader.request(message['batches'])
                 wanted.update(message['batches'])
-        elif wanted and arrays is None:
+        elif wanted and batch is None:
             batch = loader.get(TURN_SECONDS)
-            if batch and loader.number in wanted:
-                arrays = wire.encode_batch(batch)
+            if batch and loader.number not in wanted:
+                batch = None
         elif wanted and connection.sent(TURN_SECONDS):
-            connection.send_batch(loader.number, arrays)
+            connection.send_batch(loader.number, batch)
             wanted.remove(loader.number)
-            samples += len(batch[0])
-            arrays = None
+            samples += len(batch.image)
+            batch = None
         seconds = time.monotonic() - last_report
         if seconds > REPORT_SECONDS:
             for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():
@@ -153,7 +152,7 @@ def main():
                      args.workers)
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
                               settings['stride'], args.imgpath, augmentation_ranges(settings),
-                              settings['category'] or None)
+                              settings['category'] or None, settings['negatives'])
         if dataset.skeleton != skeleton_of(settings):
             both = dataset.skeleton, skeleton_of(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)

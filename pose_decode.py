@@ -21,8 +21,7 @@ LIMB_SUPPORT = 0.8  # ... for at least this share of the points
 PROBES = np.linspace(0, 1, LIMB_SAMPLES)[[2, 4, 7]]
 CHUNK = 512  # pairs of peaks
 MIN_PARTS = 3
-LEGS = ('RHip', 'RKnee', 'LHip', 'LKnee', 'Neck')  # parts of the skeletons whose legs only the neck connects
-MAX_HIP_DISTANCE = 1.0  # of two legs of one person, in lengths of the longer thigh
+MAX_GAP = 1.5  # between the pieces of a person around an absent part, in lengths of the pieces' longest limb
 
 
 def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO):
@@ -46,8 +45,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=pose_skeleton.COCO
                                                skeleton.limbs)
     chosen = match_limbs(limb, start, end, limb_score)
     people = assemble_people(part, start[chosen], end[chosen])
-    if set(LEGS) <= set(skeleton.parts):
-        people = join_legs(people, part, position, *map(skeleton.parts.index, LEGS))
+    people = join_pieces(people, part, position, skeleton.limbs)
     people = [person for person in people if len(person) >= min_parts]
 
     keypoints = np.full((len(people), parts, 3), np.nan, np.float32)
@@ -226,35 +224,63 @@ def assemble_people(part, start, end):
     return [person for person in people if person]
 
 
-def join_legs(people, part, position, right_hip, right_knee, left_hip, left_knee, neck):
-    """Join right and left legs that belong together though no neck, the only link between them, is in the picture.
+def join_pieces(people, part, position, limbs):
+    """Join the pieces into which a person falls where a part that links them is hidden or outside the picture.
 
-    The upper edge of a picture often cuts people off. Of two legs side by side, the pair whose hips are the nearest in
-    terms of its longer thigh is joined first.
+    Without a neck, two legs, both arms and the head have no limb in common; without a knee, an ankle hangs in the air.
+    Two pieces belong together when both lack the same part, both have a neighbour of it, no part is in both, and the
+    two neighbours are near each other in terms of the pieces' longest limb. The nearest ones are joined first.
 
     Args:
         people: as from assemble_people; part (peaks,), position (peaks, 2): as from find_peaks.
-        right_hip, right_knee, left_hip, left_knee, neck: the numbers of these parts.
+        limbs: pairs of parts.
     Returns:
         people in the same form.
     """
-    legs = {right_hip: [], left_hip: []}  # hip -> [(person, hip position, thigh length)]
-    for number, person in enumerate(people):
-        peak_of = dict(zip(part[person].tolist(), person))
-        for hip, knee, other_hip in ((right_hip, right_knee, left_hip), (left_hip, left_knee, right_hip)):
-            if hip in peak_of and knee in peak_of and other_hip not in peak_of and neck not in peak_of:
-                thigh = np.linalg.norm(position[peak_of[hip]] - position[peak_of[knee]])
-                legs[hip].append((number, position[peak_of[hip]], thigh))
-    pairs = [(np.linalg.norm(right_end - left_end) / max(right_thigh, left_thigh), right, left)
-             for right, right_end, right_thigh in legs[right_hip] for left, left_end, left_thigh in legs[left_hip]]
+    parts = max(map(max, limbs)) + 1
+    first, second = zip(*limbs)
+    is_limb = np.zeros((parts, parts), bool)
+    is_limb[first, second] = is_limb[second, first] = True
     people = [list(person) for person in people]
-    joined = set()
-    for distance, right, left in sorted(pairs):
-        if distance > MAX_HIP_DISTANCE:
-            break
-        disjoint = not set(part[people[right]].tolist()) & set(part[people[left]].tolist())
-        if disjoint and right not in joined and left not in joined:
-            joined.update((right, left))
-            people[right] += people[left]
-            people[left] = []
+    owner = np.empty(len(part), np.int64)
+    places = np.full((len(people), parts, 2), np.nan)
+    for number, person in enumerate(people):
+        owner[person] = number
+        places[number, part[person]] = position[person]
+    has = np.isfinite(places[:, :, 0])
+    # Each piece's longest limb; 0 where it has none.
+    length = np.nan_to_num(np.linalg.norm(places[:, first] - places[:, second], axis=2)).max(axis=1)
+
+    gaps = []
+    for absent in range(parts):
+        ends = np.nonzero(is_limb[absent, part] & ~has[owner, absent])[0]
+        gaps += _gaps_between(ends, owner, has, position, length)
+    merged = list(range(len(people)))  # the piece that took a piece in
+    for _, a, b in sorted(gaps):
+        while merged[a] != a:
+            a = merged[a]
+        while merged[b] != b:
+            b = merged[b]
+        if a != b and not (has[a] & has[b]).any():
+            people[a] += people[b]
+            people[b], merged[b] = [], a
+            has[a] |= has[b]
     return [person for person in people if person]
+
+
+def _gaps_between(ends, owner, has, position, length):
+    """Which pieces may belong together around an absent part: [(gap in lengths of a limb, piece, other piece)].
+
+    Args:
+        ends: peaks of the absent part's neighbours, in pieces that lack it.
+        owner (peaks,): their pieces; has (pieces, parts): what these have; length (pieces,): their longest limbs.
+    """
+    if len(set(owner[ends].tolist())) < 2:
+        return []
+    scale = length[owner[ends]]
+    scale = np.maximum(np.maximum(scale[:, None], scale), 1e-6)
+    gap = np.hypot(*(position[ends][:, None] - position[ends]).transpose(2, 0, 1)) / scale
+    first, second = np.nonzero(np.triu(gap <= MAX_GAP, 1))
+    a, b = owner[ends[first]], owner[ends[second]]
+    fit = ~(has[a] & has[b]).any(axis=1)  # also false for two ends of the same piece
+    return list(zip(gap[first, second][fit].tolist(), a[fit].tolist(), b[fit].tolist()))

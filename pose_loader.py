@@ -27,13 +27,15 @@ import traceback
 import cv2
 import numpy as np
 
+from pose_batches import BatchBuffer, batch_layout, check_memory
 from pose_cli import UserError
+from pose_image import BadSample
 from pose_order import SampleOrder, batch_positions
-from pose_samples import BadSample, BadSampleCounter, batch_layout, check_memory
+from pose_samples import BadSampleCounter
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
 HELD_SLOTS = 2  # that the caller of get() may still read
-SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
+SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 28 MB
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 10
@@ -65,7 +67,7 @@ class BatchLoader:
         self._counter = BadSampleCounter(self.samples)
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
         check_memory(layout, workers + SPARE_SLOTS)
-        self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
+        self._slots = [BatchBuffer(layout, _shared_array) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
         self._free = set(range(len(self._slots)))
         self._ready = {}  # number of a batch -> slot that holds it
@@ -107,8 +109,8 @@ class BatchLoader:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call but one: a batch
-            can be on its way to a device or a socket while the next one is prepared.
+            A pose_batches.Batch. The arrays are valid until the next call but one: a batch can be on its way to a
+            device or a socket while the next one is prepared.
         """
         if len(self._held) == HELD_SLOTS:
             self._free.add(self._held.popleft())
@@ -124,7 +126,7 @@ class BatchLoader:
         if self._next is not None:
             self._next += 1
         self._held.append(self._ready.pop(self.number))
-        return self._slots[self._held[-1]]
+        return self._slots[self._held[-1]].read()
 
     def ready(self):
         """How many batches wait to be fetched; of a row, those that nothing before them is missing for."""
@@ -253,13 +255,9 @@ def _read_packet(end):
     return json.loads(packet.decode())
 
 
-def _shared_arrays(layout):
-    """Arrays in memory that forked processes share."""
-    arrays = []
-    for _, dtype, shape in layout:
-        memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        arrays.append(np.frombuffer(memory, dtype).reshape(shape))
-    return tuple(arrays)
+def _shared_array(shape, dtype):
+    """An array in memory that forked processes share; pages that nobody writes are not there."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 def _run_and_exit(function, *args):
@@ -331,9 +329,9 @@ def _work(trainer, slots, dataset, seed, share, shares, generation):
                 return
             offer = json.loads(packet.decode())
             if offer['generation'] == generation:  # else: offered to a predecessor that died
-                arrays = slots[offer['slot']]
-                positions = batch_positions(offer['number'], len(arrays[0]), share, shares)
-                good = _fill(arrays, positions, dataset, order, trainer)
+                buffer = slots[offer['slot']]
+                positions = batch_positions(offer['number'], buffer.batchsize, share, shares)
+                good = _fill(buffer, positions, dataset, order, trainer)
                 trainer.send(_packet(filled=offer['slot'], good=good))
     except ConnectionError:
         return
@@ -341,7 +339,7 @@ def _work(trainer, slots, dataset, seed, share, shares, generation):
         trainer.send(_packet(failed=traceback.format_exc()[-MAX_PACKET // 4:]))
 
 
-def _fill(arrays, positions, dataset, order, trainer):
+def _fill(buffer, positions, dataset, order, trainer):
     """Make the samples of these positions. Returns how many were good since the last message about a bad one."""
     good = 0
     for row, position in enumerate(positions):
@@ -352,7 +350,6 @@ def _fill(arrays, positions, dataset, order, trainer):
             except BadSample as error:
                 trainer.send(_packet(bad=[error.path, error.reason], good=good))
                 good = 0
-        for array, value in zip(arrays, sample):
-            array[row] = value
+        buffer.write(row, *sample[:4])
         good += 1
     return good

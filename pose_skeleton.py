@@ -18,6 +18,8 @@ DEFAULT_SIGMA = 0.067
 # A name's side, as labelling tools write it: left_knee, l_knee, L-Knee, LeftKnee, LKnee, knee_left, knee.l ...
 SIDES = (('left', 'right'), ('Left', 'Right'), ('LEFT', 'RIGHT'), ('l', 'r'), ('L', 'R'))
 
+RUN_FILE = 'run.json'  # of training/runlog.py, in a run's folder
+
 _FIELDS = 'name keypoints sigmas parts sources limbs flip_order'
 
 
@@ -67,6 +69,10 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
             if len(source) > 1:
                 joints[:, part] = sum(labelled[:, k] for k in source) / len(source)
         return joints.astype(np.float32)
+
+    def finds_the_same(self, other):
+        """Whether a network for one of them has the same outputs as one for the other: parts and limbs are equal."""
+        return (self.parts, self.limbs) == (other.parts, other.limbs)
 
     def to_json(self):
         """One line of JSON, the same for equal skeletons."""

@@ -12,17 +12,19 @@ import pose_skeleton
 from networks import pretrained
 from networks.doors import imagenet_vgg
 from pose_cli import UserError, write_file
+from pose_files import read_file
 
+from . import admission
 from .graphdef import BATCH_NORM, INPUT, VARIABLES, constant_node, drop_attributes, is_training, like, strip_unused
 
 SKELETON = 'Openpose/skeleton'
+MAX_BYTES = 2 ** 31 - 1  # of a file; protobuf takes no more
 
 
 def load_graph(path):
     """Read a GraphDef, binary or text. Raises UserError when the file is missing, truncated or something else."""
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
     graph = tf.GraphDef()
@@ -31,7 +33,7 @@ def load_graph(path):
     except message.DecodeError:
         try:
             graph = text_format.Parse(data.decode('ascii'), tf.GraphDef())
-        except (text_format.ParseError, UnicodeDecodeError):
+        except (text_format.ParseError, UnicodeDecodeError, RecursionError):
             raise UserError('%s is not a TensorFlow graph, or only a part of one; copy or export it again' % path)
     if not graph.node:
         raise UserError('%s holds no graph; copy or export it again' % path)
@@ -39,16 +41,22 @@ def load_graph(path):
 
 
 def load_frozen(path):
-    """Read a frozen graph: INPUT, OUTPUT and all between. Raises UserError when something of it, or weights, lack."""
+    """Read a frozen graph, which may come from anybody: INPUT, OUTPUT and all between, without functions.
+
+    Raises UserError when something of it, or weights, lack, and for all that is more than a network's forward pass.
+    """
     graph = load_graph(path)
+    graph.ClearField('library')  # where functions hide; one that bears the name of an op would stand in for it
     try:
         graph = strip_unused(graph)
+        for node in graph.node:
+            if node.op in VARIABLES + ('VarHandleOp',):
+                raise UserError('it is not frozen: %s is a variable; give the graph_frozen.pb or graph_opt.pb that '
+                                'scripts/freeze_and_optimize.sh makes from a checkpoint' % node.name)
+        admission.check_nodes(graph)
+        admission.check_shapes(graph)
     except UserError as error:
         raise UserError('%s is not a graph of this project: %s' % (path, error))
-    for node in graph.node:
-        if node.op in VARIABLES + ('VarHandleOp',):
-            raise UserError('%s is not frozen: %s is a variable; give the graph_frozen.pb or graph_opt.pb that '
-                            'scripts/freeze_and_optimize.sh makes from a checkpoint' % (path, node.name))
     return graph
 
 
@@ -142,11 +150,6 @@ def freeze(graph, checkpoint):
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen
-
-
-def can_transform():
-    """Whether run_transforms works here: on TF 1.x, or with a transform_graph binary."""
-    return bool(os.environ.get('TRANSFORM_GRAPH')) or _transform_graph() is not None
 
 
 def run_transforms(graph, inputs, outputs, transforms):

@@ -6,15 +6,15 @@
 
 Each becomes predict_maps(images, joints) -> maps. TensorFlow is only imported for the ways that need it.
 """
-import json
 import os
 
 import numpy as np
 
 import pose_skeleton
+from networks.about import skeleton_of
 from pose_cli import UserError
 
-SKELETON_FILE, RUN_FILE = 'skeleton.json', 'run.json'  # beside a graph, and in a run's folder
+SKELETON_FILE = 'skeleton.json'  # beside a graph
 
 
 def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=pose_skeleton.COCO):
@@ -57,7 +57,8 @@ def _import_freeze(file):
 def read_skeleton(graph_file=None, checkpoint=None):
     """What a network finds, as its file or its neighbour says; None when nothing says so.
 
-    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json.
+    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json,
+    weights that scripts/export_weights.py wrote in themselves.
 
     Raises UserError when it is damaged.
     """
@@ -71,14 +72,7 @@ def read_skeleton(graph_file=None, checkpoint=None):
             with open(path, encoding='utf-8', errors='replace') as file:
                 text = file.read(1 << 20)
         return None if text is None else pose_skeleton.from_json(text, graph_file)
-    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
-        try:
-            with open(path, encoding='utf-8') as file:
-                return pose_skeleton.from_json(json.load(file)['skeleton'], path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    return skeleton_of(checkpoint)
 
 
 def limit_threads(threads):

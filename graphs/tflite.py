@@ -15,6 +15,7 @@ from tensorflow.lite.python.convert import ConverterError
 
 from graphs import freeze, graphdef, optimize
 from pose_cli import UserError
+from pose_quiet import stderr_to
 
 
 def convert(graph, input_shape):
@@ -63,10 +64,11 @@ def _with_all_pixel_values(images):
 def _converter(graph, input_shape):
     """A TFLiteConverter of the graph. It is quiet; what stops it becomes a UserError."""
     with tempfile.TemporaryDirectory() as folder:
-        path, log = os.path.join(folder, 'graph.pb'), os.path.join(folder, 'log')
+        path = os.path.join(folder, 'graph.pb')
         freeze.save_graph(optimize.simplify(graphdef.set_input_shape(graph, input_shape)), path)
         try:
-            with _stderr_to(log), _programs_on_path():
+            # The converter reports each of its steps.
+            with tempfile.TemporaryFile() as log, stderr_to(log), _programs_on_path():
                 yield tf.lite.TFLiteConverter.from_frozen_graph(path, [graphdef.INPUT], [graphdef.OUTPUT],
                                                                 {graphdef.INPUT: input_shape})
         except (ConverterError, RuntimeError, ValueError, tf.errors.OpError) as error:
@@ -79,21 +81,6 @@ def _reason(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     telling = [line for line in lines if 'not supported' in line or 'rror' in line and 'Traceback' not in line]
     return (telling or lines)[-1][:300]
-
-
-@contextlib.contextmanager
-def _stderr_to(path):
-    """Send what this process and its children write to stderr into a file: the converter reports each of its steps."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    try:
-        with open(path, 'wb') as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
 
 
 @contextlib.contextmanager

@@ -1,31 +1,62 @@
-"""The networks. `get_network(name, image, is_training)` builds one of NAMES in the default graph."""
+"""The networks. `get_network(name, image, is_training)` builds one of NAMES in the default graph.
+
+What is known of a network without building it is in the table here, and needs no TensorFlow: flags are checked against
+it before anything that takes time. A network's class is imported when it is asked for.
+"""
+import importlib
+from collections import namedtuple
+
 import pose_skeleton
 from pose_cli import UserError
 
-from .network_cmu import Cmu, Vgg
-from .network_mobilenet import Mobilenet, MobilenetAccurate, MobilenetFast, MobilenetThin
+# Where a network's pretrained weights lie.
+#   paths: below the models folder, the first that exists is taken
+#   download: its name in scripts/download_pretrained.sh
+#   prefixes: the variables that come from the file are those whose names start with one of these
+Pretrained = namedtuple('Pretrained', 'paths download prefixes')
+
+# place: module and class.  stride: input pixels per output cell.  pretrained: a Pretrained.
+Entry = namedtuple('Entry', 'place stride pretrained')
+
+
+def mobilenet_v1(width):
+    """The ImageNet weights of MobileNet v1 of that width ('0.75')."""
+    name = 'mobilenet_v1_%s_224' % width
+    path = 'pretrained/%s_2017_06_14/%s.ckpt' % (name, name)
+    return Pretrained((path,), 'mobilenet_v1_' + width, ('MobilenetV1/',))
+
+
+CMU = Pretrained(('numpy/openpose_coco.npy', 'pretrained/pose_iter_440000.caffemodel'), 'cmu', ('',))
+VGG = Pretrained(('numpy/openpose_vgg16.npy', 'pretrained/vgg_19_2016_08_28/vgg_19.ckpt'), 'vgg',
+                 ('conv1_', 'conv2_', 'conv3_', 'conv4_1/', 'conv4_2/'))
 
 NETWORKS = {
-    'cmu': Cmu,
-    'vgg': Vgg,
-    'mobilenet': Mobilenet,
-    'mobilenet_thin': MobilenetThin,
-    'mobilenet_fast': MobilenetFast,
-    'mobilenet_accurate': MobilenetAccurate,
+    'cmu': Entry('network_cmu.Cmu', 8, CMU),
+    'vgg': Entry('network_cmu.Vgg', 8, VGG),
+    'mobilenet': Entry('network_mobilenet.Mobilenet', 4, mobilenet_v1('0.75')),
+    'mobilenet_thin': Entry('network_mobilenet.MobilenetThin', 8, mobilenet_v1('0.75')),
+    'mobilenet_fast': Entry('network_mobilenet.MobilenetFast', 4, mobilenet_v1('0.50')),
+    'mobilenet_accurate': Entry('network_mobilenet.MobilenetAccurate', 4, mobilenet_v1('1.0')),
 }
 NAMES = tuple(NETWORKS)
 
 
-def network_class(name):
-    """The class of a network, which knows its stride and pretrained source. Raises UserError for an unknown name."""
+def entry(name):
+    """The Entry of a network. Raises UserError for an unknown name."""
     if name not in NETWORKS:
         raise UserError('%r is not a network: choose one of %s' % (name, ', '.join(NAMES)))
     return NETWORKS[name]
 
 
+def network_class(name):
+    """The class of a network; imports TensorFlow. Raises UserError for an unknown name."""
+    module, class_name = entry(name).place.split('.')
+    return getattr(importlib.import_module('.' + module, __name__), class_name)
+
+
 def stride(name):
-    """Input pixels per output cell."""
-    return network_class(name).stride
+    """Input pixels per output cell. Raises UserError for an unknown name."""
+    return entry(name).stride
 
 
 def get_network(name, image, is_training, skeleton=pose_skeleton.COCO):

@@ -1,11 +1,11 @@
 """What all the networks share: layers, the loop over stages and branches, initial values."""
-from collections import namedtuple
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import pose_skeleton
 from pose_cli import UserError
+
+from . import NETWORKS
 
 # Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of
 # the parts; the background is nearly one (see Network.conv).
@@ -14,12 +14,6 @@ OUTPUT_WEIGHT_SCALE = 1e-3
 # Adam moves every weight by about the learning rate, however small the weight is. The depthwise filters before an
 # output layer start small too, or its first steps would lift it from its mean to unit variance at once.
 OUTPUT_DEPTHWISE_SCALE = 0.02
-
-# Where a model's pretrained weights lie.
-#   paths: below the models folder, the first that exists is taken
-#   download: its name in scripts/download_pretrained.sh
-#   prefixes: the variables that come from the file are those whose names start with one of these
-Pretrained = namedtuple('Pretrained', 'paths download prefixes')
 
 BATCH_NORM_EPSILON = 0.001
 BATCH_NORM_DECAY = 0.999
@@ -35,12 +29,17 @@ class Network:
     output: (B,h,w,channels), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
     skeleton_variables: names of the variables of the layers that make maps or read them.
     variables: all its variables.  pretrained_variables: those that come from its pretrained file.
-    pretrained: a Pretrained.
+    pretrained: a networks.Pretrained.
     """
     stride = None
     stage_count = None
     pretrained = None
     untrained = ()  # layers of the published checkpoints that no output depends on: prefixes of their names
+
+    def __init_subclass__(cls, entry=None):
+        """entry: the name in networks.NETWORKS whose stride and pretrained weights the class has."""
+        if entry:
+            _, cls.stride, cls.pretrained = NETWORKS[entry]
 
     def __init__(self, name, image, is_training, skeleton=pose_skeleton.COCO):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""

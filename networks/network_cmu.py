@@ -1,6 +1,6 @@
 """The network of Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields", 2017: the first ten
 layers of VGG-19, then six stages of two branches. `cmu` starts from the authors' weights, `vgg` from ImageNet's."""
-from .network_base import Network, Pretrained, max_pool
+from .network_base import Network, max_pool
 
 # (name, filters) of 3x3 convolutions; None is a 2x2 max pool.
 VGG_19 = (('conv1_1', 64), ('conv1_2', 64), None,
@@ -9,10 +9,8 @@ VGG_19 = (('conv1_1', 64), ('conv1_2', 64), None,
           ('conv4_1', 512), ('conv4_2', 512), ('conv4_3_CPM', 256), ('conv4_4_CPM', 128))
 
 
-class Cmu(Network):
-    stride = 8
+class Cmu(Network, entry='cmu'):
     stage_count = 6
-    pretrained = Pretrained(('numpy/openpose_coco.npy', 'pretrained/pose_iter_440000.caffemodel'), 'cmu', ('',))
     layer = Network.conv
 
     def scale(self, image):
@@ -36,6 +34,5 @@ class Cmu(Network):
         return [('Mconv%d_stage%d_%s' % (i, stage, branch), *size) for i, size in enumerate(sizes, start=1)]
 
 
-class Vgg(Cmu):
-    pretrained = Pretrained(('numpy/openpose_vgg16.npy', 'pretrained/vgg_19_2016_08_28/vgg_19.ckpt'), 'vgg',
-                            ('conv1_', 'conv2_', 'conv3_', 'conv4_1/', 'conv4_2/'))
+class Vgg(Cmu, entry='vgg'):
+    """The same layers, from other weights."""

@@ -1,7 +1,7 @@
 """The pose network on MobileNet v1 (Howard et al. 2017): depthwise-separable layers with batch norm throughout."""
 import tensorflow.compat.v1 as tf
 
-from .network_base import Network, Pretrained, max_pool
+from .network_base import Network, max_pool
 
 # (filters at width 1, stride) of the separable layers Conv2d_1, Conv2d_2, ...; Conv2d_0 is a full 3x3, stride 2.
 BACKBONE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1),
@@ -12,22 +12,13 @@ def depth(filters, width):
     return max(int(filters * width), 8)
 
 
-def mobilenet_v1(width):
-    """The ImageNet weights of MobileNet v1 of that width ('0.75')."""
-    name = 'mobilenet_v1_%s_224' % width
-    path = 'pretrained/%s_2017_06_14/%s.ckpt' % (name, name)
-    return Pretrained((path,), 'mobilenet_v1_' + width, ('MobilenetV1/',))
-
-
-class Mobilenet(Network):
+class Mobilenet(Network, entry='mobilenet'):
     """Stride 4: the features join strides 2, 4 and 8 at 4. Conv2d_8 is there for the checkpoints' sake."""
-    stride = 4
     stage_count = 5
     backbone_width = 0.75
     refine_width = 1.0
     backbone_layers = 8
     refine_kernel = 7
-    pretrained = mobilenet_v1('0.75')
     untrained = ('MobilenetV1/Conv2d_8_',)
     layer = Network.separable
 
@@ -58,20 +49,17 @@ class Mobilenet(Network):
         return hidden + [(names[-1], 1, None)]
 
 
-class MobilenetFast(Mobilenet):
+class MobilenetFast(Mobilenet, entry='mobilenet_fast'):
     backbone_width = 0.5
     refine_width = 0.5
-    pretrained = mobilenet_v1('0.50')
 
 
-class MobilenetAccurate(Mobilenet):
+class MobilenetAccurate(Mobilenet, entry='mobilenet_accurate'):
     backbone_width = 1.0
-    pretrained = mobilenet_v1('1.0')
 
 
-class MobilenetThin(Mobilenet):
+class MobilenetThin(Mobilenet, entry='mobilenet_thin'):
     """Stride 8, 3x3 refinement, six stages: the features join strides 4 and 8 at 8."""
-    stride = 8
     stage_count = 6
     refine_width = 0.5
     backbone_layers = 11

@@ -5,27 +5,32 @@
     tf.train.Scaffold(init_fn=match.init_fn)
 
 A file is one of
-- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
+- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes, or {variable name: array} as
+  scripts/export_weights.py writes it;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
 - a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/doors/.
 VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (doors/imagenet_vgg.py).
+
+TensorFlow is imported to read a checkpoint or a .pb, not to find out that there is none.
 """
+import importlib
 import os
 import re
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from pose_cli import UserError
 
-from . import network_class
-from .doors import caffemodel, frozen, imagenet_vgg, keras_h5
-from .npy import is_npy, read_npy
+from . import checkpoints, entry
+from .about import skeleton_of
+from .doors import imagenet_vgg
+from .npy import is_npy, read_npy, take_about
 
-DOORS = {'.caffemodel': caffemodel, '.pb': frozen, '.h5': keras_h5, '.hdf5': keras_h5}
+DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
+LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
 def models_folder():
@@ -45,7 +50,7 @@ def resolve(name, flag=None):
             raise UserError('--pretrained=%s: there is no such file of weights (.npy, .caffemodel, .pb, .h5), '
                             'checkpoint or folder; give another path or --pretrained=none' % flag)
         return flag
-    source = network_class(name).pretrained
+    source = entry(name).pretrained
     paths = [os.path.join(models_folder(), path) for path in source.paths]
     for path in paths:
         if _exists(path):
@@ -57,13 +62,18 @@ def resolve(name, flag=None):
                     '--pretrained=none to start from random weights' % (name, ' and '.join(paths), command))
 
 
+def find_start(name, checkpoint=None, pretrained=None):
+    """Raise UserError when the weights of --checkpoint, or else those of --pretrained, are not there. No TensorFlow."""
+    if not checkpoint:
+        resolve(name, pretrained)
+    elif os.path.isdir(checkpoint):
+        find_checkpoint(checkpoint)
+    elif not _exists(checkpoint):
+        raise UserError('there is no checkpoint or file of weights %s; give its path' % checkpoint)
+
+
 def _exists(path):
-    return os.path.exists(path) or os.path.exists(_prefix(path) + '.index')
-
-
-def _prefix(path):
-    """The prefix of a checkpoint, also when one of its files was given."""
-    return re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
+    return os.path.exists(path) or os.path.exists(checkpoints.prefix(path) + '.index')
 
 
 class Match:
@@ -92,7 +102,8 @@ class Match:
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.new))
         if self.renewed:
-            text += '; for other keypoints, so these start anew: ' + ', '.join(self.renewed)
+            layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
+            text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
         if self.missing:
             text += '; not in the file: ' + ', '.join(self.missing)
         if self.unfit:
@@ -102,6 +113,9 @@ class Match:
 
 def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
+
+    Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
+    file is known to be for another skeleton.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -123,8 +137,10 @@ def fit(network, path, flag='--pretrained'):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
+    skeleton = skeleton_of(path)
+    others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        renewed = sorted(network.skeleton_variables & names) if wrong else []
+        renewed = sorted(network.skeleton_variables & names) if others else []
         for name in renewed:
             values.pop(name, None)
         wrong = {}
@@ -179,15 +195,10 @@ def find_checkpoint(path):
     if is_weights_file(path):
         return path
     if os.path.isdir(path):
-        prefix = tf.train.latest_checkpoint(path)
+        prefix = checkpoints.newest_checkpoint(path)
         if prefix is None:
-            # The `checkpoint` file is missing or names files that are elsewhere now.
-            prefixes = [os.path.join(path, name)[:-len('.index')] for name in os.listdir(path)
-                        if name.endswith('.index')]
-            if not prefixes:
-                raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
-                                % path)
-            prefix = max(prefixes, key=lambda prefix: os.path.getmtime(prefix + '.index'))
+            raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
+                            % path)
         return prefix
     for prefix in (path, os.path.splitext(path)[0]):
         if os.path.isfile(prefix + '.index'):
@@ -201,25 +212,26 @@ def read_weights(path):
     Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
     if os.path.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
-        if latest is None:
-            raise UserError('%s has no checkpoint in it' % path)
-        return _Checkpoint(latest)
+        return _Checkpoint(find_checkpoint(path))
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
-                return read_npy(file, path)
+                weights = read_npy(file, path)
+                take_about(weights, path)
+                return weights
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
-            return DOORS[suffix].read(path)
-    return _Checkpoint(_prefix(path))
+            return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
+    find_start(None, path)
+    return _Checkpoint(checkpoints.prefix(path))
 
 
 class _Checkpoint(Mapping):
     def __init__(self, path):
-        self.path = path
+        import tensorflow.compat.v1 as tf
+        self.path, self._tf_error = path, tf.errors.OpError
         self.reader = self._read(tf.train.NewCheckpointReader, path)
         self.shapes = self._read(self.reader.get_variable_to_shape_map)
 
@@ -237,7 +249,7 @@ class _Checkpoint(Mapping):
     def _read(self, call, *args):
         try:
             return call(*args)
-        except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
+        except (self._tf_error, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
             raise UserError('%s cannot be read as a checkpoint or .npy file: %s' % (self.path, error))
 
 

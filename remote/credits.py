@@ -27,16 +27,16 @@ class Credits:
     """The numbers from `first` on, handed out to workers.
 
     Args:
-        first: the number of the first batch.
+        first, every: the number of the first batch, and from each to the next.
         batch_bytes: about how much one takes on the way.
     Attributes:
         most: batches that may be on the way from one worker.
     """
 
-    def __init__(self, first, batch_bytes):
+    def __init__(self, first, every, batch_bytes):
         self.most = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
         self._batch_bytes = batch_bytes
-        self._next = first  # the next batch to ask for ...
+        self._next, self._every = first, every  # the next batch to ask for ...
         self._again = []  # ... but before it these, a heap: workers that had them to make are gone
 
     def grant(self, peer, workers):
@@ -62,5 +62,5 @@ class Credits:
     def _next_number(self):
         if self._again:
             return heapq.heappop(self._again)
-        self._next += 1
-        return self._next - 1
+        self._next += self._every
+        return self._next - self._every

@@ -7,7 +7,7 @@ What comes from workers is checked cheaply before it is read: it is short, and a
 import msgpack
 import msgpack.fallback
 
-VERSION = 3
+VERSION = 4
 MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
 MAX_NUMBER = 1 << 40  # of a batch: its samples' positions stay far below 64 bits
 MAX_SAMPLES = 1 << 30

@@ -2,19 +2,19 @@
 import math
 
 import pose_augment
+import pose_batches
 import pose_labels
 import pose_order
 import pose_skeleton
+from pose_batches import MAX_ITEMS, batch_layout, product
 from pose_cli import UserError
-from pose_samples import batch_layout, check_input_size
-
-from . import wire
+from pose_samples import check_input_size
 
 MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
 MAX_SEED = 1 << 63
 MAX_IMAGE_BYTES = 1 << 32  # of a batch
 LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
-NAMES = frozenset(LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'definitions'}
+NAMES = frozenset(LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'definitions', 'negatives'}
 # Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
 RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
@@ -22,7 +22,8 @@ RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE
 def definitions():
     """What must be the same in the code of trainer and worker: the constants of geometry, label maps and order."""
     return {'%s.%s' % (module.__name__, name): repr(value)
-            for module in (pose_augment, pose_labels, pose_order) for name, value in sorted(vars(module).items())
+            for module in (pose_augment, pose_batches, pose_labels, pose_order)
+            for name, value in sorted(vars(module).items())
             if name.isupper() and type(value) in (int, float, tuple)}
 
 
@@ -46,12 +47,14 @@ def check_settings(settings, sender='the trainer'):
     skeleton = skeleton_of(settings)
     (_, _, image), *maps = batch_layout(*(settings[name] for name in
                                           ('batchsize', 'input_width', 'input_height', 'stride')), skeleton)
-    if wire.product(image) > MAX_IMAGE_BYTES or max(wire.product(shape) for _, _, shape in maps) >= wire.MAX_ITEMS:
+    if product(image) > MAX_IMAGE_BYTES or max(product(shape) for _, _, shape in maps) >= MAX_ITEMS:
         raise UserError('%s asks for batches of %d images of %dx%d, more than %d bytes or map values; take a smaller '
                         '--batchsize' % (sender, settings['batchsize'], settings['input_width'],
                                          settings['input_height'], MAX_IMAGE_BYTES))
     if type(settings['seed']) is not int or not 0 <= settings['seed'] < MAX_SEED:
         raise UserError('%s asks for seed=%.20r; it must be from 0 to %d' % (sender, settings['seed'], MAX_SEED - 1))
+    if type(settings['negatives']) is not float or not 0 <= settings['negatives'] < 1:
+        raise UserError('%s asks for negatives=%.20r; it must be from 0 to below 1' % (sender, settings['negatives']))
     augmentation_ranges(settings)
     theirs, ours = settings['definitions'], definitions()
     if theirs != ours:

@@ -10,8 +10,8 @@ import zmq
 
 import pose_augment
 import pose_skeleton
+from pose_batches import batch_layout, check_memory, product
 from pose_cli import UserError
-from pose_samples import batch_layout, check_memory
 
 from . import headers, wire
 from .credits import Credits, Peer
@@ -42,9 +42,11 @@ class BatchReceiver:
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), seed (int, or None to draw one), and
-            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's) and category.
+            augmentation (a dict of pose_augment.Ranges; CMU's when left out), skeleton (JSON; COCO's), category and
+            negatives (0).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
-        first: the number of the first batch; all from there on are made once each, and come as they are ready.
+        first, every: the number of the first batch and from each to the next; all of them are made once each, and
+            come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         data: (number of samples, pose_annotations.digest) that each worker's data set must have; without it, the first
             worker's decides.
@@ -55,11 +57,11 @@ class BatchReceiver:
         UserError: bad address, address in use, bad keys.
     """
 
-    def __init__(self, address, settings, curve_keys=None, first=0, link_timeout=LINK_TIMEOUT,
+    def __init__(self, address, settings, curve_keys=None, first=0, every=1, link_timeout=LINK_TIMEOUT,
                  data=None):
         host, port = check_address(address, '--remote-data')
         defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'skeleton': pose_skeleton.COCO.to_json(),
-                    'category': ''}
+                    'category': '', 'negatives': 0.0}
         self._settings = dict(defaults, **settings, definitions=definitions())
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')
@@ -68,13 +70,12 @@ class BatchReceiver:
         self._layout = batch_layout(settings['batchsize'], settings['input_width'], settings['input_height'],
                                     settings['stride'], self.skeleton)
         check_memory(self._layout, 1)
-        self._decoder = wire.BatchDecoder(self._layout)
         self._command = 'python3 pose_dataworker.py --master=tcp://%s:%d%s' % (
             socket.gethostname() if host in ('*', '0.0.0.0', '[::]') else host, port,
             ' --curve-keys=DIR' if curve_keys else '')
         self.samples = self.number = None
         self._data, self._first_worker = data, None
-        self._credits = Credits(first, wire.product(self._layout[0][2]))
+        self._credits = Credits(first, every, product(self._layout[0][2]))
         self._peers = {}  # routing id -> Peer
         self._queue = collections.deque()  # (Peer, number, frames) of batches not yet taken
         self._log = SenderLog()
@@ -113,7 +114,7 @@ class BatchReceiver:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in pose_samples.batch_layout. The arrays are valid until the next call.
+            A pose_batches.Batch, of arrays that cannot be written.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -198,7 +199,7 @@ class BatchReceiver:
         peer, number, frames = self._queue.popleft()
         peer.queued -= 1
         try:
-            batch = self._decoder.decode([frame.buffer for frame in frames])
+            batch = wire.read_batch([frame.buffer for frame in frames], self._layout)
             self.number = number
         except BadMessage as error:
             self._drop(peer.route, str(peer), error)

@@ -110,14 +110,10 @@ class TrainerConnection:
         """Send a message without arrays."""
         self._socket.send(headers.pack(kind, **fields))
 
-    def send_batch(self, number, arrays):
-        """Send batch `number`, as wire.encode_batch returned it.
-
-        The image is not copied: it must not change until sent() is true.
-        """
-        header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
-        frames = [header, wire.pack_number(number)] + [array for _, array in arrays]
-        self._sending = self._socket.send_multipart(frames, copy=False, track=True)
+    def send_batch(self, number, batch):
+        """Send batch `number`, a pose_batches.Batch. It is not copied: it must not change until sent() is true."""
+        header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
+        self._sending = self._socket.send_multipart([header, wire.pack_number(number), *batch], copy=False, track=True)
 
     def sent(self, timeout):
         """Whether the last batch has left this process, waiting up to timeout seconds for it."""

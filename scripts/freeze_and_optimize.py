@@ -7,104 +7,30 @@ With --graph, a frozen graph made elsewhere takes the place of the first two. Ex
 folded; the error names it.
 """
 import argparse
-import collections
-import glob
-import itertools
-import json
-import logging
+import importlib.util
 import os
 import sys
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import networks
+import pose_annotations
+import pose_cli
+from graphs import tflite_runtime
+from graphs.images import image_paths
+from networks.pretrained import find_checkpoint
+from pose_cli import UserError
+from pose_samples import check_input_size
 
-import cv2  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow.compat.v1 as tf  # noqa: E402
-
-import networks  # noqa: E402
-import pose_annotations  # noqa: E402
-import pose_augment  # noqa: E402
-import pose_cli  # noqa: E402
-import pose_samples  # noqa: E402
-import pose_skeleton  # noqa: E402
-from graphs import freeze, graphdef, optimize, report, saved_model, tflite, tflite_runtime  # noqa: E402
-from graphs.predict import SKELETON_FILE, limit_threads, load_network, read_skeleton  # noqa: E402
-from networks.pretrained import find_checkpoint  # noqa: E402
-from pose_average import SIZE_MULTIPLE  # noqa: E402
-from pose_cli import UserError  # noqa: E402
-from pose_metrics import evaluate  # noqa: E402
-from pose_samples import check_input_size  # noqa: E402
-
-DEFAULT_SIZE = (368, 368)
-OPTIMIZED_TOLERANCE = 1e-4  # of the frozen graph's largest output
-MAX_COMPARED_IMAGES = 16
+TRANSFORMS = ('nodes', 'weights')  # what --quantize does with transforms of TensorFlow 1.x
 CALIBRATION_IMAGES = 32
-SLOW = 10  # times the frozen graph's latency: too slow to run on all validation images
-
-# The weights become 8 bit and are expanded when they are used; `nodes` also computes in 8 bit.
-QUANTIZE_WEIGHTS = ['add_default_attributes', 'quantize_weights', 'strip_unused_nodes', 'sort_by_execution_order']
-QUANTIZE_NODES = ['add_default_attributes', 'quantize_weights', 'quantize_nodes', 'strip_unused_nodes',
-                  'sort_by_execution_order']
-QUANTIZE = {'weights': QUANTIZE_WEIGHTS, 'nodes': QUANTIZE_NODES}
 
 
 def main():
     args = parse_flags()
     check_flags(args)
-    limit_threads(args.threads)
-    graphs = collections.OrderedDict()
-    if args.graph:
-        graphs['graph_frozen'] = freeze.load_frozen(args.graph)
-        skeleton = read_skeleton(args.graph) or pose_skeleton.COCO
-    else:
-        checkpoint = find_checkpoint(args.checkpoint)
-        size = None if args.input_size == 'dynamic' else args.input_size or DEFAULT_SIZE
-        skeleton = read_skeleton(checkpoint=args.checkpoint) or pose_skeleton.COCO
-        inference_graph = freeze.network_graph(args.model, size, skeleton)
-        graphs['graph_frozen'] = freeze.freeze(inference_graph, checkpoint)
-    width, height = measured_size(graphs['graph_frozen'], args.input_size)
-    images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
-    calibration = read_calibration_images(args, width, height) if args.quantize == 'int8' else None
-
-    pose_cli.make_folder(args.output_dir)
-
-    input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
-    graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
-    if args.quantize in QUANTIZE:
-        graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
-                                                  QUANTIZE[args.quantize])
-    marked = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
-    pose_cli.write_file(os.path.join(args.output_dir, SKELETON_FILE), skeleton.to_json().encode())
-    files = write_graphs(marked, args.output_dir)
-    if args.checkpoint:
-        freeze.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
-    files.update(write_tflite(graphs['graph_frozen'], args, [1, height, width, 3], calibration))
-    if args.saved_model:
-        # Any number of images at once, whatever graph_opt.pb takes.
-        saved_model.save(optimize.optimize(graphs['graph_frozen']), os.path.join(args.output_dir, 'saved_model', '1'))
-
-    predictors = {name: load_network(path, threads=args.threads)[0] for name, path in files.items()}
-    rows = report.measure(predictors, images, args.runs)
-    for name, row in rows.items():
-        row.update(bytes=os.path.getsize(files[name]), **describe(marked.get(name), files[name]))
-    add_accuracy(rows, predictors, samples, args, width, height)
-    pose_cli.write_file(os.path.join(args.output_dir, 'report.json'), json.dumps(rows, indent=2).encode('ascii'))
-    print(report.format_table(rows, '%s at %dx%d, %d image(s), %s thread(s), TensorFlow %s'
-                              % (args.graph or checkpoint, width, height, len(images), args.threads or os.cpu_count(),
-                                 tf.__version__)))
-    check_optimized(graphs['graph_opt'], rows['graph_opt']['max_rel_diff'])
-
-
-def check_optimized(graph, difference):
-    """Raises UserError, with exit code 4, when something was left that should have been folded, or outputs differ."""
-    leftovers = optimize.find_leftovers(graph)
-    if leftovers:
-        raise UserError('graph_opt.pb is not fully optimized: %s' % optimize.list_leftovers(leftovers), exit_code=4)
-    if not difference <= OPTIMIZED_TOLERANCE:
-        raise UserError('the output of graph_opt.pb differs from that of graph_frozen.pb by %.2g of its largest value, '
-                        'more than %g; use graph_frozen.pb' % (difference, OPTIMIZED_TOLERANCE), exit_code=4)
+    pose_cli.log_to_stderr()
+    from graphs import pipeline  # TensorFlow comes with it
+    pipeline.make_graphs(args)
 
 
 def parse_flags():
@@ -116,7 +42,7 @@ def parse_flags():
     parser.add_argument('--input-size', type=size_or_dynamic, help='width x height of the input that graph_opt.pb '
                         'takes, or dynamic for any; without it the size that the graph has, or 368x368')
     parser.add_argument('--tflite', action='store_true', help='also write graph_float.tflite, for TensorFlow Lite')
-    parser.add_argument('--quantize', nargs='?', const='nodes', choices=sorted(QUANTIZE) + ['int8'],
+    parser.add_argument('--quantize', nargs='?', const='nodes', choices=TRANSFORMS + ('int8',),
                         help='int8: also write graph_int8.tflite, weights and computation in 8 bit, calibrated on '
                         'training images of --datapath or on --images; nodes (or no value) and weights: graph_q.pb, '
                         'weights and computation or the weights alone (TF 1.x)')
@@ -142,10 +68,12 @@ def parse_flags():
 
 def check_flags(args):
     """Raises UserError for what is known to be impossible before anything is read."""
-    if args.quantize in QUANTIZE and not freeze.can_transform():
-        raise UserError('--quantize=%s needs the transforms of TensorFlow 1.x, and this is %s; use --quantize=int8, '
-                        'TF 1.15 (TF=1 bash scripts/setup_env.sh), or set $TRANSFORM_GRAPH to a transform_graph binary'
-                        % (args.quantize, tf.__version__))
+    if importlib.util.find_spec('tensorflow') is None:
+        raise UserError('freezing needs TensorFlow, which is not installed here; run bash scripts/setup_env.sh')
+    if args.quantize in TRANSFORMS and not os.environ.get('TRANSFORM_GRAPH') and not has_transforms():
+        raise UserError('--quantize=%s needs the transforms of TensorFlow 1.x, which is not installed here; use '
+                        '--quantize=int8, TF 1.15 (TF=1 bash scripts/setup_env.sh), or set $TRANSFORM_GRAPH to a '
+                        'transform_graph binary' % args.quantize)
     if args.model and args.input_size not in (None, 'dynamic'):
         check_input_size(*args.input_size, networks.stride(args.model))
     if args.tflite or args.quantize == 'int8':
@@ -157,6 +85,25 @@ def check_flags(args):
     if args.quantize == 'int8' and not (args.datapath or args.images):
         raise UserError('--quantize=int8 needs images to calibrate on: give --datapath=COCO or --images=FOLDER, with '
                         'pictures like those that the network will see')
+    pose_cli.check_folder(args.output_dir)
+    # What is missing shows before TensorFlow takes its time.
+    if args.checkpoint:
+        find_checkpoint(args.checkpoint)
+    elif not os.path.isfile(args.graph):
+        raise UserError('there is no graph %s; give the path of a frozen graph (.pb)' % args.graph)
+    if args.images:
+        image_paths(args.images)
+    if args.datapath:
+        pose_annotations.find_split(args.datapath, 'val2017', args.imgpath)
+        if args.quantize == 'int8' and not args.images:
+            pose_annotations.find_split(args.datapath, 'train2017', args.imgpath)
+
+
+def has_transforms():
+    """Whether the TensorFlow that is installed has graph transforms, as 1.x does; without importing it."""
+    packages = [importlib.util.find_spec(name) for name in ('tensorflow', 'tensorflow_core')]
+    folders = [folder for package in packages if package for folder in package.submodule_search_locations or ()]
+    return any(os.path.isdir(os.path.join(folder, 'tools', 'graph_transforms')) for folder in folders)
 
 
 def size_or_dynamic(text):
@@ -167,140 +114,6 @@ def size_or_dynamic(text):
         return pose_cli.size(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError('%s, nor dynamic' % error)
-
-
-# The graphs.
-
-def measured_size(graph, asked):
-    """The (width, height) to measure at: the size asked for, or the graph's own, or the default."""
-    if asked not in (None, 'dynamic'):
-        return asked
-    shape = graphdef.input_shape(graph)
-    height, width = shape.as_list()[1:3] if shape.rank else (None, None)
-    return width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
-
-
-def stride_at(graph, width, height):
-    """Input pixels per output cell. Raises UserError when the size is not a multiple of it."""
-    _, columns = optimize.output_shape(graph, [1, height, width, 3])
-    stride = int(round(width / columns))
-    check_input_size(width, height, stride)
-    return stride
-
-
-def write_graphs(graphs, folder):
-    """Save frozen graphs; {name: path}."""
-    files = collections.OrderedDict((name, os.path.join(folder, name + '.pb')) for name in graphs)
-    for name, path in files.items():
-        freeze.save_graph(graphs[name], path)
-    return files
-
-
-def write_tflite(graph, args, input_shape, calibration):
-    """Save the .tflite files that the flags ask for; {name: path}."""
-    files = collections.OrderedDict()
-    if args.tflite:
-        files['graph_float'] = tflite.convert(graph, input_shape)
-    if args.quantize == 'int8':
-        files['graph_int8'] = tflite.quantize(graph, calibration)
-    for name, data in files.items():
-        files[name] = os.path.join(args.output_dir, name + '.tflite')
-        pose_cli.write_file(files[name], data)
-    return files
-
-
-# Images.
-
-def read_images(args, width, height, stride):
-    """Images to compare on, uint8 (N, height, width, 3) BGR, and validation samples or None without --datapath."""
-    samples = None
-    if args.datapath:
-        samples = read_validation_samples(args, width, height, stride)
-    if args.images:
-        return read_folder(args.images, width, height, MAX_COMPARED_IMAGES), samples
-    if samples:
-        return np.stack([sample[0] for sample in samples[:MAX_COMPARED_IMAGES]]), samples
-    photograph = os.path.join(matplotlib.get_data_path(), 'sample_data', 'grace_hopper.jpg')
-    return fitted_images([photograph], width, height), None
-
-
-def read_calibration_images(args, width, height):
-    """Images for quantization to measure activations on: of --images, else training images; as read_images's."""
-    if args.images:
-        return read_folder(args.images, width, height, args.calibration_images)
-    dataset = pose_samples.PoseDataset(args.datapath, 'train2017', width, height, SIZE_MULTIPLE, args.imgpath)
-    count = len(dataset.validation_images)
-    images = []
-    for index in np.linspace(0, count - 1, min(count, args.calibration_images)).astype(int):
-        try:
-            images.append(dataset.validation_sample(index).image)
-        except pose_samples.BadSample as error:
-            logging.warning('not calibrated on %s', error)
-    if not images:
-        raise UserError('--quantize=int8: no training image of --datapath=%s can be read; give --images=FOLDER'
-                        % args.datapath)
-    return np.stack(images)
-
-
-def read_folder(folder, width, height, limit):
-    """The first images of a folder, evenly chosen, fitted into the input: uint8 (N, height, width, 3) BGR."""
-    paths = sorted(path for path in glob.glob(os.path.join(glob.escape(folder), '*'))
-                   if path.lower().endswith(('.jpg', '.jpeg', '.png')))
-    if not paths:
-        raise UserError('no .jpg or .png in --images=%s; give a folder of images' % folder)
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), limit)).astype(int)
-    return fitted_images([paths[index] for index in chosen], width, height)
-
-
-def fitted_images(paths, width, height):
-    images = []
-    for path in paths:
-        image = cv2.imread(path)
-        if image is None:
-            raise UserError('%s is not an image that OpenCV can read; remove it' % path)
-        matrix = pose_augment.fit_matrix(image.shape[1], image.shape[0], width, height)
-        images.append(pose_augment.warp_image(image, matrix, width, height))
-    return np.stack(images)
-
-
-def read_validation_samples(args, width, height, stride):
-    """The first validation samples of --datapath: lists of image, heatmap, paf and mask."""
-    dataset = pose_samples.PoseDataset(args.datapath, 'val2017', width, height, stride, args.imgpath)
-    found = pose_samples.validation_samples(dataset)
-    samples = [list(sample[:4]) for sample in itertools.islice(found, args.max_samples)]
-    if not samples:
-        raise UserError('no validation image with people in --datapath=%s' % args.datapath)
-    return samples
-
-
-# Measurements.
-
-def describe(graph, path):
-    """What a graph consists of, and what runs it; graph is the GraphDef of a .pb file."""
-    if graph is None:
-        ops = tflite_runtime.count_ops(path)
-        return {'nodes': sum(ops.values()), 'ops': ops, 'runtime': tflite_runtime.runtime_name()}
-    return {'nodes': len(graph.node),
-            'ops': dict(collections.Counter(node.op for node in graph.node).most_common()),
-            'batch_norms': len(optimize.find_batch_norms(optimize.simplify(graph))),
-            'runtime': 'TensorFlow'}
-
-
-def add_accuracy(rows, predictors, samples, args, width, height):
-    """Add validation_loss and AP to the rows of a report, with --datapath."""
-    if not samples:
-        return
-    annotation_file, image_folder = pose_annotations.find_split(args.datapath, 'val2017', args.imgpath)
-    for name, row in rows.items():
-        if row['latency_ratio'] > SLOW and row['runtime'] != 'TensorFlow':
-            logging.warning('%s takes %.0f times as long as graph_frozen with %s: its validation loss and AP are left '
-                            'out. Measure them on Python 3.10 or newer: pose_eval.py --graph=%s.tflite',
-                            name, row['latency_ratio'], row['runtime'], name)
-            continue
-        row['validation_loss'] = report.validation_loss(predictors[name], samples)
-        summary, _, _ = evaluate(predictors[name], annotation_file, image_folder, input_size=(width, height),
-                                 limit=args.max_samples, progress=False)
-        row['AP'] = summary['AP']
 
 
 if __name__ == '__main__':

@@ -3,24 +3,23 @@
     python3 scripts/plot_loss.py LOGDIR... [--output-dir=etcs]
 
 A LOGDIR is a folder with the curves.csv that train.py writes, or the run's --modelpath. Draws loss_ll_heat.png and
-loss_ll_paf.png: the loss of the last stage per image, training and validation, all runs in one picture.
+loss_ll_paf.png: the loss of the last stage per image, training and validation, all runs in one picture. With --shares
+it is divided by the loss_ll of predicting only background on the same images, so that networks of different strides
+and inputs compare, and the files are called loss_ll_heat_share.png and loss_ll_paf_share.png.
 """
 import io
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_cli
-import matplotlib
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
+import pose_cli
 from pose_cli import UserError
-from training.runlog import CURVES_FILE, read_curves
+from training.curves import CURVES_FILE, read_curves
 
-CURVES = (('loss_ll_heat', 'Heatmap loss (last stage, per image)'), ('loss_ll_paf', 'PAF loss (last stage, per image)'))
+CURVES = (('loss_ll_heat', 'Heatmap loss, last stage'), ('loss_ll_paf', 'PAF loss, last stage'))
+BACKGROUND = 'loss_ll_background'
 SMOOTHED_POINTS = 100  # training loss: at most so many points are drawn, each the mean of its neighbours
 
 
@@ -32,10 +31,13 @@ def find_curves(folder):
     raise UserError('no %s in %s; give the --logpath or --modelpath of a training run' % (CURVES_FILE, folder))
 
 
-def read_run(folder):
-    """{'train' or 'validation': {'step' or a loss: float64 (N,)}} of one run. Raises UserError when it is broken."""
+def read_run(folder, shares=False):
+    """{'train' or 'validation': {'step' or a loss: float64 (N,)}} of one run. Raises UserError when it is broken.
+
+    shares: the losses as shares of the loss_ll of predicting only background.
+    """
     path = find_curves(folder)
-    names = ('step',) + tuple(name for name, _ in CURVES)
+    names = ('step',) + tuple(name for name, _ in CURVES) + ((BACKGROUND,) if shares else ())
     try:
         rows = read_curves(path)
         run = {kind: {name: np.array([float(row[name]) for row in rows if row['kind'] == kind]) for name in names}
@@ -45,6 +47,8 @@ def read_run(folder):
                         % (path, error))
     if not len(run['train']['step']):
         raise UserError('%s holds no training loss yet; wait for the first log line' % path)
+    for rows in run.values() if shares else ():
+        rows.update({name: rows[name] / rows[BACKGROUND] for name, _ in CURVES})
     return run
 
 
@@ -63,8 +67,12 @@ def averaged(values, points=SMOOTHED_POINTS):
     return np.array([group.mean() for group in np.split(values, range(size, len(values), size))])
 
 
-def draw(runs, names, loss, title):
+def draw(runs, names, loss, title, unit='per image'):
     """One figure: training as thin lines, validation as thick ones with dots, a colour per run; logarithmic loss."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from matplotlib import ticker
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
     for number, (run, name) in enumerate(zip(runs, names)):
         colour = 'C%d' % (number % 10)
@@ -74,7 +82,7 @@ def draw(runs, names, loss, title):
         if len(validation['step']):
             axes.plot(validation['step'], validation[loss], color=colour, linewidth=2, marker='o', markersize=4,
                       label=name + ', validation')
-    axes.set(title=title, xlabel='step', ylabel=loss, yscale='log')
+    axes.set(title=title, xlabel='step', ylabel='%s, %s' % (loss, unit), yscale='log')
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
@@ -87,18 +95,20 @@ def draw(runs, names, loss, title):
 def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Draw the loss curves of training runs.')
     parser.add_argument('logdirs', nargs='+', metavar='LOGDIR', help='--logpath or --modelpath of a run')
+    parser.add_argument('--shares', action='store_true', help='losses as shares of that of predicting only background')
     parser.add_argument('--output-dir', default='etcs', help='where the pictures go')
     return parser.parse_args(args)
 
 
 def main():
     flags = parse_flags()
-    runs = [read_run(folder) for folder in flags.logdirs]
+    runs = [read_run(folder, flags.shares) for folder in flags.logdirs]
     pose_cli.make_folder(flags.output_dir)
+    unit, suffix = ('of predicting only background', '_share') if flags.shares else ('per image', '')
     for loss, title in CURVES:
-        path = os.path.join(flags.output_dir, loss + '.png')
+        path = os.path.join(flags.output_dir, loss + suffix + '.png')
         picture = io.BytesIO()
-        draw(runs, run_names(flags.logdirs), loss, title).savefig(picture, format='png')
+        draw(runs, run_names(flags.logdirs), loss, title, unit).savefig(picture, format='png')
         pose_cli.write_file(path, picture.getvalue())
         print(path)
 

@@ -6,11 +6,10 @@ import os
 import re
 import sys
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import pose_cli  # noqa: E402
-from graphs import freeze, graphdef  # noqa: E402
+import pose_cli
+from pose_cli import UserError
 
 
 def parse_flags():
@@ -18,7 +17,7 @@ def parse_flags():
     parser.add_argument('--in_graph', required=True, help='a frozen graph')
     parser.add_argument('--out_graph', required=True, help='where the result goes')
     parser.add_argument('--inputs', default='image', help='names, with commas between them')
-    parser.add_argument('--outputs', default=graphdef.OUTPUT, help='names, with commas between them')
+    parser.add_argument('--outputs', default='Openpose/concat_stage7', help='names, with commas between them')
     parser.add_argument('--transforms', required=True,
                         help="as in 'fold_constants(ignore_errors=true) quantize_weights'")
     return parser.parse_args()
@@ -26,6 +25,9 @@ def parse_flags():
 
 def main():
     args = parse_flags()
+    if not os.path.isfile(args.in_graph):
+        raise UserError('there is no graph --in_graph=%s; give the path of a frozen graph' % args.in_graph)
+    from graphs import freeze  # TensorFlow comes with it
     # One transform is a name and, maybe, its parameters in brackets.
     transforms = re.findall(r'\w+(?:\([^)]*\))?', args.transforms)
     names = [[name.split(':')[0].strip() for name in text.split(',')] for text in (args.inputs, args.outputs)]

@@ -52,6 +52,15 @@ def test_what_cannot_be_written_is_named(tmp_path):
         pose_cli.make_folder(str(tmp_path / 'taken' / 'folder'))
 
 
+def test_a_folder_is_checked_without_making_it(tmp_path):
+    pose_cli.check_folder(str(tmp_path))
+    pose_cli.check_folder(str(tmp_path / 'a' / 'b'))
+    (tmp_path / 'taken').write_text('')
+    with pytest.raises(UserError, match='taken is no folder'):
+        pose_cli.check_folder(str(tmp_path / 'taken' / 'folder'))
+    assert [entry.name for entry in tmp_path.iterdir()] == ['taken']
+
+
 def test_the_message_of_an_error_is_one_line():
     assert str(UserError('a\n  b\tc')) == 'a b c'
 

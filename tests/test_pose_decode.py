@@ -5,10 +5,10 @@ import pytest
 from bench_inputs import STANDING, random_people, render_maps
 from conftest import run_program
 from pose_cli import UserError
-from pose_decode import (MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_legs, match_limbs,
+from pose_decode import (MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_pieces, match_limbs,
                          score_limbs)
-from pose_labels import render_heatmaps
-from pose_skeleton import COCO
+from pose_labels import render_heatmaps, render_pafs
+from pose_skeleton import COCO, from_category
 
 NECK = COCO.parts.index('Neck')
 
@@ -127,10 +127,10 @@ def test_a_person_in_front_of_a_mirrored_one():
     assert same_people([person, back], find([person, back])[0], tolerance=4)
 
 
-@pytest.mark.parametrize('shift, sizes', [((-150, 0), [16]), ((150, 0), [8, 6]), ((0, -180), [6, 1, 1]),
+@pytest.mark.parametrize('shift, sizes', [((-150, 0), [16]), ((150, 0), [14]), ((0, -180), [6, 1, 1]),
                                           ((0, 150), [14])], ids=['left', 'right', 'top', 'bottom'])
 def test_people_truncated_at_borders(shift, sizes):
-    """All joints that remain are found, once; without the neck a person falls apart, but two legs stay together."""
+    """All joints that remain are found, once; without the neck, what is near each other stays one person."""
     person = standing(184, 184, 340) + shift
     person[((person < 0) | (person > 367)).any(axis=1)] = np.nan
     person[NECK] = (person[2] + person[5]) / 2
@@ -147,6 +147,34 @@ def test_legs_of_two_people_cut_off_at_the_waist_are_not_mixed():
         person[:8] = np.nan
         person[14:] = np.nan
     assert same_people(people, find(people)[0])
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_people_whose_linking_part_is_hidden_stay_whole(count):
+    """Without the neck, head, arms and legs have no limb in common: the nearest pieces are one person, once each."""
+    people = [standing(x, 184, 240) for x in (60, 185, 310)[:count]]
+    for person in people:
+        person[NECK] = np.nan
+    assert same_people(people, find(people)[0])
+
+
+def test_pieces_far_apart_or_with_a_part_in_common_are_two_people():
+    skeleton = from_category({'name': 'dog', 'keypoints': ['nose', 'back', 'tail', 'paw'],
+                              'skeleton': [[1, 2], [2, 3], [3, 4]]}, 'dogs.json')
+    dogs = np.array([[(60, 40), (np.nan, np.nan), (100, 40), (100, 70)]])
+
+    def found(joints):
+        maps = [render(joints, 30, 30, 8, skeleton=skeleton) for render in (render_heatmaps, render_pafs)]
+        maps = np.concatenate(maps, axis=2)
+        return [np.isfinite(dog[:, 0]).sum() for dog in decode_people(maps, 8, 1, skeleton)[0]]
+    assert found(dogs) == [3]  # the gap is 40 pixels, the longest limb 30
+    dogs[0, 0] = 50, 40
+    assert found(dogs) == [2, 1]  # 50 pixels
+    dogs[0, 0] = 60, 40
+    assert found(np.concatenate([dogs, dogs + [0, 130]])) == [3, 3]
+    other = dogs.copy()
+    other[0, 1] = 60, 60
+    assert sorted(found(np.concatenate([dogs, other + [0, 130]]))) == [3, 4]
 
 
 def test_thirty_people():
@@ -219,7 +247,7 @@ def test_assembled_people_are_a_partition_without_double_parts(seed):
     part = np.sort(rng.randint(0, 18, 40))
     start, end = rng.randint(0, 40, (2, 60))
     for people in (assemble_people(part, start, end),
-                   join_legs(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)), 8, 9, 11, 12, NECK)):
+                   join_pieces(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)), COCO.limbs)):
         assert sorted(peak for person in people for peak in person) == list(range(40))
         assert all(len(set(part[person])) == len(person) for person in people)
 

@@ -1,17 +1,93 @@
-"""How gradients change the weights: the learning rate over time, and the optimizer."""
+"""How gradients change the weights: the learning rate over time, the optimizer, and what is particular to a layer."""
+import re
+
 import tensorflow.compat.v1 as tf
+
+from .precision import LossScale
+from .recipes import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
 
 EPOCHS_PER_LR = 5  # of several learning rates
 
 
-def learning_rate_schedule(rates, step, steps_per_epoch, max_steps):
-    """One rate: cosine decay to 0 over max_steps; several: the next one every EPOCHS_PER_LR epochs."""
-    if len(rates) == 1:
-        return tf.train.cosine_decay(rates[0], step, max_steps)
-    boundaries = [EPOCHS_PER_LR * steps_per_epoch * k for k in range(1, len(rates))]
-    return tf.train.piecewise_constant(step, boundaries, rates)
+def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recipe()):
+    """The learning rate at a step, a scalar tensor.
+
+    One rate: cosine decay to 0 over max_steps, or the recipe's steps; several: the next one every EPOCHS_PER_LR epochs.
+    In the first recipe.warmup_steps it rises linearly to that: a run that is resumed is past them.
+    """
+    if len(rates) > 1:
+        boundaries = [EPOCHS_PER_LR * steps_per_epoch * k for k in range(1, len(rates))]
+        rate = tf.train.piecewise_constant(step, boundaries, rates)
+    elif recipe.decay_steps:
+        rate = tf.train.exponential_decay(rates[0], step, recipe.decay_steps, PAPER_DECAY, staircase=True)
+    else:
+        rate = tf.train.cosine_decay(rates[0], step, max_steps)
+    if recipe.warmup_steps:
+        rate *= tf.minimum(1.0, (tf.cast(step, tf.float32) + 1) / recipe.warmup_steps)
+    return rate
 
 
-def create_optimizer(rate):
-    """Adam with the learning rate `rate`, a scalar tensor."""
-    return tf.train.AdamOptimizer(rate, epsilon=1e-8)
+class Optimizer:
+    """TensorFlow's optimizer, with what is particular to a layer, and the scale of the loss where it is needed.
+
+    Args:
+        rate: learning rate, a scalar tensor.
+        recipe: a Recipe.
+    """
+
+    def __init__(self, rate, recipe=Recipe()):
+        self._rate, self._recipe = rate, recipe
+        self._scale = LossScale() if recipe.loss_scaling else None
+        self._optimizer = (tf.train.MomentumOptimizer(lambda: self._rate, recipe.momentum) if recipe.optimizer == 'sgd'
+                           else tf.train.AdamOptimizer(lambda: self._rate, epsilon=1e-8))
+
+    def compute_gradients(self, loss, variables):
+        """[(gradient, variable)] of those variables that are trained and that the loss depends on."""
+        trained = {variable.op.name for variable in tf.trainable_variables()}
+        pairs = self._optimizer.compute_gradients(loss * self._scale.value if self._scale else loss,
+                                                  [variable for variable in variables if variable.op.name in trained])
+        return [(gradient / self._scale.value if self._scale else gradient, variable)
+                for gradient, variable in pairs if gradient is not None]
+
+    def health(self, loss, gradients):
+        """A number that is NaN or infinite when the loss or a gradient is; an overflow that the scale mends is not."""
+        norm = tf.global_norm([gradient for gradient, _ in gradients])
+        return loss + (tf.where(self._scale.overflowed(norm), 0.0, norm) if self._scale else norm)
+
+    def apply_gradients(self, gradients, global_step):
+        """The operation that changes the variables and counts the step.
+
+        After an overflow the weights stay, the optimizer's averages go on as after gradients of 0, and the step counts:
+        its samples are used up.
+        """
+        changes = [(self._of_layer(*pair), pair[1]) for pair in gradients]
+        if not self._scale:
+            return self._optimizer.apply_gradients(changes, global_step)
+        overflowed = self._scale.overflowed(tf.global_norm([gradient for gradient, _ in gradients]))
+        self._rate = tf.where(overflowed, 0.0, self._rate)
+        changes = [(tf.where(tf.fill(tf.shape(change), overflowed), tf.zeros_like(change), change), variable)
+                   for change, variable in changes]
+        with tf.control_dependencies([self._scale.update(overflowed)]):
+            return self._optimizer.apply_gradients(changes, global_step)
+
+    def _of_layer(self, gradient, variable):
+        """The gradient with weight decay, times the factor on the layer's rate (which, in SGD, is the same)."""
+        decay, factor = layer_factors(published_name(variable.op.name), self._recipe)
+        if decay:
+            gradient += decay * variable
+        return gradient if factor == 1 else factor * gradient
+
+
+def published_name(name):
+    """The name that a variable has in checkpoints, whichever tower's replica it is of (see towers.tower_scope)."""
+    return re.sub(r'^replica_\d+/', '', name)
+
+
+def layer_factors(name, recipe):
+    """(weight decay, factor on the learning rate) of the variable called `name`."""
+    layer, _, kind = name.rpartition('/')
+    decay = recipe.weight_decay if kind.endswith('weights') else 0.0
+    if not recipe.factors:
+        return decay, 1.0
+    return decay, ((PAPER_LATER_STAGES if layer.startswith('Mconv') else 1.0)
+                   * (PAPER_BIASES if kind == 'biases' else 1.0))

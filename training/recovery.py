@@ -9,12 +9,11 @@ import re
 
 import tensorflow.compat.v1 as tf
 
+from networks.checkpoints import STATE_FILE, named_checkpoints
 from pose_cli import UserError, write_file
 
 BASENAME = 'model'
 DAMAGED = 'damaged-'  # what is set aside keeps its name behind this
-STATE_FILE = 'checkpoint'
-MAX_STATE_BYTES = 1 << 20
 
 
 def recover(folder):
@@ -52,24 +51,6 @@ def recover(folder):
         faults.append((prefix, reason))
     raise UserError('no checkpoint in %s reads whole (%s: %s); bring its files back, or choose another --modelpath'
                     % (folder, os.path.basename(faults[0][0]), faults[0][1]))
-
-
-def named_checkpoints(folder):
-    """The prefixes that the file `checkpoint` of a folder names, the latest last; [] when it is missing or damaged.
-
-    tf.train.get_checkpoint_state raises ValueError and UnicodeDecodeError for damaged ones.
-    """
-    try:
-        with open(os.path.join(folder, STATE_FILE), 'rb') as file:
-            text = file.read(MAX_STATE_BYTES).decode()
-    except (OSError, UnicodeDecodeError):
-        return []
-    names = dict.fromkeys(re.findall(r'^all_model_checkpoint_paths: "([^"\0]+)"', text, re.MULTILINE))
-    latest = re.search(r'^model_checkpoint_path: "([^"\0]+)"', text, re.MULTILINE)
-    if latest is None:
-        return []
-    names.pop(latest.group(1), None)
-    return [os.path.join(folder, name) for name in list(names) + [latest.group(1)]]
 
 
 def fault(prefix):

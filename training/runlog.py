@@ -3,9 +3,7 @@ import csv
 import json
 import logging
 import os
-import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,36 +14,68 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_draw
+from networks.about import skeleton_of
 from pose_cli import UserError
+from pose_skeleton import RUN_FILE
 
+from .board import TRAIN, VALIDATION, Board
+from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
-CURVES_FILE, RUN_FILE = 'curves.csv', 'run.json'
-MAX_CURVE_LINE = 10000
-LASTING_FLAGS = ('model', 'input_width', 'input_height')  # what a run cannot change when it resumes
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
+FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
-class RunLog:
+class LogLines:
+    """Logs the line of each training interval, and writes no file."""
+
+    def __init__(self, steps_per_epoch):
+        self._steps_per_epoch = steps_per_epoch
+
+    def training(self, step, figures, note=''):
+        """Log the line of a training interval.
+
+        Args:
+            figures: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
+        """
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
+                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'], note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class RunLog(LogLines):
     """Writes each logged figure to the log, to curves.csv and to TensorBoard.
 
     Args:
         logpath: folder; created by the caller.
         first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
         steps_per_epoch: to tell the epoch of a step.
+    Raises:
+        UserError: nothing can be written there.
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
-        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
-        # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
-        self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
-            time.time(), socket.gethostname(), os.getpid())))
-        self._write_event(file_version='brain.Event:2')
-        # So that TensorBoard, too, drops what a killed run left of later steps.
-        self._write_event(step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
-        path = os.path.join(logpath, CURVES_FILE)
+        super().__init__(steps_per_epoch)
+        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        try:
+            self._open(first_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
+                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+
+    def _open(self, first_step):
+        self._board = Board(self.logpath, first_step)
+        path = os.path.join(self.logpath, CURVES_FILE)
         rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
         with open(path + '.tmp', 'w', newline='') as file:
             writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
@@ -53,15 +83,16 @@ class RunLog:
             writer.writerows(rows)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
-        self._failed = False
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
-    def training(self, step, figures):
-        """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
-                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
-                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
+    def start(self, step, flags, output):
+        """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
+        self._try(self._board.start, step, flags, output)
+
+    def training(self, step, figures, note=''):
+        super().training(step, figures, note)
         self._write('train', step, figures)
+        self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
     def validation(self, step, images, tag, figures):
         """Log the line of a validation over `images` images."""
@@ -77,22 +108,19 @@ class RunLog:
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
         self._try(pose_cli.write_file, os.path.join(self.logpath, name + '.png'), encoded)
-        value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
-            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
-        self._try(self._write_event, step=step, summary=tf.Summary(value=[value]))
+        self._try(self._board.picture, VALIDATION, step, name, encoded, *image.shape[:2])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._try(self._file.close)
-        self._try(self._events.close)
+        self._try(self._board.close)
 
     def _write(self, kind, step, figures):
         self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in figures.items()},
                                               kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
-        values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
-        self._try(self._write_event, step=step, summary=tf.Summary(value=values))
+        self._try(self._board.figures, TRAIN if kind == 'train' else VALIDATION, step, figures)
 
     def _try(self, write, *args, **kwargs):
         """Write; what fails, as on a full disk, is told once and does not end the run."""
@@ -104,29 +132,23 @@ class RunLog:
                                 self.logpath, str(error).splitlines()[0])
             self._failed = True
 
-    def _write_event(self, **fields):
-        self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
-        self._events.flush()
 
+class LossWatch:
+    """Says so, once, when the loss stays far above that of predicting only background."""
 
-def read_curves(path):
-    """The rows of a curves.csv as dictionaries of strings; lines that a killed run or a bad disk cut are left out.
+    def __init__(self):
+        self._since, self._said = None, False
 
-    Raises:
-        UserError: the file cannot be read, or its first line does not name the columns kind and step.
-    """
-    try:
-        with open(path, newline='', encoding='ascii', errors='replace') as file:
-            head = file.readline(MAX_CURVE_LINE).split(',')
-            lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
-            rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
-                    if None not in row and None not in row.values()
-                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
-    except (OSError, csv.Error) as error:
-        raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
-    if not {'kind', 'step'} <= {name.strip() for name in head}:
-        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
-    return rows
+    def __call__(self, step, ratio):
+        """ratio: loss_ll in times of the background's, at this step."""
+        if ratio <= FAR_ABOVE:
+            self._since, self._said = None, False
+        elif self._since is None:
+            self._since = step
+        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
+            self._said = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
 
 
 def _has_numbers(row):
@@ -209,8 +231,14 @@ def note_start(modelpath, flags, skeleton, resumes):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
     skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
+    before = skeleton_of(modelpath) if resumes else None
+    if before and not before.finds_the_same(skeleton):
+        raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
+                        'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
+                                                                           for each in (before, skeleton))))
     earlier = read_run(modelpath).get('starts', []) if resumes else []
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
@@ -234,8 +262,9 @@ def read_run(modelpath):
 
 
 def check_resume(modelpath, flags):
-    """Raise UserError unless the run in modelpath can go on with these flags (a dict): model and input size stay."""
+    """Raise UserError unless the run in modelpath can go on with these flags (a dict): LASTING_FLAGS stay."""
     started = read_run(modelpath).get('flags', {})
+    started = dict(EARLIER_FLAGS, **started) if started else {}
     if any(name not in started for name in LASTING_FLAGS):
         raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
                         '--modelpath, or give the checkpoint with --checkpoint' % modelpath)

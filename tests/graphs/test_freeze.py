@@ -33,7 +33,7 @@ def test_files_without_a_whole_frozen_graph_are_refused(tmp_path):
         freeze.load_frozen(str(tmp_path / 'no_such.pb'))
     freeze.save_graph(frozen_graph(lambda image: conv(image, 4) + tf.get_variable('v', [4], use_resource=False)),
                       str(path))
-    with pytest.raises(pose_cli.UserError, match='is not frozen: v is a variable'):
+    with pytest.raises(pose_cli.UserError, match='not frozen: v is a variable'):
         freeze.load_frozen(str(path))
 
 

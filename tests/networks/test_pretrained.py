@@ -9,6 +9,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import networks
+import pose_skeleton
+import tool_files
 from networks import pretrained
 from networks.doors import imagenet_vgg
 from networks.network_cmu import Cmu
@@ -210,6 +212,42 @@ def test_a_file_of_another_network(tmp_path):
         with pytest.raises(UserError) as error:
             pretrained.fit(build(OneStage), path)
         assert path in str(error.value) and 'cmu' in str(error.value)
+
+
+class FastTwoStages(MobilenetFast):
+    stage_count = 2
+
+
+@pytest.mark.parametrize('known', (False, True), ids=('by shapes', 'by run.json'))
+def test_weights_of_another_skeleton(tmp_path, known):
+    """Hidden layers are restored; the layers that make maps or read them start anew and are named. Other keypoints in
+    the same number show only in what is known of the file."""
+    skeleton = pose_skeleton.from_category(tool_files.category(name='dancer'), 'f')
+    other = skeleton._replace(parts=tuple('other_' + name for name in skeleton.parts)) if known else pose_skeleton.COCO
+
+    def build(skeleton):
+        return FastTwoStages('mobilenet_fast', tf.placeholder(tf.uint8, [1, 32, 32, 3], 'image'), False, skeleton)
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = build(other)
+        session.run(tf.global_variables_initializer())
+        path = tf.train.Saver().save(session, str(tmp_path / 'model'))
+        before = dict(zip([v.op.name for v in network.variables], session.run(network.variables)))
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = build(skeleton)
+        assert [tensor.shape.as_list()[3] for tensor in network.stages[-1]] == [10, 6]
+        if known:
+            assert not pretrained.fit(network, path).new
+            assert not pretrained.fit(network, path, skeleton=skeleton._replace(name='singer')).new
+        match = pretrained.fit(network, path, skeleton=other if known else None)
+        assert set(match.new) == set(match.renewed) == network.skeleton_variables and not match.unfit
+        layers = ['Openpose/MConv_Stage%d_L%d_%d' % layer for layer in
+                  ((1, 1, 5), (1, 2, 5), (2, 1, 1), (2, 1, 5), (2, 2, 1), (2, 2, 5))]
+        assert str(match).endswith('; for other keypoints, so these layers start anew: ' + ', '.join(layers))
+        session.run(tf.global_variables_initializer())
+        match.init_fn(None, session)
+        for variable, value in zip(network.variables, session.run(network.variables)):
+            if variable.op.name not in match.renewed:
+                np.testing.assert_array_equal(value, before[variable.op.name])
 
 
 def vgg_19():

@@ -11,7 +11,6 @@ import struct
 import time
 
 import msgpack
-import numpy as np
 import psutil
 import pytest
 import zmq
@@ -45,7 +44,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
         _, credit = introduce(receiver, connection)
         assert len(credit) == headers.MAX_CREDIT
         for number in credit:
-            connection.send_batch(number, wire.encode_batch(batch))
+            connection.send_batch(number, batch)
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -53,8 +52,8 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == len(credit)
-        connection.send_batch(1000, wire.encode_batch(batch))  # one that nobody asked for
-        connection.send_batch(credit[0], wire.encode_batch(batch))  # one that it has sent
+        connection.send_batch(1000, batch)  # one that nobody asked for
+        connection.send_batch(credit[0], batch)  # one that it has sent
         for number in credit:
             assert_same(batch, next_batch(receiver))
             assert receiver.number == number
@@ -129,9 +128,9 @@ class Bomb:
 
 
 def good_messages():
-    arrays = wire.encode_batch(made_up_batch(3, SETTINGS))
+    arrays = made_up_batch(3, SETTINGS)
     return [[headers.pack('hello', name='evil')], [headers.pack('ready', samples=100, data=DATA)],
-            [headers.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for _, array in arrays]]
+            [headers.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -232,17 +231,19 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
 
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
-    arrays = wire.encode_batch(good)
-    frames = [array.tobytes() for _, array in arrays]
-    header = header_of(arrays)
-    positions = np.frombuffer(frames[4], np.uint32)
+    frames = [array.tobytes() for array in good]
+    header = header_of(good)
+    positions = good.paf_positions
     swapped = positions.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     twice = positions.copy()
     twice[1] = twice[0]
     far = positions.copy()
-    far[-1] = 1 << 31
-    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
+    far[-1] = 1 << 30
+    negative = positions.copy()
+    negative[0] = -1
+    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far, negative)]
+    bad += [frames[:1] + [b'\xff' * len(frames[1])] + frames[2:]]  # a mask above 1
     bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
     assert len(bad) > headers.MAX_CREDIT  # each bad one is replaced by a new one
@@ -255,7 +256,7 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
             while message:
                 credit += message.get('batches', [])
                 message = connection.receive(0)
-        connection.send_batch(credit[0], wire.encode_batch(good))
+        connection.send_batch(credit[0], good)
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
@@ -338,6 +339,6 @@ def test_a_stranger_cannot_take_a_workers_place(address):
         _, credit = introduce(receiver, worker, 'worker:1')
         with TrainerConnection(address) as stranger:
             introduce(receiver, stranger, 'worker:1')
-            worker.send_batch(credit[0], wire.encode_batch(made_up_batch(0, SETTINGS)))
+            worker.send_batch(credit[0], made_up_batch(0, SETTINGS))
             next_batch(receiver)
             assert receiver.number == credit[0]

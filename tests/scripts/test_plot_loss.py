@@ -16,7 +16,8 @@ def write_curves(folder, heat, paf, validation=True, steps=400):
     for step in range(1, steps + 1):
         for kind in ('train', 'validation') if validation and step % 100 == 0 else ('train',):
             row = dict.fromkeys(CURVE_COLUMNS, '')
-            row.update(kind=kind, step=step, loss_ll_heat=heat / step, loss_ll_paf=paf / step)
+            row.update(kind=kind, step=step, loss_ll_heat=heat / step, loss_ll_paf=paf / step,
+                       loss_ll_background=heat + paf)
             lines.append(','.join(str(row[name]) for name in CURVE_COLUMNS))
     (folder / 'curves.csv').write_text('\n'.join(lines) + '\n')
     return folder
@@ -45,6 +46,12 @@ def test_both_pictures_show_both_runs(drawn):
     assert sorted(path.name for path in (drawn / 'out').iterdir()) == ['loss_ll_heat.png', 'loss_ll_paf.png']
     for path in (drawn / 'out').iterdir():
         assert min(colours(path)) > 500, (path, colours(path))
+
+
+def test_shares_are_of_the_loss_of_predicting_only_background(drawn):
+    thin, fast = (plot_loss.read_run(str(drawn / name), shares=True) for name in ('thin', 'fast'))
+    np.testing.assert_allclose(thin['validation']['loss_ll_paf'], [200 / 300 / step for step in (100, 200, 300, 400)])
+    np.testing.assert_allclose(thin['train']['loss_ll_heat'], fast['train']['loss_ll_heat'])  # twice of everything
 
 
 @pytest.mark.slow

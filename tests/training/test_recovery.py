@@ -1,19 +1,22 @@
 """Damaged run folders: what is left of them is found, set aside or told in a line. A real run, damaged by hand."""
+import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from conftest import ROOT, assert_user_error, run_command, wait_for
+import pose_skeleton
+from conftest import PROGRAMS, assert_user_error, run_command, wait_for
+from graphs import predict
 from pose_cli import UserError
-from training import checkpoint, recovery, runlock, runlog
+from training import checkpoint, recovery, runlog
 
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
          'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
          + data[len(data) // 4 + 1:]}
@@ -148,48 +151,6 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     assert 'No space left' in line and str(tmp_path) in line
 
 
-HOLDER = '''import sys, time
-from training import runlock
-with runlock.hold(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(1000)
-'''
-# As a terminal window does it: a session of its own, whose terminal is the given one.
-IN_TERMINAL = '''import fcntl, os, sys, termios
-terminal = int(sys.argv[1])
-os.setsid()
-fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-os.dup2(terminal, 1)
-os.close(terminal)
-os.execv(sys.executable, [sys.executable] + sys.argv[2:])
-'''
-
-
-@pytest.mark.slow
-def test_a_run_folder_has_one_holder_and_a_dead_one_loses_it(tmp_path):
-    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
-    try:
-        assert holder.stdout.readline() == b'held\n'
-        with pytest.raises(UserError, match='in use by process %d on ' % holder.pid):
-            with runlock.hold(str(tmp_path)):
-                pass
-    finally:
-        holder.kill()
-        holder.wait()
-    with runlock.hold(str(tmp_path)):
-        pid = os.fork()
-        if pid == 0:  # a forked process does not hold it
-            signal.pause()
-    try:
-        holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=str(ROOT))
-        assert holder.stdout.readline() == b'held\n'
-    finally:
-        holder.kill()
-        holder.wait()
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
 def train_flags(data, model, *more):
     return ['train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none', '--batchsize=2',
             '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1', '--save-every=2'] + list(more)
@@ -229,7 +190,7 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     (model / 'checkpoint').unlink()
     flags = train_flags(folder / 'data', model, '--max-steps=100000', '--valid-every=0')
     leader, follower = os.openpty()
-    process = start(sys.executable, '-c', IN_TERMINAL, follower, *flags, pass_fds=[follower])
+    process = start(sys.executable, PROGRAMS / 'in_terminal.py', follower, *flags, pass_fds=[follower])
     os.close(follower)
     wait_for(lambda: ' step=4,' in process.log.read_text(), 'no step 4', 300)
     second = run_command(*flags)
@@ -241,3 +202,46 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     assert 'stopped by a signal at step' in log and 'Traceback' not in log
     assert step_of(model) >= 4 and (model / 'damaged-model-4.index').exists()
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 2
+
+
+@pytest.mark.slow
+@settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(['run.json', 'curves.csv', 'checkpoint', 'model-6.index', 'model-6.data-00000-of-00001',
+                             'best.json']),
+       places=st.lists(st.tuples(st.integers(0, 10 ** 6), st.integers(0, 9), st.binary(max_size=4)), min_size=1,
+                       max_size=4))
+def test_mutated_run_files(name, places, checkpoints, tmp_path_factory):
+    """Any bytes of any file of a run changed: a whole checkpoint is found, or one line says what is wrong."""
+    folder = tmp_path_factory.mktemp('mutated') / 'run'
+    shutil.copytree(str(checkpoints), str(folder))
+    (folder / 'best.json').write_text('{"step": 4, "loss_ll": 0.5}')
+    (folder / 'curves.csv').write_text(','.join(runlog.CURVE_COLUMNS) + '\ntrain,2' + ',1' * 11 + '\n')
+    runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=False)
+    data = (folder / name).read_bytes()
+    for at, removed, added in places:
+        data = data[:at % (len(data) + 1)] + added + data[at % (len(data) + 1) + removed:]
+    (folder / name).write_bytes(data)
+    for read in (lambda: recovery.recover(str(folder)), lambda: runlog.check_resume(str(folder), FLAGS),
+                 lambda: runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=True),
+                 lambda: predict.read_skeleton(checkpoint=str(folder)),
+                 lambda: runlog.RunLog(str(folder), 4, 10).__exit__()):
+        try:
+            read()
+        except UserError as error:
+            assert '\n' not in str(error)
+    with tf.Graph().as_default(), tf.Session():  # best/ is set aside when it is damaged
+        weight = tf.get_variable('weight', [5000], use_resource=False)
+        (folder / 'best').mkdir()
+        os.rename(str(folder / 'best.json'), str(folder / 'best' / 'best.json'))
+        checkpoint.BestCheckpoint(tf.train.Saver([weight]), str(folder))
+    shutil.rmtree(str(folder))
+
+
+def test_a_log_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """Each failure of the disk below --logpath, as the system tells it, at the first byte of the log."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        def full(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+        monkeypatch.setattr(runlog.csv.DictWriter, 'writeheader', full)
+        with pytest.raises(UserError, match='--logpath=%s: %s' % (tmp_path, os.strerror(number))):
+            runlog.RunLog(str(tmp_path), 0, 10)

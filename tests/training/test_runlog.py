@@ -4,13 +4,16 @@ import json
 import pytest
 import tensorflow.compat.v1 as tf
 
+import tool_files
 from pose_cli import UserError
-from pose_skeleton import COCO
+from pose_skeleton import COCO, from_category
 from training.runlog import (CURVES_FILE, LOSSES, RUN_FILE, Interval, RunLog, check_resume, note_start, read_curves,
                              read_run)
 
-FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'lr': [0.001], 'tag': ''}
-FIGURES = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25)
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'lr': [0.001], 'tag': '',
+         'optimizer': 'adam'}
+FIGURES = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25,
+               loss_ll_background=1.0)
 
 
 def test_each_start_is_noted_with_its_flags(tmp_path):
@@ -38,9 +41,22 @@ def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
     note_start(str(tmp_path), FLAGS, COCO, resumes=False)
     check_resume(str(tmp_path), dict(FLAGS, lr=[0.1], tag='other'))
     for name, value, mentions in (('model', 'cmu', '--model=mobilenet_thin'), ('input_width', 96, '--input-width=64'),
-                                  ('input_height', 64, '--input-height=48')):
+                                  ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam')):
         with pytest.raises(UserError, match=mentions):
             check_resume(str(tmp_path), dict(FLAGS, **{name: value}))
+
+
+def test_a_run_goes_on_with_its_keypoints(tmp_path):
+    dancer = from_category(tool_files.category(name='dancer'), 'f')
+    note_start(str(tmp_path), FLAGS, dancer, resumes=False)
+    note_start(str(tmp_path), FLAGS, dancer._replace(name='singer', sigmas=(0.1,) * 5), resumes=True)
+    before = (tmp_path / RUN_FILE).read_text()
+    with pytest.raises(UserError) as error:
+        note_start(str(tmp_path), FLAGS, COCO, resumes=True)
+    assert str(error.value) == (
+        '%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give the checkpoint '
+        'with --checkpoint' % (tmp_path, ', '.join(dancer.keypoints), ', '.join(COCO.keypoints)))
+    assert (tmp_path / RUN_FILE).read_text() == before
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"flags": ', '{"flags": []}', '{"starts": {}}', '{}',
@@ -78,3 +94,17 @@ def test_an_interval_has_the_means_since_the_last_line():
     interval.restart()
     interval.add({'loss': 8.0})
     assert interval.means(batchsize=4)['loss'] == 8
+
+
+def test_a_loss_that_stays_far_above_the_backgrounds_is_told_once(tmp_path, caplog):
+    def warnings(*steps_and_losses):
+        caplog.clear()
+        for step, loss in steps_and_losses:
+            log.training(step, dict(FIGURES, loss_ll=loss))
+        return [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+
+    with RunLog(str(tmp_path), 0, steps_per_epoch=100) as log:
+        assert not warnings((20, 50), (100, 5), (200, 2.9), (220, 50), (400, 3.1))
+        line, = warnings((420, 40), (440, 40), (900, 40))
+        assert '200 steps' in line and '40 times' in line and '--lr' in line and '--warmup-steps' in line
+        assert len(warnings((1000, 1), (1020, 9), (1220, 9))) == 1

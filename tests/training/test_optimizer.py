@@ -1,0 +1,81 @@
+"""The learning rate over time, and what an update does to a weight."""
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training.optimizer import Optimizer, learning_rate_schedule
+from training.recipes import Recipe
+
+PAPER = Recipe('sgd', momentum=0.9, weight_decay=5e-4, factors=True, decay_steps=30)
+
+
+def rates_at(rates, steps, steps_per_epoch, max_steps, recipe=Recipe()):
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = tf.placeholder(tf.int64, ())
+        rate = learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe)
+        return [float(session.run(rate, {step: s})) for s in steps]
+
+
+def test_one_rate_decays_along_a_cosine_to_zero():
+    np.testing.assert_allclose(rates_at([0.01], [0, 25, 50, 100], 10, 100),
+                               [0.01, 0.01 * (1 + np.cos(np.pi / 4)) / 2, 0.005, 0], rtol=1e-5, atol=1e-9)
+
+
+def test_several_rates_step_every_five_epochs():
+    np.testing.assert_allclose(rates_at([0.1, 0.01, 0.001], [1, 50, 51, 100, 101, 10000], 10, 10000),
+                               [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_the_rate_warms_up_linearly_from_the_first_step_and_only_then():
+    steps = [0, 1, 18, 19, 20, 500]
+    plain = np.array(rates_at([0.01], steps, 10, 1000))
+    np.testing.assert_allclose(rates_at([0.01], steps, 10, 1000, Recipe(warmup_steps=20)),
+                               plain * [0.05, 0.1, 0.95, 1, 1, 1], rtol=1e-5)
+
+
+def test_the_papers_rate_falls_to_a_third_every_so_many_steps():
+    np.testing.assert_allclose(rates_at([1e-3], [0, 29, 30, 59, 60], 10, 1000, PAPER),
+                               1e-3 * np.array([1, 1, 0.333, 0.333, 0.333 ** 2]), rtol=1e-5)
+
+
+NAMES = ('conv1_1/weights', 'conv1_1/biases', 'conv4_4_CPM/weights', 'conv5_1_CPM_L1/weights', 'conv5_5_CPM_L2/biases',
+         'Mconv1_stage2_L1/weights', 'Mconv7_stage6_L2/biases')
+
+
+def updated(recipe, rate, gradients):
+    """Variables of NAMES, all 2, after steps with these gradients (the same for each): {name: value}."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        variables = [tf.get_variable(name, initializer=2.0, use_resource=False) for name in NAMES]
+        step = tf.train.get_or_create_global_step()
+        gradient = tf.placeholder(tf.float32, ())
+        update = Optimizer(tf.constant(rate), recipe).apply_gradients(
+            [(tf.identity(gradient), variable) for variable in variables], step)
+        session.run(tf.global_variables_initializer())
+        for value in gradients:
+            session.run(update, {gradient: value})
+        assert session.run(step) == len(gradients)
+        return dict(zip(NAMES, session.run(variables)))
+
+
+def test_the_papers_recipe_is_the_authors_solver():
+    """Against Caffe's rule: velocity = momentum * velocity + rate * factor * (gradient + decay * weight)."""
+    factors = {'conv1_1/weights': 1, 'conv1_1/biases': 2, 'conv4_4_CPM/weights': 1, 'conv5_1_CPM_L1/weights': 1,
+               'conv5_5_CPM_L2/biases': 2, 'Mconv1_stage2_L1/weights': 4, 'Mconv7_stage6_L2/biases': 8}
+    after = updated(PAPER, 0.01, [1.0, -3.0, 0.5])
+    for name, factor in factors.items():
+        weight, velocity = 2.0, 0.0
+        for gradient in (1.0, -3.0, 0.5):
+            decay = 5e-4 * weight if name.endswith('weights') else 0
+            velocity = 0.9 * velocity + 0.01 * factor * (gradient + decay)
+            weight -= velocity
+        assert after[name] == pytest.approx(weight, rel=1e-6), name
+
+
+def test_weight_decay_leaves_biases_alone():
+    after = updated(Recipe('sgd', momentum=0, weight_decay=0.1), 0.5, [0.0])
+    for name, value in after.items():
+        assert value == pytest.approx(1.9 if name.endswith('weights') else 2), name
+
+
+def test_adam_without_decay_takes_the_gradients_as_they_are():
+    np.testing.assert_allclose(list(updated(Recipe(), 0.01, [5.0]).values()), 1.99, rtol=1e-6)

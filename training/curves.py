@@ -1,0 +1,28 @@
+"""The figures of a run as a file, curves.csv: reading it needs no TensorFlow. training/runlog.py writes it."""
+import csv
+import re
+
+from pose_cli import UserError
+
+CURVES_FILE = 'curves.csv'
+MAX_CURVE_LINE = 10000
+
+
+def read_curves(path):
+    """The rows of a curves.csv as dictionaries of strings; lines that a killed run or a bad disk cut are left out.
+
+    Raises:
+        UserError: the file cannot be read, or its first line does not name the columns kind and step.
+    """
+    try:
+        with open(path, newline='', encoding='ascii', errors='replace') as file:
+            head = file.readline(MAX_CURVE_LINE).split(',')
+            lines = (line for line in file if len(line) < MAX_CURVE_LINE and '\0' not in line)
+            rows = [row for row in csv.DictReader(lines, [name.strip() for name in head], quoting=csv.QUOTE_NONE)
+                    if None not in row and None not in row.values()
+                    and re.match(r'[0-9]{1,15}$', row.get('step', ''))]
+    except (OSError, csv.Error) as error:
+        raise UserError('cannot read %s: %s; move it elsewhere' % (path, getattr(error, 'strerror', None) or error))
+    if not {'kind', 'step'} <= {name.strip() for name in head}:
+        raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
+    return rows
