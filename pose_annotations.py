@@ -5,6 +5,7 @@ as their reference counts are touched. Arrays are shared by all processes. The a
 starts read the arrays back (pose_annotation_cache.py).
 """
 import collections
+import hashlib
 import json
 import logging
 import math
@@ -17,13 +18,14 @@ import numpy as np
 import pose_annotation_cache
 import pose_coco
 import pose_skeleton
+from pose_annotation_checks import fit_together
 from pose_cli import UserError
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 4  # of the arrays below
+CACHE_VERSION = 5  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
@@ -132,6 +134,31 @@ def people_of(annotations, image):
     """joints float32 (people, parts, 2) and bbox float32 (people, 4) of one image, in image pixels."""
     rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
     return annotations.joints[rows], annotations.bbox[rows]
+
+
+def images_without_people(annotations, image_folder):
+    """The numbers of the images that are in image_folder and have nobody, labelled or not, as an int64 array."""
+    a = annotations
+    nobody = sum(np.diff(starts) for starts in (a.person_start, a.polygon_start, a.run_start)) == 0
+    present = set(os.listdir(image_folder)) if nobody.any() else ()
+    rows = [row for row in np.flatnonzero(nobody).tolist()
+            if a.file_name[row].decode() in present
+            or os.path.isfile(os.path.join(image_folder, a.file_name[row].decode()))]
+    return np.array(rows, np.int64)
+
+
+def digest(annotations):
+    """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
+
+    The digest is that of what a batch's number stands for; it does not depend on platform or Python.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    for values in annotations:
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind == 'f':
+                values = np.where(np.isnan(values), np.float32(-1e9), values)  # a NaN may have many bit patterns
+            hashed.update(('%s %s ' % (values.dtype.str, values.shape)).encode() + values.tobytes())
+    return hashed.hexdigest()
 
 
 def ignored_regions(annotations, image):
@@ -342,30 +369,5 @@ def _drop_missing_images(annotations, annotation_file, image_folder):
 
 
 def _fit_together(arrays):
-    """Whether arrays from a file are what Annotations says: shapes agree and no index leads out of its array."""
-    a, lines = _annotations_of(arrays), arrays['summary']
-    parts = len(a.skeleton.parts)
-    images, people, samples = len(a.image_id), len(a.joints), len(a.sample_image)
-    return (a.file_name.shape == (images,) and a.file_name.dtype.kind == 'S' and a.image_size.shape == (images, 2)
-            and a.joints.shape == (people, parts, 2) and a.bbox.shape == (people, 4) and a.points.shape[1:] == (2,)
-            and a.counts.ndim == lines.ndim == a.spared.ndim - 1 == 1 and a.spared.shape[1] == 2
-            and a.sample_image.shape == a.sample_person.shape == (samples,)
-            and _are_starts(a.person_start, images, people)
-            and _are_starts(a.polygon_start, images, len(a.point_range)) and _are_ranges(a.point_range, len(a.points))
-            and _are_starts(a.spared_start, images, len(a.spared_range)) and _are_ranges(a.spared_range, len(a.spared))
-            and _are_starts(a.run_start, images, len(a.count_range)) and _are_ranges(a.count_range, len(a.counts))
-            and 0 <= a.sample_image.min() and a.sample_image.max() < images
-            and (a.person_start[a.sample_image] <= a.sample_person).all()
-            and (a.sample_person < a.person_start[a.sample_image + 1]).all())
-
-
-def _are_starts(starts, owners, owned):
-    """Whether things starts[i] .. starts[i + 1] of `owned` things can be those of owner i of `owners`."""
-    return (starts.shape == (owners + 1,) and starts.dtype == np.int64 and starts[0] == 0 and starts[-1] == owned
-            and (np.diff(starts) >= 0).all())
-
-
-def _are_ranges(ranges, owned):
-    """Whether each row of ranges is the first and the last (exclusive) of some of `owned` things."""
-    return (ranges.shape == (len(ranges), 2) and ranges.dtype == np.int64
-            and ((0 <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= owned)).all())
+    """Whether arrays from a file are what build_arrays makes. May raise anything if they are not."""
+    return fit_together(_annotations_of(arrays), arrays['summary'])

@@ -13,6 +13,7 @@ import pose_skeleton
 
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
 BORDER_GREY = 128
+NEGATIVE_SIDES = 0.25, 1.0  # of an image without people: what a crop is made around, as a share of its shorter side
 
 # What is drawn for each sample: scale, angle (degrees) and offset (input pixels, in x and in y) from (lowest, highest).
 Ranges = collections.namedtuple('Ranges', 'scale angle offset flip_probability')
@@ -27,6 +28,12 @@ def draw_augmentation(rng, ranges=CMU_RANGES):
     """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip."""
     return Augmentation(rng.uniform(*ranges.scale), rng.uniform(*ranges.angle), rng.uniform(*ranges.offset),
                         rng.uniform(*ranges.offset), bool(rng.uniform() < ranges.flip_probability))
+
+
+def draw_box(rng, width, height):
+    """A square x, y, width, height in an image without people, for augmentation_matrix in place of a person's."""
+    side = rng.uniform(*NEGATIVE_SIDES) * min(width, height)
+    return rng.uniform(0, width - side), rng.uniform(0, height - side), side, side
 
 
 def augmentation_matrix(augmentation, bbox, input_width, input_height):

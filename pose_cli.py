@@ -4,6 +4,7 @@ Bad input ends a command with one line on stderr that names what is wrong and th
 Code anywhere raises UserError for that; `run` turns it into the line.
 """
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -123,6 +124,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main):
     """Call main() and exit the process: 0 or what main returns, a UserError's code, 130 after Ctrl-C."""
+    if hasattr(sys.stdout, 'reconfigure'):  # not on Python 3.6
+        sys.stdout.reconfigure(errors='backslashreplace')  # a path that is not UTF-8 can be printed, too
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -173,6 +176,34 @@ def check_folder(path):
         raise UserError('cannot create the folder %s: %s is no folder; choose another' % (path, parent))
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError('cannot write in the folder %s; choose another' % path)
+
+
+@contextlib.contextmanager
+def output_folder(path):
+    """A folder for what a command writes; gone again if that fails before anything is in it. Raises UserError."""
+    made, parent = [], os.path.abspath(path)
+    while not os.path.lexists(parent):
+        made.append(parent)
+        parent = os.path.dirname(parent)
+    make_folder(path)
+    try:
+        yield path
+    except BaseException:
+        for folder in made:
+            try:
+                os.rmdir(folder)
+            except OSError:
+                break
+        raise
+
+
+def free_folder(path):
+    """path, or path-2, path-3, ...: the first that is empty or not there, so that nothing earlier is overwritten."""
+    candidate, number = path, 1
+    while os.path.lexists(candidate) and not (os.path.isdir(candidate) and not os.listdir(candidate)):
+        number += 1
+        candidate = '%s-%d' % (path, number)
+    return candidate
 
 
 def write_file(path, data):

@@ -15,6 +15,7 @@ import pose_annotations
 import pose_cli
 import pose_draw
 import pose_skeleton
+from pose_image import write_picture
 from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples
 
 
@@ -75,9 +76,9 @@ def main():
             rows.append(draw_sample(sample, dataset.skeleton))
     pose_cli.make_folder(flags.output_dir)
     for number, row in enumerate(rows):
-        cv2.imwrite(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
+        write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
-    cv2.imwrite(sheet, pose_draw.contact_sheet(rows))
+    write_picture(sheet, pose_draw.contact_sheet(rows))
     print('%d samples: %s' % (len(rows), sheet))
 
 

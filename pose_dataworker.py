@@ -13,8 +13,9 @@ import time
 
 import pose_annotations
 import pose_cli
-from remote import wire
+from remote.headers import MAX_CREDIT
 from remote.link import LINK_TIMEOUT, check_address
+from remote.settings import augmentation_ranges, check_settings, skeleton_of
 from remote.worker import ConnectionLost, TrainerConnection
 from pose_samples import PoseDataset
 from pose_loader import BatchLoader
@@ -30,12 +31,12 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEO
 
     Args:
         master: tcp://HOST:PORT.
-        open_loader: function from the trainer's settings to a pose_loader.BatchLoader.
+        open_loader: function from the trainer's settings to (a pose_loader.BatchLoader, the digest of its data set).
     Raises:
         UserError: bad keys, a trainer of another version, or the loader's.
     """
     name = '%s:%d' % (socket.gethostname(), os.getpid())
-    loader, welcome = None, None
+    loader, data, welcome = None, None, None
     try:
         while True:
             with TrainerConnection(master, curve_keys, link_timeout) as connection:
@@ -45,9 +46,10 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEO
                         if loader:
                             loader.close()
                         loader, welcome = None, None
-                        wire.check_settings(answer['settings'])
-                        loader, welcome = open_loader(answer['settings']), answer
-                    if answer is None or send_batches(connection, loader):
+                        check_settings(answer['settings'])
+                        loader, data = open_loader(answer['settings'])
+                        welcome = answer
+                    if answer is None or send_batches(connection, loader, data):
                         connection.send('bye')
                         connection.close(linger=1)
                         logging.info('training has ended')
@@ -82,13 +84,20 @@ def greet(connection, master, name):
             return None
 
 
-def send_batches(connection, loader):
-    """Send the batches that the trainer asks for. Returns True when training is over."""
+def send_batches(connection, loader, data):
+    """Send the batches that the trainer asks for. Returns True when training is over.
+
+    Args:
+        data: the digest of the loader's data set.
+    Raises:
+        ConnectionLost.
+        UserError: a trainer that asks for more than it may.
+    """
     loader.forget()  # what an earlier connection asked for
-    connection.send('ready', samples=loader.samples)
+    connection.send('ready', samples=loader.samples, data=data)
     logging.info('connected; sending batches')
     wanted, samples = set(), 0
-    arrays = None  # of the next batch; while they are prepared, the one before is on its way
+    batch = None  # the next one; it is fetched while the one before is on its way
     last_report = time.monotonic()
     while True:
         message = connection.receive(0 if wanted else 1)
@@ -96,18 +105,20 @@ def send_batches(connection, loader):
             if message['type'] == 'end':
                 return True
             if message['type'] == 'credit':
-                numbers = wire.requested_batches(message)
-                loader.request(numbers)
-                wanted.update(numbers)
-        elif wanted and arrays is None:
+                if len(wanted) + len(message['batches']) > MAX_CREDIT:
+                    raise pose_cli.UserError('the trainer asks for more than %d batches at once; is it the trainer of '
+                                             'this project?' % MAX_CREDIT)
+                loader.request(message['batches'])
+                wanted.update(message['batches'])
+        elif wanted and batch is None:
             batch = loader.get(TURN_SECONDS)
-            if batch and loader.number in wanted:
-                arrays = wire.encode_batch(batch)
+            if batch and loader.number not in wanted:
+                batch = None
         elif wanted and connection.sent(TURN_SECONDS):
-            connection.send_batch(loader.number, arrays)
+            connection.send_batch(loader.number, batch)
             wanted.remove(loader.number)
-            samples += len(batch[0])
-            arrays = None
+            samples += len(batch.image)
+            batch = None
         seconds = time.monotonic() - last_report
         if seconds > REPORT_SECONDS:
             for line in ['sent %.1f samples/s' % (samples / seconds)] + loader.report():
@@ -140,14 +151,15 @@ def main():
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
                      args.workers)
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath, wire.augmentation_ranges(settings),
-                              settings['category'] or None)
-        if dataset.skeleton != wire.skeleton_of(settings):
-            both = dataset.skeleton, wire.skeleton_of(settings)
+                              settings['stride'], args.imgpath, augmentation_ranges(settings),
+                              settings['category'] or None, settings['negatives'])
+        if dataset.skeleton != skeleton_of(settings):
+            both = dataset.skeleton, skeleton_of(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
             raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
                                      '--datapath=DIR with the same data' % (args.datapath, ours, theirs))
-        return BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
+        loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
+        return loader, pose_annotations.digest(dataset.annotations)
 
     serve_trainers(args.master, open_loader, args.curve_keys)
 

@@ -19,10 +19,10 @@ import json
 import logging
 import os
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
+import networks
 import pose_annotations
 import pose_average
 import pose_cli
@@ -31,13 +31,18 @@ import pose_draw
 import pose_skeleton
 import pose_video
 from graphs.predict import load_network, read_skeleton
+from networks.about import model_of
+from networks.pretrained import find_checkpoint, is_weights_file
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
 from pose_finder import MAX_HELD_BYTES, Finder, Job, Picture, start_decoders
+from pose_image import BadSample, read_photograph, write_picture
 from pose_metrics import evaluate, labelled_people, oracle_maps
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 WRITERS = 2  # threads
+DEFAULT_MODEL = 'mobilenet_thin'
+OUTPUT_DIR = os.path.join('logs', 'eval')
 
 
 def evaluate_data_set(predict_maps, dataset, args, decoders):
@@ -53,8 +58,8 @@ def evaluate_data_set(predict_maps, dataset, args, decoders):
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
     pose_cli.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
     picture = os.path.join(args.output_dir, 'people_%s.png' % name)
-    write_image(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
-                                      args.limit, dataset.skeleton))
+    write_picture(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
+                                        args.limit, dataset.skeleton))
     print(table, end='')
     print('results: %s' % results_file)
     print('picture: %s' % picture)
@@ -70,8 +75,7 @@ def draw_results(coco, image_folder, results, count, limit=None, skeleton=pose_s
         labelled.setdefault(person['image_id'], []).append(person['keypoints'])
     cells = []
     for image_id in sorted(labelled or found)[:count]:
-        pixels = cv2.imread(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']),
-                            cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = read_photograph(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']), as_stored=True)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
@@ -111,9 +115,10 @@ def draw_photographs(predict_maps, skeleton, args, decoders):
 def photograph_reader(name, args):
     """The function that reads a photograph, for a pose_finder.Job."""
     def read():
-        pixels = cv2.imread(os.path.join(args.images, name))
-        if pixels is None:
-            logging.warning('skipped %s: OpenCV cannot read it', os.path.join(args.images, name))
+        try:
+            pixels = read_photograph(os.path.join(args.images, name))
+        except BadSample as error:
+            logging.warning('skipped: %s', error)
             return None
         views = pose_average.make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
                                         args.flip)
@@ -122,7 +127,7 @@ def photograph_reader(name, args):
 
 
 def write_photograph(output, name, pixels, keypoints, scores, skeleton):
-    write_image(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
+    write_picture(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
     pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
 
 
@@ -144,10 +149,6 @@ def openpose_json(name, shape, keypoints, scores, skeleton=pose_skeleton.COCO):
                        for person, score in zip(flat, scores)]}
 
 
-def write_image(path, image):
-    pose_cli.write_file(path, cv2.imencode('.png', image)[1].tobytes())
-
-
 def scales(text):
     """argparse type: '0.5,1' -> (0.5, 1.0)."""
     try:
@@ -164,10 +165,13 @@ def parse_flags():
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument('--graph', help='frozen graph (.pb) or TensorFlow Lite file (.tflite)')
     network.add_argument('--checkpoint', help='checkpoint to evaluate: its prefix or its folder, or weights from '
-                                              'elsewhere (.caffemodel, .h5, .npy, .pb); needs --model')
+                                              'elsewhere (.caffemodel, .h5, .npy, .pb)')
+    network.add_argument('--weights', help='weights that know their network, as scripts/export_weights.py writes them '
+                                           '(.npy); others are those of --model')
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
-    parser.add_argument('--model', help='network of the checkpoint')
+    parser.add_argument('--model', help='network of the checkpoint (its own run.json, if there, or %s for --weights)'
+                                        % DEFAULT_MODEL)
     parser.add_argument('--threads', type=pose_cli.positive_int, help='of the processor, for the network (all)')
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
@@ -190,7 +194,8 @@ def parse_flags():
                         help='images of equal size that go through the network at once')
     parser.add_argument('--decoders', type=pose_cli.non_negative_int,
                         help='processes that decode maps, besides the one that runs the network (one a spare core)')
-    parser.add_argument('--output-dir', default=os.path.join('logs', 'eval'), help='where results and pictures go')
+    parser.add_argument('--output-dir', help='where results and pictures go (%s, or the next free %s-N)'
+                        % (OUTPUT_DIR, OUTPUT_DIR))
     parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
                         help='number of images in the picture beside the results')
     args = parser.parse_args()
@@ -198,10 +203,8 @@ def parse_flags():
         args.datapath = None  # $COCO_DIR is not meant
     elif not args.datapath:
         parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR or --video=FILE for pictures')
-    if args.checkpoint and not args.model:
-        parser.error('--checkpoint needs --model, the network it was trained with')
-    if args.model and not args.checkpoint:
-        parser.error('--model goes with --checkpoint; a graph needs none')
+    if args.model and not (args.checkpoint or args.weights):
+        parser.error('--model goes with --checkpoint and --weights; a graph needs none')
     if args.show and not args.video:
         parser.error('--show goes with --video')
     if args.oracle and (args.images or args.video):
@@ -210,14 +213,36 @@ def parse_flags():
         if side % pose_average.SIZE_MULTIPLE:
             parser.error('--input-size=%dx%d: both sides must be multiples of %d'
                          % (*args.input_size, pose_average.SIZE_MULTIPLE))
-    if args.images and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
+    if args.images and args.output_dir and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
         parser.error('--output-dir is the folder of the photographs; give another one')
+    check_network(parser, args)
+    if args.output_dir is None:
+        args.output_dir = pose_cli.free_folder(OUTPUT_DIR)
+    elif os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
+        logging.warning('--output-dir=%s is not empty: files of the same names are replaced', args.output_dir)
     return args
 
 
+def check_network(parser, args):
+    """What can be known of the flags' network without TensorFlow. Sets checkpoint and model for weights."""
+    if args.graph and not os.path.isfile(args.graph):
+        raise UserError('there is no graph %s; give the path of a frozen graph (.pb) or a .tflite file' % args.graph)
+    if args.weights and not is_weights_file(args.weights):
+        raise UserError('there is no file of weights %s; give one that scripts/export_weights.py wrote, or a '
+                        'checkpoint with --checkpoint' % args.weights)
+    if args.checkpoint or args.weights:
+        default = DEFAULT_MODEL if args.weights else None
+        args.checkpoint = args.checkpoint or args.weights
+        args.model = args.model or model_of(args.checkpoint) or default
+        if not args.model:
+            parser.error('--checkpoint needs --model, the network it was trained with')
+        networks.entry(args.model)
+        find_checkpoint(args.checkpoint)
+
+
 def main():
-    args = parse_flags()
     pose_cli.log_to_stderr()
+    args = parse_flags()
     # What is missing shows before TensorFlow takes its time.
     if args.datapath:
         pose_annotations.find_split(args.datapath, args.split, args.imgpath)
@@ -231,13 +256,13 @@ def main():
         dataset = read_labels(args) if args.datapath else None
         skeleton = choose_skeleton(args, dataset)
         predict_maps = prepare_network(args, skeleton)
-        pose_cli.make_folder(args.output_dir)
-        if args.datapath:
-            evaluate_data_set(predict_maps, dataset, args, decoders)
-        elif args.images:
-            draw_photographs(predict_maps, skeleton, args, decoders)
-        else:
-            pose_video.find_people_in_video(predict_maps, args, decoders, skeleton)
+        with pose_cli.output_folder(args.output_dir):
+            if args.datapath:
+                evaluate_data_set(predict_maps, dataset, args, decoders)
+            elif args.images:
+                draw_photographs(predict_maps, skeleton, args, decoders)
+            else:
+                pose_video.find_people_in_video(predict_maps, args, decoders, skeleton)
 
 
 def read_labels(args):

@@ -18,14 +18,16 @@ def read_file(path, most):
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = b'' if size > most else file.read(most + 1)
-        if max(size, len(data)) > most:
-            raise OSError(errno.EFBIG, 'it has %s, more than the %s that are read' % (_text(size), _text(most)), path)
+        data = b'' if size > most else file.read(size + 1)  # of a longer one it would ask for all the memory at once
+        if size > most or len(data) > size:
+            raise OSError(errno.EFBIG, 'it grows, or is longer than the %s that are read' % _text(most), path)
         return data
 
 
 def open_file(path):
     """Open a regular file for reading bytes. Raises OSError for others, also for pipes that nobody writes to."""
+    if (b'\0' if isinstance(path, bytes) else '\0') in path:
+        raise OSError(errno.EINVAL, 'its name has a zero byte', path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode

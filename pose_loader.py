@@ -10,6 +10,7 @@ JSON packets; batches stay where the worker wrote them.
 """
 import collections
 import contextlib
+import ctypes
 import heapq
 import itertools
 import json
@@ -26,17 +27,20 @@ import traceback
 import cv2
 import numpy as np
 
+from pose_batches import BatchBuffer, batch_layout, check_memory
 from pose_cli import UserError
+from pose_image import BadSample
 from pose_order import SampleOrder, batch_positions
-from pose_samples import BadSample, BadSampleCounter, batch_layout
+from pose_samples import BadSampleCounter
 
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
 HELD_SLOTS = 2  # that the caller of get() may still read
-SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 60 MB
+SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 28 MB
 MAX_PACKET = 1 << 16
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 10
 MAX_DEATHS_IN_A_ROW = 5
+PR_SET_PDEATHSIG = 1
 LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
@@ -55,14 +59,15 @@ class BatchLoader:
         samples: of the data set.  skeleton: of its labels.
         number: of the batch that get() returned last.
     Raises:
-        UserError, from get(): too many bad samples, or loader processes that keep dying.
+        UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, share=0, shares=1):
         self.samples, self.skeleton, self.number = len(dataset), dataset.skeleton, None
         self._counter = BadSampleCounter(self.samples)
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
-        self._slots = [_shared_arrays(layout) for _ in range(workers + SPARE_SLOTS)]
+        check_memory(layout, workers + SPARE_SLOTS)
+        self._slots = [BatchBuffer(layout, _shared_array) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
         self._free = set(range(len(self._slots)))
         self._ready = {}  # number of a batch -> slot that holds it
@@ -104,8 +109,8 @@ class BatchLoader:
         """The next batch, or None when none came within timeout seconds.
 
         Returns:
-            (image, heatmap, paf, mask) as in batch_layout. The arrays are valid until the next call but one: a batch
-            can be on its way to a device or a socket while the next one is prepared.
+            A pose_batches.Batch. The arrays are valid until the next call but one: a batch can be on its way to a
+            device or a socket while the next one is prepared.
         """
         if len(self._held) == HELD_SLOTS:
             self._free.add(self._held.popleft())
@@ -121,7 +126,7 @@ class BatchLoader:
         if self._next is not None:
             self._next += 1
         self._held.append(self._ready.pop(self.number))
-        return self._slots[self._held[-1]]
+        return self._slots[self._held[-1]].read()
 
     def ready(self):
         """How many batches wait to be fetched; of a row, those that nothing before them is missing for."""
@@ -250,13 +255,9 @@ def _read_packet(end):
     return json.loads(packet.decode())
 
 
-def _shared_arrays(layout):
-    """Arrays in memory that forked processes share."""
-    arrays = []
-    for _, dtype, shape in layout:
-        memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        arrays.append(np.frombuffer(memory, dtype).reshape(shape))
-    return tuple(arrays)
+def _shared_array(shape, dtype):
+    """An array in memory that forked processes share; pages that nobody writes are not there."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 def _run_and_exit(function, *args):
@@ -307,8 +308,15 @@ def _supervise(control, worker_ends, slots, dataset, seed, share, shares):
         os.waitpid(pid, 0)
 
 
+def _die_with_parent():
+    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot look by itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _work(trainer, slots, dataset, seed, share, shares, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
+    _die_with_parent()
     cv2.setNumThreads(0)
     supervisor = os.getppid()
     order = SampleOrder(len(dataset), seed)
@@ -321,9 +329,9 @@ def _work(trainer, slots, dataset, seed, share, shares, generation):
                 return
             offer = json.loads(packet.decode())
             if offer['generation'] == generation:  # else: offered to a predecessor that died
-                arrays = slots[offer['slot']]
-                positions = batch_positions(offer['number'], len(arrays[0]), share, shares)
-                good = _fill(arrays, positions, dataset, order, trainer)
+                buffer = slots[offer['slot']]
+                positions = batch_positions(offer['number'], buffer.batchsize, share, shares)
+                good = _fill(buffer, positions, dataset, order, trainer)
                 trainer.send(_packet(filled=offer['slot'], good=good))
     except ConnectionError:
         return
@@ -331,7 +339,7 @@ def _work(trainer, slots, dataset, seed, share, shares, generation):
         trainer.send(_packet(failed=traceback.format_exc()[-MAX_PACKET // 4:]))
 
 
-def _fill(arrays, positions, dataset, order, trainer):
+def _fill(buffer, positions, dataset, order, trainer):
     """Make the samples of these positions. Returns how many were good since the last message about a bad one."""
     good = 0
     for row, position in enumerate(positions):
@@ -342,7 +350,6 @@ def _fill(arrays, positions, dataset, order, trainer):
             except BadSample as error:
                 trainer.send(_packet(bad=[error.path, error.reason], good=good))
                 good = 0
-        for array, value in zip(arrays, sample):
-            array[row] = value
+        buffer.write(row, *sample[:4])
         good += 1
     return good

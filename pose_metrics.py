@@ -19,7 +19,7 @@ import pose_labels
 import pose_skeleton
 from pose_cli import UserError
 from pose_finder import Finder, Job, Picture
-from pose_samples import BadSample, read_image
+from pose_image import BadSample, read_image
 
 METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
 PCK_SHARE = 0.2  # of the torso

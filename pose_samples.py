@@ -1,31 +1,23 @@
 """One sample: a main person of an image, augmented, with the label maps of all people of the image.
 
 Start to end: `PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and
-renders the maps (pose_labels.py). pose_loader.py makes batches of samples in processes of their own.
+renders the maps (pose_labels.py). pose_loader.py makes batches of them (pose_batches.py) in processes of their own.
 """
 import collections
 import logging
 import os
 
-import cv2
 import numpy as np
 
 import pose_annotations
 import pose_augment
 import pose_labels
-import pose_skeleton
 from pose_cli import UserError
+from pose_image import BadSample, read_image
 
 # joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
 
-READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-              8: cv2.IMREAD_REDUCED_COLOR_8}
-# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
-# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster). These are
-# powers of two: the nearest one is at most this much too small.
-MAX_SCALE_AFTER_DECODING = 2 ** 0.5
-JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
 
@@ -39,6 +31,7 @@ class PoseDataset:
         stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.
         category: the name of one, where the annotation file has several with keypoints.
+        negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the pose_skeleton.Skeleton of the annotations.
     Raises:
@@ -46,16 +39,23 @@ class PoseDataset:
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
-                 ranges=pose_augment.CMU_RANGES, category=None):
+                 ranges=pose_augment.CMU_RANGES, category=None, negatives=0.0):
         annotation_file, self.image_folder = pose_annotations.find_split(datapath, split, imgpath)
         self.annotations = pose_annotations.read_annotations(annotation_file, self.image_folder, category)
         self.skeleton = self.annotations.skeleton
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)
+        people = len(self.annotations.sample_image)
+        self._negatives, self._without_people = int(round(people * negatives / (1 - negatives))), []
+        if self._negatives:
+            self._without_people = pose_annotations.images_without_people(self.annotations, self.image_folder)
+            if not len(self._without_people):
+                raise UserError('--negatives=%g, but %s lists no image without people that is in %s; leave it out'
+                                % (negatives, annotation_file, self.image_folder))
 
     def __len__(self):
-        return len(self.annotations.sample_image)
+        return len(self.annotations.sample_image) + self._negatives
 
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), with an augmentation drawn from rng (a RandomState).
@@ -63,11 +63,14 @@ class PoseDataset:
         Raises:
             BadSample: the image cannot be used.
         """
-        image = self.annotations.sample_image[index]
-        person = self.annotations.bbox[self.annotations.sample_person[index]]
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
-        matrix = pose_augment.augmentation_matrix(augmentation, person.astype(np.float64),
-                                                  self.input_width, self.input_height)
+        if index < len(self.annotations.sample_image):
+            image = self.annotations.sample_image[index]
+            box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
+        else:  # there may be many more of these images than samples: each is another one
+            image = self._without_people[rng.randint(len(self._without_people))]
+            box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
+        matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
         return self._sample(image, matrix, augmentation)
 
     def validation_sample(self, index):
@@ -130,41 +133,6 @@ def _good_samples(make_sample, indices, counter):
             yield sample
 
 
-def read_image(path, size, scale):
-    """Read an image, reduced while decoding as far as a later warp by `scale` allows.
-
-    The pixels are taken as stored, as COCO's annotations are: an EXIF rotation is not applied.
-
-    Args:
-        size: the (width, height) that the annotations give.
-        scale: how many pixels one image pixel becomes in the warp that follows.
-    Returns:
-        (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
-    Raises:
-        BadSample: missing, empty, truncated, not an image, or not of that size.
-    """
-    try:
-        with open(path, 'rb', buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        raise BadSample(path, error.strerror or 'cannot be read')
-    if not data:
-        raise BadSample(path, 'is empty')
-    if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:]:
-        raise BadSample(path, 'is a truncated JPEG')
-    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_DECODING)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise BadSample(path, 'is not an image that OpenCV can read')
-    height, width = pixels.shape[:2]
-    if abs(width * reduction - int(size[0])) >= reduction or abs(height * reduction - int(size[1])) >= reduction:
-        raise BadSample(path, 'is not of the size %dx%d that the annotations give' % tuple(size))
-    return pixels, reduction
-
-
 def check_input_size(input_width, input_height, stride, flag=None):
     """Raise UserError when a side of the input is not a multiple of the output stride.
 
@@ -177,22 +145,6 @@ def check_input_size(input_width, input_height, stride, flag=None):
             raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
                             % (both or name + '=', side, stride, side // stride * stride or stride,
                                (side // stride + 1) * stride))
-
-
-def batch_layout(batchsize, input_width, input_height, stride, skeleton=pose_skeleton.COCO):
-    """[(name, dtype, shape)] of the four arrays of a batch."""
-    cells = (batchsize, input_height // stride, input_width // stride)
-    return [('image', np.uint8, (batchsize, input_height, input_width, 3)),
-            ('heatmap', np.float32, cells + (skeleton.heatmap_channels,)),
-            ('paf', np.float32, cells + (skeleton.paf_channels,)), ('mask', np.float32, cells + (1,))]
-
-
-class BadSample(Exception):
-    """An image that cannot be used; the run goes on without it."""
-
-    def __init__(self, path, reason):
-        super().__init__('%s %s' % (path, reason))
-        self.path, self.reason = path, reason
 
 
 class BadSampleCounter:

@@ -6,7 +6,6 @@ file brings its own, in `categories` (`from_category`).
 """
 import collections
 import json
-import os
 import re
 
 import numpy as np
@@ -98,21 +97,9 @@ def from_json(text, origin):
         assert sorted(skeleton.flip_order) == list(range(parts)) and 1 <= len(skeleton.limbs) <= MAX_LIMBS
         assert all(len(set(limb)) == len(limb) == 2 for limb in skeleton.limbs)
         assert all((k,) in skeleton.sources for k in range(len(skeleton.keypoints)))
-    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError('%s holds no skeleton of this project; make it anew' % origin)
     return skeleton
-
-
-def of_checkpoint(checkpoint):
-    """The Skeleton that a run's folder or a checkpoint in it was trained for, as run.json says; None without it."""
-    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    for path in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
-        try:
-            with open(path, encoding='utf-8') as file:
-                return from_json(json.load(file)['skeleton'], path)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return None
 
 
 def from_category(category, annotation_file):

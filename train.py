@@ -9,24 +9,19 @@ import errno
 import logging
 import os
 
-import pose_cli  # before TensorFlow, to quieten its import
-import tensorflow.compat.v1 as tf
 import tqdm
 import tqdm.contrib.logging
 
-import networks
+import networks.pretrained
 import pose_annotations
+import pose_cli
+import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
-from pose_samples import batch_layout, check_input_size
-from training import optimizer, runlock
-from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, latest_checkpoint
-from training.feed import FeedHook
-from training.recovery import checkpoint_steps, recover
-from training.runlog import Interval, RunLog, check_resume, note_start
-from training.sources import check_keypoints, open_source, open_validation
-from training.towers import build_training, tower_devices
-from training.validation import Checks, Validator, is_due, log_background_loss
-from training.weights import check_weights, initial_weights
+from pose_samples import check_input_size
+from training import recipes
+from training.agreement import code_version, common_flags
+from training.cluster import ALONE, read_cluster
+from training.liveness import Peers
 
 
 def parse_flags():
@@ -57,19 +52,20 @@ def parse_flags():
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
     add('--seed', type=non_negative_int, default=0)
-    optimizer.add_flags(add)
+    add('--negatives', type=recipes.share, default=0.0, help='share of the samples from images without people')
+    recipes.add_flags(add)
     flags = parser.parse_args()
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
 
 
-def check_flags(flags):
+def check_flags(flags, cluster=ALONE):
     """Refuse what cannot work, before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
-    optimizer.complete_flags(flags)
-    if flags.batchsize % flags.gpus:
-        raise UserError('--batchsize=%d cannot be split over --gpus=%d; take a multiple'
-                        % (flags.batchsize, flags.gpus))
+    recipes.complete_flags(flags)
+    if flags.batchsize % (flags.gpus * cluster.size):
+        raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
+            flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
     if not flags.datapath and not flags.remote_data:
         raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
     if flags.eval_every and not (flags.datapath and flags.valid_every):
@@ -81,67 +77,108 @@ def check_flags(flags):
     if flags.datapath:
         if not flags.remote_data:
             pose_annotations.find_split(flags.datapath, flags.train_split, flags.imgpath)
-        if flags.valid_every:
+        if flags.valid_every and cluster.is_first:
             pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
         if not pose_cli.is_utf8(getattr(flags, name) or ''):
             raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
                             % (name, getattr(flags, name)))
-    if latest_checkpoint(flags.modelpath):
-        check_resume(flags.modelpath, vars(flags))
-    elif not checkpoint_steps(flags.modelpath):
-        check_weights(flags)
-    pose_cli.make_folder(flags.modelpath)
-    pose_cli.make_folder(flags.logpath)
+    if cluster.is_first:
+        pose_cli.check_folder(flags.modelpath)
+        pose_cli.check_folder(flags.logpath)
+        if not os.path.isdir(flags.modelpath) or not os.listdir(flags.modelpath):
+            networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
+        from training.weights import check_start  # imports TensorFlow, which takes seconds: only for good flags
+        check_start(flags)
 
 
-@contextlib.contextmanager
-def run_folder(flags):
-    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError."""
-    with runlock.hold(flags.modelpath):
-        if recover(flags.modelpath):
-            check_resume(flags.modelpath, vars(flags))
-        else:
-            check_weights(flags)
-        yield
+def main():
+    flags = parse_flags()
+    pose_cli.log_to_stderr()
+    stop = StopSignal()
+    cluster = read_cluster(os.environ)
+    check_flags(flags, cluster)
+    from training.weights import run_folder  # as above
+    try:
+        with Peers(cluster, stop) as peers, run_folder(flags) if cluster.is_first else contextlib.nullcontext():
+            prepare_and_train(flags, peers)
+    except Stopped as stopped:
+        logging.info(str(stopped))
+    except UserError:
+        raise
+    except Exception as error:
+        check_disk(flags, error)
+        raise
 
 
-def train(flags, source, validation, stop):
+def check_disk(flags, error):
+    """Raise UserError when an exception was raised because the disk of --modelpath is full or broken."""
+    from training.checkpoint import latest_checkpoint  # as above
+    reason = pose_cli.disk_trouble(error)
+    if reason:
+        full = reason == os.strerror(errno.ENOSPC)
+        raise UserError('%s and run the same command again: it resumes from %s' % (
+            'the disk of %s is full; free some space' % flags.modelpath if full else
+            'cannot write in %s: %s; mend that' % (flags.modelpath, reason), latest_checkpoint(flags.modelpath)))
+
+
+def prepare_and_train(flags, peers):
+    """Open the data, agree with the other processes on where to start, then train. Raises as train does."""
+    from training.checkpoint import latest_checkpoint, saved_step  # as above
+    from training.runlog import note_start, versions
+    from training.sources import check_keypoints, open_source, open_validation
+    from training.validation import log_background_loss
+    first = peers.cluster.is_first
+    peers.agree('start', dict(common_flags(vars(flags)), code=code_version()))
+    validation = open_validation(flags) if first else None
+    own = {'step': saved_step(flags.modelpath) if first else 0,
+           'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
+    start = peers.exchange('where to start', own)[0]
+    skeleton = pose_skeleton.from_json(start['skeleton'], 'worker 0')
+    with open_source(flags, skeleton, start['step'], peers.cluster, peers) as source:
+        check_keypoints(source.skeleton, validation)
+        peers.agree('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
+                             'TensorFlow': versions()['tensorflow']})
+        if validation:
+            log_background_loss(validation, peers)
+        if first:
+            note_start(flags.modelpath, vars(flags), source.skeleton,
+                       resumes=latest_checkpoint(flags.modelpath) is not None)
+        train(flags, source, validation, peers)
+
+
+def train(flags, source, validation, peers):
     """Build the graph and run the training loop.
 
     Args:
         source: a batch source (see training/feed.py).  validation: a PoseDataset, or None.
-        stop: a StopSignal; training saves and ends when it says so.
+        peers: a liveness.Peers; training saves and ends when it says so.
     Raises:
         Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
     """
-    steps_per_epoch = max(1, source.samples // flags.batchsize)
+    from training.checkpoint import BestCheckpoint  # as above
+    from training.runlog import LogLines, RunLog
+    from training.session import open_run
+    from training.validation import Checks
+    steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
     max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
-    devices, config = tower_devices(flags.gpus, len(tf.config.experimental.list_physical_devices('GPU')))
-    tf.set_random_seed(flags.seed)
-    feed = FeedHook(source, batch_layout(flags.batchsize, flags.input_width, flags.input_height,
-                                         networks.stride(flags.model), source.skeleton))
-    training = build_training(flags.model, feed.batch, devices, flags.lr, steps_per_epoch, max_steps, source.skeleton,
-                              optimizer.recipe_of(flags))
-    validator = validation and Validator(flags.model, devices[0], validation, max(1, flags.batchsize // flags.gpus))
-    saver = create_saver(flags.keep)
-    scaffold = tf.train.Scaffold(saver=saver, init_fn=initial_weights(flags, training.network))
-    checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training)
-    stop.check()
-
     with contextlib.ExitStack() as stack:
-        session = stack.enter_context(open_session(flags.modelpath, scaffold, [feed, checkpoints], config))
-        log = stack.enter_context(RunLog(flags.logpath, checkpoints.first_step, steps_per_epoch))
+        run = stack.enter_context(open_run(flags, source, validation, steps_per_epoch, max_steps, peers))
+        step = run.checkpoints.first_step
+        log = LogLines(steps_per_epoch)
+        if peers.cluster.is_first:
+            log = stack.enter_context(RunLog(flags.logpath, step, steps_per_epoch))
+            log.start(step, vars(flags), run.training.network.output)
         logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples, steps_per_epoch,
-                     checkpoints.first_step, max_steps)
-        check = Checks(flags, validator, BestCheckpoint(saver, flags.modelpath), log, max_steps, stop)
+                     step, max_steps)
+        best = BestCheckpoint(run.saver, flags.modelpath) if peers.cluster.is_first else None
+        check = Checks(flags, run.validator, best, log, max_steps, peers)
         try:
-            step = run_steps(flags, session, training, feed, source, checkpoints.first_step, max_steps, log, check,
-                             stop)
+            step = run_steps(flags, run, source, step, max_steps, log, check)
         except Exception as error:
-            checkpoints.rescue(session, error)
+            run.checkpoints.rescue(run.session, error)
             raise
-    feed.check()
+    run.feed.check()
     if step < max_steps:
         raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
                       % (step, flags.modelpath))
@@ -149,17 +186,22 @@ def train(flags, source, validation, stop):
                  '--max-epoch trains on', step, flags.modelpath, flags.logpath)
 
 
-def run_steps(flags, session, training, feed, source, step, max_steps, log, check, stop):
+def run_steps(flags, run, source, step, max_steps, log, check):
     """The training loop: from step to max_steps, or until a signal or the end of the data. Returns the last step."""
+    from training.runlog import Interval  # as above
+    from training.validation import is_due
+    session, training, feed, team = run.session, run.training, run.feed, run.team
     interval = Interval(waited=lambda: feed.wait_seconds)
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
-        while step < max_steps and not stop() and feed.wait_for_batch(stop):
-            step, figures = session.run([training.step, training.figures])
+        while step < max_steps and not team.ended() and feed.wait_for_batch(team.waits_in_vain):
+            step, figures = session.run([training.step, training.figures], team.tells(feed.wait_seconds))
+            figures = team.hears(figures)
             progress.update()
             interval.add(figures)
             if is_due(flags.log_every, step, max_steps):
-                log.training(step, dict(interval.means(flags.batchsize), lr=figures['lr'], queue=feed.ready()))
+                means = interval.means(flags.batchsize * flags.accumulate)
+                log.training(step, dict(means, lr=figures['lr'], queue=feed.ready()), team.note())
                 for line in source.report():
                     logging.info(line)
                 interval.restart()
@@ -167,45 +209,6 @@ def run_steps(flags, session, training, feed, source, step, max_steps, log, chec
                 session.run_step_fn(lambda step_context: check(step_context.session, step))
                 interval.restart()
     return step
-
-
-def open_session(modelpath, scaffold, hooks, config):
-    """A session that resumes from the last checkpoint or initializes; all that is written is written by the hooks."""
-    return tf.train.MonitoredTrainingSession(
-        checkpoint_dir=modelpath, scaffold=scaffold, hooks=hooks, config=config, save_checkpoint_steps=None,
-        save_checkpoint_secs=None, save_summaries_steps=None, save_summaries_secs=None, log_step_count_steps=None)
-
-
-def main():
-    flags = parse_flags()
-    pose_cli.log_to_stderr()
-    stop = StopSignal()
-    check_flags(flags)
-    try:
-        with run_folder(flags):
-            prepare_and_train(flags, stop)
-    except Stopped as stopped:
-        logging.info(str(stopped))
-    except (OSError, RuntimeError, tf.errors.OpError) as error:
-        reason = pose_cli.disk_trouble(error)
-        if not reason:
-            raise
-        full = reason == os.strerror(errno.ENOSPC)
-        raise UserError('%s and run the same command again: it resumes from %s' % (
-            'the disk of %s is full; free some space' % flags.modelpath if full else
-            'cannot write in %s: %s; mend that' % (flags.modelpath, reason), latest_checkpoint(flags.modelpath)))
-
-
-def prepare_and_train(flags, stop):
-    """Open the data, then train. Raises as train does."""
-    validation = open_validation(flags)
-    with open_source(flags, validation, stop) as source, tf.Graph().as_default():
-        check_keypoints(source.skeleton, validation)
-        if validation:
-            log_background_loss(validation, stop)
-        note_start(flags.modelpath, vars(flags), source.skeleton,
-                   resumes=latest_checkpoint(flags.modelpath) is not None)
-        train(flags, source, validation, stop)
 
 
 if __name__ == '__main__':

@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 
-import cv2
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_average
 import pose_cli
 from bench_inputs import flag_parser, render_sample_data
 from pose_finder import Finder, Job, Picture, start_decoders
+from pose_image import read_photograph
 
 SETTINGS = collections.OrderedDict([
     ('single', dict(scales=(1.0,), flip=False)), ('flip', dict(scales=(1.0,), flip=True)),
@@ -42,7 +42,7 @@ def find_all(predict_maps, paths, size, decoders, setting):
     """(seconds an image, share of waiting) of one pass."""
     def job(path):
         def read():
-            pixels = cv2.imread(path)
+            pixels = read_photograph(path)
             views = pose_average.make_views(pixels.shape[1], pixels.shape[0], size, **setting)
             return Picture(pixels, 1, views, None)
         return Job(path, read)

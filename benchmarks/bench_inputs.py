@@ -61,7 +61,7 @@ def made_up_batch(rng, batchsize, width, height, stride, people):
     """A batch of standing people at random places, as large as training samples show them, on a noise image.
 
     Returns:
-        The arrays of pose_samples.batch_layout: image uint8 and heatmap, paf, mask float32.
+        Dense arrays as for pose_batches.encode_batch: image uint8 and heatmap, paf, mask float32.
     """
     labels = []
     for _ in range(batchsize):
@@ -75,6 +75,6 @@ def made_up_batch(rng, batchsize, width, height, stride, people):
 
 
 def made_up_batches(*args):
-    """The batches that a sender repeats, for (batchsize, width, height, stride, people)."""
+    """The dense batches that a sender repeats, for (batchsize, width, height, stride, people)."""
     rng = np.random.RandomState(0)
     return [made_up_batch(rng, *args) for _ in range(BATCHES)]

@@ -24,7 +24,7 @@ import tensorflow.compat.v1 as tf
 import networks
 import networks.pretrained
 from networks import network_base
-from pose_samples import batch_layout, check_input_size
+from pose_samples import check_input_size
 
 
 class Plain:
@@ -59,9 +59,9 @@ def plain_class(network_class):
 def build(network_class, is_training, batchsize, width, height):
     """(session, what to run): a training step or an inference on a random batch that lies in variables."""
     random = np.random.RandomState(0)
-    values = {name: np.zeros(shape, dtype)
-              for name, dtype, shape in batch_layout(batchsize, width, height, network_class.stride)}
-    values['image'] = random.randint(0, 256, values['image'].shape).astype(np.uint8)
+    cells = (batchsize, height // network_class.stride, width // network_class.stride)
+    values = {'image': random.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8),
+              'heatmap': np.zeros(cells + (19,), np.float32), 'paf': np.zeros(cells + (38,), np.float32)}
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
         image, heat, paf = (

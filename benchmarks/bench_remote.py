@@ -2,7 +2,7 @@
 
     python3 benchmarks/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
 
-The same arrays, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
+The same batches, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
 remote/trainer.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
 reach together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
 """
@@ -24,6 +24,7 @@ import numpy as np
 from bench_inputs import ROOT, flag_parser, made_up_batches
 import pose_cli
 import pose_dataworker
+from pose_batches import encode_batch
 from pose_samples import check_input_size
 from remote import trainer, wire
 
@@ -108,7 +109,8 @@ def measure_tensorpack(batches, seconds):
 
 def sending(batches, address, keys=None):
     """A data worker in a child process, which sends the batches to the trainer at `address` over and over."""
-    return child(pose_dataworker.serve_trainers, address, lambda settings: RepeatedBatches(batches), keys)
+    return child(pose_dataworker.serve_trainers, address, lambda settings: (RepeatedBatches(batches), '0' * 32),
+                 keys)
 
 
 def measure_wire(flags, batches, keys=None):
@@ -154,13 +156,13 @@ def measure_data_worker(flags, workers):
 
 def bytes_per_sample(batch):
     """Bytes of the frames that a batch becomes, headers included."""
-    arrays = wire.encode_batch(batch)
-    header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
-    return (len(header) + sum(array.nbytes for _, array in arrays)) / len(batch[0])
+    header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
+    return (len(header) + sum(array.nbytes for array in batch)) / len(batch.image)
 
 
 def measure_wires(flags, batches):
-    """{name: samples/s}, the median over rounds in which all take turns."""
+    """{name: samples/s}, the median over rounds in which all take turns; batches: dense ones."""
+    encoded = [encode_batch(*batch) for batch in batches]
     halved = [tuple(a if a.dtype == np.uint8 else a.astype(np.float16) for a in batch) for batch in batches]
     rates = {name: [] for name in ('tensorpack_samples_per_s', 'tensorpack_float16_samples_per_s', 'samples_per_s',
                                    'curve_samples_per_s')}
@@ -169,9 +171,9 @@ def measure_wires(flags, batches):
                        stdout=subprocess.DEVNULL, check=True)
         for _ in range(flags.rounds):
             rates['tensorpack_samples_per_s'].append(measure_tensorpack(batches, flags.seconds))
-            rates['samples_per_s'].append(measure_wire(flags, batches))
+            rates['samples_per_s'].append(measure_wire(flags, encoded))
             rates['tensorpack_float16_samples_per_s'].append(measure_tensorpack(halved, flags.seconds))
-            rates['curve_samples_per_s'].append(measure_wire(flags, batches, keys))
+            rates['curve_samples_per_s'].append(measure_wire(flags, encoded, keys))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
@@ -202,7 +204,7 @@ def main():
     batches = made_up_batches(flags.batchsize, *flags.input_size, flags.stride, flags.people)
     figures = measure_wires(flags, batches)
     figures['ratio'] = figures['samples_per_s'] / figures['tensorpack_samples_per_s']
-    figures['bytes_per_sample'] = round(bytes_per_sample(batches[0]))
+    figures['bytes_per_sample'] = round(bytes_per_sample(encode_batch(*batches[0])))
     if flags.datapath:
         figures.update(measure_data_workers(flags))
     print('%dx%d, stride %d, batches of %d, %d people per sample, %d cores' % (

@@ -77,7 +77,8 @@ def main():
         for kill in range(flags.kills + 1):
             resumed, last, in_save = run_until_killed(data, model, log, flags.save_every,
                                                       rng.uniform(0, MOST_SECONDS_TO_LIVE), in_a_save=kill % 2 == 1)
-            if resumed > reached or reached - resumed > flags.save_every:
+            # A step is saved before it is logged: a kill in between leaves one more than the log knows of.
+            if resumed > reached + 1 or reached - resumed > flags.save_every:
                 raise UserError('killed at step %d, resumed at step %d' % (reached, resumed), 1)
             reached, cut_short = last, cut_short + in_save
             print('run %d: resumed at step %d, killed at step %d%s'

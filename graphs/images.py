@@ -4,13 +4,13 @@ import itertools
 import logging
 import os
 
-import cv2
 import numpy as np
 
 import pose_augment
 import pose_samples
 from pose_average import SIZE_MULTIPLE
 from pose_cli import UserError
+from pose_image import BadSample, read_photograph
 
 MAX_COMPARED_IMAGES = 16
 
@@ -39,7 +39,7 @@ def read_calibration_images(args, width, height):
     for index in np.linspace(0, count - 1, min(count, args.calibration_images)).astype(int):
         try:
             images.append(dataset.validation_sample(index).image)
-        except pose_samples.BadSample as error:
+        except BadSample as error:
             logging.warning('not calibrated on %s', error)
     if not images:
         raise UserError('--quantize=int8: no training image of --datapath=%s can be read; give --images=FOLDER'
@@ -66,9 +66,10 @@ def image_paths(folder):
 def fitted_images(paths, width, height):
     images = []
     for path in paths:
-        image = cv2.imread(path)
-        if image is None:
-            raise UserError('%s is not an image that OpenCV can read; remove it' % path)
+        try:
+            image = read_photograph(path)
+        except BadSample as error:
+            raise UserError('%s; remove it' % error)
         matrix = pose_augment.fit_matrix(image.shape[1], image.shape[0], width, height)
         images.append(pose_augment.warp_image(image, matrix, width, height))
     return np.stack(images)

@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 import pose_skeleton
+from networks.about import skeleton_of
 from pose_cli import UserError
 
 SKELETON_FILE = 'skeleton.json'  # beside a graph
@@ -56,7 +57,8 @@ def _import_freeze(file):
 def read_skeleton(graph_file=None, checkpoint=None):
     """What a network finds, as its file or its neighbour says; None when nothing says so.
 
-    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json.
+    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json,
+    weights that scripts/export_weights.py wrote in themselves.
 
     Raises UserError when it is damaged.
     """
@@ -70,7 +72,7 @@ def read_skeleton(graph_file=None, checkpoint=None):
             with open(path, encoding='utf-8', errors='replace') as file:
                 text = file.read(1 << 20)
         return None if text is None else pose_skeleton.from_json(text, graph_file)
-    return pose_skeleton.of_checkpoint(checkpoint)
+    return skeleton_of(checkpoint)
 
 
 def limit_threads(threads):

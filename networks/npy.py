@@ -1,16 +1,22 @@
 """Weights in .npy files: a pickled dictionary {layer: {'weights': array, 'biases': array}}, however deep.
 
+Files of this project (write_npy) are {variable name: array}, in half precision where the values allow it, and say under
+the name ABOUT what they are for: JSON text as an array of bytes, so that the file holds nothing but arrays.
+
 A pickle is a program. This one may do nothing but name numbers, text, plain containers and arrays, and the arrays are
 built here from their parts (dtype, shape, bytes), each checked: numpy's own reconstruction would take bytes for
 pointers.
 """
 import collections
+import io
+import json
 import pickle
 
 import numpy as np
 
-from pose_cli import UserError
+from pose_cli import UserError, write_file
 
+ABOUT = 'about'
 MAX_ARRAYS, MAX_DEPTH = 10000, 16
 NUMBER_TYPES = {kind + str(size) for kind, sizes in (('f', (2, 4, 8)), ('i', (1, 2, 4, 8)), ('u', (1, 2, 4, 8)))
                 for size in sizes}
@@ -47,6 +53,38 @@ def read_npy(file, path):
         raise UserError('%s is refused: %s' % (path, error))
     except Exception as error:  # a truncated or hostile pickle raises anything at all
         raise UserError('%s is broken (%s: %s); get it again' % (path, type(error).__name__, error))
+
+
+def write_npy(path, weights, about):
+    """Write {variable name: float array} and a dictionary of text about them. Raises UserError."""
+    content = {name: half_precision(np.asarray(value)) for name, value in weights.items()}
+    content[ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    file = io.BytesIO()
+    np.save(file, np.array(content, object), allow_pickle=True)
+    write_file(path, file.getvalue())
+
+
+def half_precision(values):
+    """Floats as float16, or as they are where one is too large for it."""
+    with np.errstate(over='ignore'):
+        half = values.astype(np.float16)
+    return half if np.isfinite(half).all() else values
+
+
+def take_about(weights, path):
+    """Take ABOUT out of what read_npy returned: the dictionary that write_npy was given, {} for files made elsewhere.
+
+    Raises UserError when it is damaged.
+    """
+    if ABOUT not in weights:
+        return {}
+    try:
+        about = json.loads(weights.pop(ABOUT).tobytes().decode())
+        if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+            raise ValueError('no dictionary of text')
+        return about
+    except (ValueError, RecursionError) as error:
+        raise UserError('%s is damaged: what it says about itself is no JSON (%s); get it again' % (path, error))
 
 
 def _flatten(tree, name, weights, depth):

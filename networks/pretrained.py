@@ -5,7 +5,8 @@
     tf.train.Scaffold(init_fn=match.init_fn)
 
 A file is one of
-- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes;
+- a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes, or {variable name: array} as
+  scripts/export_weights.py writes it;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
@@ -24,8 +25,9 @@ import numpy as np
 from pose_cli import UserError
 
 from . import checkpoints, entry
+from .about import skeleton_of
 from .doors import imagenet_vgg
-from .npy import is_npy, read_npy
+from .npy import is_npy, read_npy, take_about
 
 DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
 LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
@@ -58,6 +60,16 @@ def resolve(name, flag=None):
         command += ' --dir=' + models_folder()
     raise UserError('no pretrained weights of %s: looked for %s; run `%s`, or give --pretrained=PATH, or '
                     '--pretrained=none to start from random weights' % (name, ' and '.join(paths), command))
+
+
+def find_start(name, checkpoint=None, pretrained=None):
+    """Raise UserError when the weights of --checkpoint, or else those of --pretrained, are not there. No TensorFlow."""
+    if not checkpoint:
+        resolve(name, pretrained)
+    elif os.path.isdir(checkpoint):
+        find_checkpoint(checkpoint)
+    elif not _exists(checkpoint):
+        raise UserError('there is no checkpoint or file of weights %s; give its path' % checkpoint)
 
 
 def _exists(path):
@@ -99,11 +111,11 @@ class Match:
         return text
 
 
-def fit(network, path, flag='--pretrained', skeleton=None):
+def fit(network, path, flag='--pretrained'):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
     Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
-    file's network is known to have another `skeleton`.
+    file is known to be for another skeleton.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -125,6 +137,7 @@ def fit(network, path, flag='--pretrained', skeleton=None):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
+    skeleton = skeleton_of(path)
     others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
         renewed = sorted(network.skeleton_variables & names) if others else []
@@ -203,14 +216,15 @@ def read_weights(path):
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
-                return read_npy(file, path)
+                weights = read_npy(file, path)
+                take_about(weights, path)
+                return weights
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
             return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
-    if not _exists(path):
-        raise UserError('there is no checkpoint or file of weights %s; give its path' % path)
+    find_start(None, path)
     return _Checkpoint(checkpoints.prefix(path))
 
 

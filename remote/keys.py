@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import stat
+import struct
 
 import zmq
 import zmq.auth
@@ -17,7 +18,7 @@ from pose_cli import UserError
 
 TRAINER, WORKER, ACCEPTED = 'trainer', 'worker', 'accepted_workers'
 PUBLIC, SECRET = '.key', '.key_secret'  # endings that ZeroMQ's own functions write
-KEY_CHARACTERS = 40
+KEY_BYTES = 32
 REMEDY = 'make keys with scripts/make_curve_keys.py'
 
 
@@ -41,8 +42,8 @@ def read_secret_key(folder, name):
     """(public, secret) from a key file of scripts/make_curve_keys.py. Raises UserError."""
     path = os.path.join(folder, name + SECRET)
     public, secret = _read_key_file(folder, path)
-    if not secret or len(secret) != KEY_CHARACTERS:
-        raise UserError('%s holds no whole secret key; %s' % (path, REMEDY))
+    if not _is_key(secret) or zmq.curve_public(secret) != public:
+        raise UserError('%s holds no whole secret key, or not that of its public key; %s' % (path, REMEDY))
     if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logging.warning('other users of this machine can read %s; chmod 600 it', path)
     return public, secret
@@ -56,7 +57,7 @@ def read_public_key(folder, name):
 def _read_key_file(folder, path):
     try:
         public, secret = zmq.auth.load_certificate(path)
-        if len(public) != KEY_CHARACTERS:
+        if not _is_key(public):
             raise ValueError
         return public, secret
     except (OSError, ValueError) as error:
@@ -64,16 +65,31 @@ def _read_key_file(folder, path):
                         % (folder, path, getattr(error, 'strerror', None) or 'it is not a key file', REMEDY))
 
 
+def _is_key(text):
+    """Whether these are the 40 characters of a key."""
+    try:
+        return len(z85.decode(text)) == KEY_BYTES
+    except (KeyError, TypeError, ValueError, struct.error):
+        return False
+
+
 def accepted_keys(folder):
-    """The public keys of the workers that the trainer lets in: {key: name}. Broken files are named in the log."""
-    accepted, keys = os.path.join(folder, ACCEPTED), {}
-    for name in sorted(os.listdir(accepted)) if os.path.isdir(accepted) else []:
+    """The public keys of the workers that the trainer lets in, a set. Broken files are named in the log.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    accepted, accepted_now = os.path.join(folder, ACCEPTED), set()
+    for name in sorted(os.listdir(accepted)):
         if name.endswith(PUBLIC):
             try:
-                keys[zmq.auth.load_certificate(os.path.join(accepted, name))[0]] = name[:-len(PUBLIC)]
+                key = zmq.auth.load_certificate(os.path.join(accepted, name))[0]
+                if not _is_key(key):
+                    raise ValueError
+                accepted_now.add(key.decode())
             except (OSError, ValueError):
                 logging.warning('%s is not a key file; it is ignored', os.path.join(accepted, name))
-    return keys
+    return accepted_now
 
 
 def open_server(zmq_socket, context, folder):
@@ -85,7 +101,7 @@ def open_server(zmq_socket, context, folder):
         UserError: no keys, or no accepted worker.
     """
     public, secret = read_secret_key(folder, TRAINER)
-    if not accepted_keys(folder):
+    if not os.path.isdir(os.path.join(folder, ACCEPTED)) or not accepted_keys(folder):
         raise UserError('--curve-keys=%s accepts no worker: %s/ holds no key; %s' % (folder, ACCEPTED, REMEDY))
     questions = context.socket(zmq.REP)
     questions.bind('inproc://zeromq.zap.01')
@@ -107,13 +123,18 @@ def open_client(zmq_socket, folder):
 def answer(questions, folder):
     """Answer one ZAP request (ZeroMQ RFC 27): accepted keys get in. They are read anew each time.
 
+    The key becomes the User-Id of all that its worker sends.
+
     Returns:
         None, or the address of the worker that was refused.
     """
     version, request_id, _, address, _, mechanism, *credentials = questions.recv_multipart()
-    name = None
-    if mechanism == b'CURVE' and len(credentials) == 1:
-        name = accepted_keys(folder).get(z85.encode(credentials[0]))
-    status = [b'200', b'OK', name.encode()] if name else [b'400', b'key not accepted', b'']
+    key = z85.encode(credentials[0]).decode() if mechanism == b'CURVE' and len(credentials) == 1 else None
+    try:
+        accepted = key in accepted_keys(folder)
+    except OSError as error:
+        logging.warning('cannot read the accepted keys (%s); nobody is let in', error.strerror)
+        accepted = False
+    status = [b'200', b'OK', key.encode()] if accepted else [b'400', b'key not accepted', b'']
     questions.send_multipart([version, request_id] + status + [b''])
-    return None if name else address.decode(errors='replace')
+    return None if accepted else address.decode(errors='replace')

@@ -6,6 +6,7 @@ import zmq
 from pose_cli import UserError
 
 LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+PING_SECONDS = 2.0  # between the trainer's pings; each is answered
 HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
 
 
@@ -17,8 +18,13 @@ def check_address(address, flag):
     return match.group(1), int(match.group(2))
 
 
-def watch_link(zmq_socket, link_timeout):
-    """Have ZeroMQ's own heartbeats end a connection after link_timeout seconds without a sign of life."""
+def set_limits(zmq_socket, max_frame_bytes):
+    """Set what both ends have in common.
+
+    There are no heartbeats of ZeroMQ's and no bound on the messages that wait to be read: libzmq 4.3 ends the process
+    (an assertion, !_io_error) when it has stopped reading a connection because of such a bound, the other side resets
+    it, and a heartbeat is due. Both ends ping by themselves, and the trainer's door bounds bytes.
+    """
     zmq_socket.setsockopt(zmq.LINGER, 0)
-    zmq_socket.setsockopt(zmq.HEARTBEAT_IVL, int(link_timeout * 250))
-    zmq_socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000))
+    zmq_socket.setsockopt(zmq.RCVHWM, 0)
+    zmq_socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)

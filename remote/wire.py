@@ -3,156 +3,32 @@
     data worker (DEALER)                                   trainer (ROUTER)
       hello: name                                    ->
                                                      <-    welcome: settings
-      ready: the loader runs, on so many samples     ->
+      ready: the loader runs, on these samples       ->
                                                      <-    credit: make and send the batches of these numbers
       batch: header, number and array frames         ->
                                                      <-    credit ... ping ... end
-      bye                                            ->
+      pong: to each ping; bye: to the end            ->
 
-Each message is a msgpack map with `version` and `type`; a batch carries its number and its arrays as raw frames behind
-it. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch: what is on the
-way is bounded, and a slow worker keeps nobody waiting. What a batch holds follows from its number (pose_order.py):
-whatever a worker had not delivered when its connection ended is asked for again, of any other.
+What else the messages say is in headers.py and settings.py; a batch carries its number and its arrays as raw frames
+behind its header. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch:
+what is on the way is bounded, and a slow worker keeps nobody waiting. What a batch holds follows from its number
+(pose_order.py): whatever a worker had not delivered when its connection ended is asked for again, of any other. A
+worker that the trainer has turned away, or forgotten, makes a new connection and says hello again.
 
-Label maps are almost everywhere empty. Only the items that differ from an empty map travel: a 32-bit position and a
-16-bit fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite).
-The mask travels as 8 bits.
+The arrays are those of a pose_batches.Batch, little-endian: what the loader processes wrote is what the tower gets.
 
 Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
 counted and reported with its sender.
 """
-import msgpack
-import msgpack.fallback
 import numpy as np
 
-import pose_augment
-import pose_labels
-import pose_order
-import pose_skeleton
-from pose_cli import UserError
-from pose_samples import check_input_size
+from pose_batches import Batch, mask_steps, product
 
-VERSION = 2
-MAX_HEADER = 16384  # bytes
+from .headers import MAX_HEADER, BadMessage, pack
+
 CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
-MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
-MAX_SAMPLES = 1 << 30
-MAX_SEED = MAX_NUMBER = 1 << 63
-MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
-
-FIXED_POINT = 32767
-MAX_ITEMS = 1 << 32  # of a batch's map: positions have 32 bits
-ARRAY_FRAMES = 6  # of a batch, behind its header and its number
+ARRAY_FRAMES = len(Batch._fields)  # of a batch, behind its header and its number
 BATCH_FRAMES = 2 + ARRAY_FRAMES
-# How maps are cut into items, a position each: a heatmap's single values, and the vectors (x, y) of a PAF.
-HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
-
-
-class BadMessage(Exception):
-    """A message that breaks the rules of the wire; the text says which."""
-
-
-# Arrays <-> frames.
-
-
-def encode_batch(batch):
-    """Encode (image, heatmap, paf, mask) for the wire.
-
-    Args:
-        batch: arrays as in pose_samples.batch_layout; heatmap and paf in -1..1, mask in 0..1.
-    Returns:
-        [(name, array)]; the image is the caller's own array.
-    Raises:
-        ValueError: map values that are not in -1..1.
-    """
-    image, heatmap, paf, mask = batch
-    return [('image', image), ('mask', (mask * 255 + 0.5).astype(np.uint8))] + [
-        (name + part, array) for name, maps, item in (('heatmap', heatmap, HEATMAP_ITEM), ('paf', paf, PAF_ITEM))
-        for part, array in zip(('_positions', '_values'), encode_maps(maps, item))]
-
-
-class BatchDecoder:
-    """Decodes the frames that encode_batch's arrays became, into arrays of its own that it uses again and again.
-
-    Args:
-        layout: pose_samples.batch_layout of the trainer's settings.
-    """
-
-    def __init__(self, layout):
-        (_, _, self._image_shape), *labels = layout
-        self._heatmap, self._paf, self._mask = (np.empty(shape, dtype) for _, dtype, shape in labels)
-        self._empty = [np.resize(empty_map(maps, item), items_of(maps.shape, item))
-                       for maps, item in ((self._heatmap, HEATMAP_ITEM), (self._paf, PAF_ITEM))]
-        self._written = None  # positions of heatmap and PAF that differ from empty maps
-
-    def decode(self, frames):
-        """Decode buffers that check_frames has checked.
-
-        Returns:
-            (image, heatmap, paf, mask), valid until the next call; the image is a view of its frame.
-        Raises:
-            BadMessage: the maps do not fit.
-        """
-        image = np.frombuffer(frames[0], np.uint8).reshape(self._image_shape)
-        np.divide(np.frombuffer(frames[1], np.uint8).reshape(self._mask.shape), np.float32(255), out=self._mask)
-        before, self._written = self._written or (None, None), None
-        self._written = (decode_maps(frames[2:4], self._empty[0], self._heatmap, before[0]),
-                         decode_maps(frames[4:6], self._empty[1], self._paf, before[1]))
-        return image, self._heatmap, self._paf, self._mask
-
-
-def items_of(shape, item):
-    """How many items float32 maps of that shape are cut into."""
-    return product(shape) * 4 // np.dtype(item).itemsize
-
-
-def empty_map(maps, item):
-    """The items of one sample's map without people: all 0, but the heatmap's background 1."""
-    empty = np.zeros(maps.shape[1:], np.float32)
-    if item is HEATMAP_ITEM:
-        empty[..., -1] = 1  # the background
-    return empty.reshape(-1).view(item)
-
-
-def encode_maps(maps, item):
-    """Where maps float32 (B, h, w, channels) differ from empty ones, and their values there.
-
-    Args:
-        item: HEATMAP_ITEM or PAF_ITEM.
-    Returns:
-        (positions uint32 (n,), rising; values uint16 (n * floats per item,): FIXED_POINT * (1 + value)).
-    """
-    items = maps.reshape(len(maps), -1).view(item)
-    positions = np.flatnonzero(items != empty_map(maps, item))
-    values = items.reshape(-1).take(positions).view(np.float32)
-    if len(values) and not np.abs(values).max() <= 1.00001:
-        raise ValueError('label maps hold values outside -1..1')
-    # Adding half a step rounds to the nearest, as the cast cuts off.
-    return positions.astype('<u4'), (values * FIXED_POINT + (FIXED_POINT + 0.5)).astype('<u2')
-
-
-def decode_maps(frames, empty, out, before=None):
-    """The inverse of encode_maps.
-
-    Args:
-        empty: items of an empty batch.
-        out: float32 array for the maps.
-        before: what this returned when it filled `out` the last time: only those items are then made empty first.
-    Returns:
-        The positions that have been written.
-    Raises:
-        BadMessage: the positions do not fit.
-    """
-    positions, values = np.frombuffer(frames[0], '<u4').astype(np.intp), np.frombuffer(frames[1], '<u2')
-    if len(positions) and (positions[-1] >= len(empty) or (positions[1:] <= positions[:-1]).any()):
-        raise BadMessage('positions of map values out of order or range')
-    items = out.reshape(-1).view(empty.dtype)
-    if before is None:
-        np.copyto(items, empty)
-    else:
-        items[before] = empty[before]
-    items[positions] = ((values.astype(np.float32) - FIXED_POINT) / FIXED_POINT).view(empty.dtype)
-    return positions
 
 
 def check_frames(header, frames, layout):
@@ -161,7 +37,7 @@ def check_frames(header, frames, layout):
     Args:
         header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
         frames: buffers.
-        layout: pose_samples.batch_layout of the trainer's settings.
+        layout: pose_batches.batch_layout of the trainer's settings.
     Raises:
         BadMessage: naming the first thing that does not fit.
     """
@@ -178,63 +54,50 @@ def check_frames(header, frames, layout):
 
 def wire_layout(layout, heatmap_items, paf_items):
     """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
-    shapes = {name: shape for name, _, shape in layout}
-    expected = [('image', '|u1', shapes['image']), ('mask', '|u1', shapes['mask'])]
-    for name, items, item in (('heatmap', heatmap_items, HEATMAP_ITEM), ('paf', paf_items, PAF_ITEM)):
-        expected += [(name + '_positions', '<u4', (items,)),
-                     (name + '_values', '<u2', (items * np.dtype(item).itemsize // 4,))]
-    return expected
+    items = {'heatmap_positions': heatmap_items, 'heatmap_values': heatmap_items,
+             'paf_positions': paf_items, 'paf_values': paf_items}
+    return [(name, np.dtype(dtype).newbyteorder('<').str, (items.get(name, shape[0]),) + shape[1:])
+            for name, dtype, shape in layout]
+
+
+def read_batch(frames, layout):
+    """The pose_batches.Batch that lies in buffers which check_frames has checked, without a copy.
+
+    Raises:
+        BadMessage: positions or masks that no sample has.
+    """
+    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
+    batch = Batch(*(np.frombuffer(frame, dtype).reshape(shape)
+                    for frame, (_, dtype, shape) in zip(frames, expected)))
+    limits = {name: shape[0] for name, _, shape in layout}
+    for name in ('heatmap_positions', 'paf_positions'):
+        positions = getattr(batch, name)
+        if len(positions) and (positions[0] < 0 or positions[-1] >= limits[name]
+                               or (positions[1:] <= positions[:-1]).any()):
+            raise BadMessage('positions of map values out of order or range')
+    if batch.mask.max() > mask_steps(batch.image, batch.mask):
+        raise BadMessage('a mask above 1')
+    return batch
 
 
 def max_frame_size(layout):
     """Bytes of the largest frame that a batch may have, encrypted or not."""
-    shapes = {name: shape for name, _, shape in layout}
-    full = wire_layout(layout, items_of(shapes['heatmap'], HEATMAP_ITEM), items_of(shapes['paf'], PAF_ITEM))
-    return CURVE_OVERHEAD + max([MAX_HEADER] + [product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in full])
+    return max([MAX_HEADER + CURVE_OVERHEAD] + _full_frames(layout))
 
 
-def product(shape):
-    """How many items an array of this shape has, without overflow."""
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+def max_batch_size(layout):
+    """Bytes of the largest batch that there may be, encrypted or not."""
+    return MAX_HEADER + CURVE_OVERHEAD + sum(_full_frames(layout))
 
 
-# Headers.
-
-
-def pack(kind, **fields):
-    """The bytes of a message of this kind."""
-    return msgpack.packb(dict(fields, version=VERSION, type=kind))
+def _full_frames(layout):
+    """Bytes of the frames of a batch with full maps."""
+    return [product(shape) * np.dtype(dtype).itemsize + CURVE_OVERHEAD for _, dtype, shape in layout]
 
 
 def batch_header(layout):
     """The packed header of a batch, for [(name, dtype, shape)] of its frames."""
     return pack('batch', arrays=layout)
-
-
-def unpack(data):
-    """A message's header as a dict of str -> value, with `version` and `type`. Raises BadMessage."""
-    if len(data) > MAX_HEADER:
-        raise BadMessage('a header of %d bytes' % len(data))
-    try:
-        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
-        header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as error:  # msgpack documents ValueError, but passes on more than that
-        raise BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
-    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
-        raise BadMessage('a header without version and type')
-    return header
-
-
-def check_fields(header, **types):
-    """Raise BadMessage unless header has exactly these fields beside version and type, each of the given type."""
-    if set(header) != {'version', 'type'} | set(types):
-        raise BadMessage('%.20r with wrong field names' % header['type'])
-    for name, kind in types.items():
-        if type(header[name]) is not kind:
-            raise BadMessage('%.20r with a %s that is not %s' % (header['type'], name, kind.__name__))
 
 
 def pack_number(number):
@@ -247,66 +110,3 @@ def unpack_number(frame):
     if len(frame) != 8:
         raise BadMessage('a batch number of %d bytes' % len(frame))
     return int.from_bytes(frame, 'little')
-
-
-def requested_batches(credit):
-    """The batch numbers of a credit that came from a trainer. Raises UserError."""
-    numbers = credit.get('batches')
-    if (type(numbers) is not list or not 0 < len(numbers) <= MAX_CREDIT
-            or not all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers)):
-        raise UserError('the trainer asks for the batches %.50r; is it the trainer of this project?' % (numbers,))
-    return numbers
-
-
-def definitions():
-    """What must be the same in the code of trainer and worker: the constants of geometry, label maps and order."""
-    return {'%s.%s' % (module.__name__, name): repr(value)
-            for module in (pose_augment, pose_labels, pose_order) for name, value in sorted(vars(module).items())
-            if name.isupper() and type(value) in (int, float, tuple)}
-
-
-def check_settings(settings):
-    """Check settings that came from a trainer, before memory is allocated by them.
-
-    Raises:
-        UserError: out of range, or made by code that draws other samples.
-    """
-    limits = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
-    for name, limit in limits.items():
-        value = settings.get(name)
-        if type(value) is not int or not 1 <= value <= limit:
-            raise UserError('the trainer sent %s=%.20r; is it the trainer of this project?' % (name, value))
-    check_input_size(settings['input_width'], settings['input_height'], settings['stride'])
-    skeleton = skeleton_of(settings)
-    cells = settings['input_width'] * settings['input_height'] // settings['stride'] ** 2
-    if settings['batchsize'] * cells * max(skeleton.paf_channels, skeleton.heatmap_channels) >= MAX_ITEMS:
-        raise UserError('the trainer asks for batches of more than %d map values' % MAX_ITEMS)
-    if type(settings.get('seed')) is not int or not 0 <= settings['seed'] < MAX_SEED:
-        raise UserError('the trainer sent seed=%.20r; is it the trainer of this project?' % settings.get('seed'))
-    augmentation_ranges(settings)
-    theirs, ours = settings.get('definitions'), definitions()
-    if theirs != ours:
-        differing = [name for name, value in ours.items() if not isinstance(theirs, dict) or theirs.get(name) != value]
-        raise UserError('trainer and worker make different samples (%s); use the same version of the code on both'
-                        % ', '.join(differing or ['the trainer has more settings']))
-
-
-def skeleton_of(settings):
-    """The pose_skeleton.Skeleton among the settings that came from a trainer. Raises UserError."""
-    if type(settings.get('skeleton')) is not str or type(settings.get('category')) is not str:
-        raise UserError('the trainer sent no skeleton; is it the trainer of this project?')
-    return pose_skeleton.from_json(settings['skeleton'], 'what the trainer sent')
-
-
-def augmentation_ranges(settings):
-    """The pose_augment.Ranges among the settings that came from a trainer. Raises UserError."""
-    try:
-        ranges = pose_augment.Ranges(**settings['augmentation'])
-        pairs = np.array([ranges.scale, ranges.angle, ranges.offset, (0, ranges.flip_probability)], np.float64)
-        if pairs.shape == (4, 2) and np.isfinite(pairs).all() and (pairs[:, 0] <= pairs[:, 1]).all() \
-                and pairs[0, 0] > 0 and pairs[3, 1] <= 1:
-            return ranges
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?'
-                    % settings.get('augmentation'))

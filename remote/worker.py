@@ -1,12 +1,16 @@
 """A data worker's end of the wire: one connection to a trainer."""
+import time
+
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from pose_cli import UserError
 
-from . import keys, wire
-from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, watch_link
-from .wire import BadMessage
+from . import headers, keys, wire
+from .headers import BadMessage, OtherVersion
+from .link import HANDSHAKE_REMEDY, LINK_TIMEOUT, check_address, set_limits
+
+NOT_OURS = '%s; is %s the trainer of this project, in the same version?'
 
 
 class ConnectionLost(Exception):
@@ -27,13 +31,14 @@ class TrainerConnection:
     def __init__(self, address, curve_keys=None, link_timeout=LINK_TIMEOUT):
         check_address(address, '--master')
         self.trouble = 'no answer'  # why there is no connection yet
+        self._address, self._link_timeout = address, link_timeout
+        self._heard = time.monotonic()
         self._connected = False
         self._sending = None  # tracker of the batch on its way out
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        watch_link(self._socket, link_timeout)
+        set_limits(self._socket, headers.MAX_HEADER + wire.CURVE_OVERHEAD)
         self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER + wire.CURVE_OVERHEAD)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 200)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
@@ -60,24 +65,36 @@ class TrainerConnection:
         """
         events = dict(self._poller.poll(timeout * 1000))
         if self._socket in events:  # first: the last message may be followed by the end of the connection
-            frames = self._socket.recv_multipart()
-            try:
-                header = wire.unpack(frames[0])
-            except BadMessage as error:
-                raise UserError('%s from the trainer; is it the trainer of this project?' % error)
-            if header['type'] == 'refused':
-                raise UserError('refused by the trainer: %.300s' % header.get('reason'))
-            if header['version'] != wire.VERSION:
-                raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
-                                'version of the code on both' % (header['version'], wire.VERSION))
+            header = self._checked(self._socket.recv_multipart())
+            self._heard = time.monotonic()
+            if header['type'] == 'ping':
+                self.send('pong')
             return header
         if self._monitor in events:
             return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
+        if self._connected and time.monotonic() - self._heard > self._link_timeout:
+            raise ConnectionLost()  # also when only this worker is forgotten: the trainer pings those that it knows
         return None
+
+    def _checked(self, frames):
+        try:
+            if len(frames) != 1:
+                raise BadMessage('a message of %d frames' % len(frames))
+            header = headers.unpack_from_trainer(frames[0])
+        except OtherVersion as other:
+            header = other.header
+            if header['type'] != 'refused':
+                raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
+                                'version of the code on both' % (header['version'], headers.VERSION))
+        except BadMessage as error:
+            raise UserError(NOT_OURS % ('%s from the trainer' % error, self._address))
+        if header['type'] == 'refused':
+            raise UserError('refused by the trainer: %.300s' % (header.get('reason'),))
+        return header
 
     def _link_event(self, event):
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._connected = True
+            self._connected, self._heard = True, time.monotonic()
             return {'type': 'connected'}
         if event == zmq.EVENT_DISCONNECTED and self._connected:
             raise ConnectionLost()
@@ -86,21 +103,17 @@ class TrainerConnection:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.trouble = 'the trainer does not accept this key'
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
-            self.trouble = 'the handshake fails; ' + HANDSHAKE_REMEDY
+            self.trouble = 'the handshake fails, or the trainer has too many connections; ' + HANDSHAKE_REMEDY
         return None
 
     def send(self, kind, **fields):
         """Send a message without arrays."""
-        self._socket.send(wire.pack(kind, **fields))
+        self._socket.send(headers.pack(kind, **fields))
 
-    def send_batch(self, number, arrays):
-        """Send batch `number`, as wire.encode_batch returned it.
-
-        The image is not copied: it must not change until sent() is true.
-        """
-        header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
-        frames = [header, wire.pack_number(number)] + [array for _, array in arrays]
-        self._sending = self._socket.send_multipart(frames, copy=False, track=True)
+    def send_batch(self, number, batch):
+        """Send batch `number`, a pose_batches.Batch. It is not copied: it must not change until sent() is true."""
+        header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
+        self._sending = self._socket.send_multipart([header, wire.pack_number(number), *batch], copy=False, track=True)
 
     def sent(self, timeout):
         """Whether the last batch has left this process, waiting up to timeout seconds for it."""

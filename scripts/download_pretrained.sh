@@ -80,7 +80,17 @@ download() {
         return
     fi
     mkdir -p "$(dirname "$target")" || fail "$dir cannot be written; choose another folder with --dir=DIR"
-    local part=$(dirname "$target")/$file.part
+    local part; part=$(dirname "$target")/$file.part
+    # One at a time: another download of the same file is waited for, and then its file is there.
+    if command -v flock > /dev/null; then
+        exec 9< "$(dirname "$target")"
+        flock --nonblock 9 || { echo "$1: another download is at work there: waiting for it"; flock 9; }
+        if [ -e "$target" ]; then
+            echo "$1: $target is there already"
+            exec 9<&-
+            return
+        fi
+    fi
     for base in ${bases//,/ }; do
         echo "$1: $base/$file -> $target"
         status=0

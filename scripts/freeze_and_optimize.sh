@@ -2,7 +2,7 @@
 # From a training checkpoint to a graph for inference: bash scripts/freeze_and_optimize.sh --help
 # Runs with $PYTHON if set, else with .venv-tf2 under TF=2, the activated environment, the project's .venv, or python3.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
 choices=("${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" python3)
 [ "${TF:-}" != 2 ] || choices=("$root/.venv-tf2/bin/python")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up the environment, checks the style of the sources (flake8, setup.cfg) and runs the whole test suite, or what the
-# arguments (pytest's own) select.
+# Sets up the environment, checks the sources (flake8, setup.cfg; shellcheck where it is installed) and runs the whole
+# test suite, or what the arguments (pytest's own) select.
 #
 #   [TF=1|2] bash scripts/run_tests.sh [pytest arguments]
 #   bash scripts/run_tests.sh -m "not slow"       what takes less than 3 minutes
@@ -20,5 +20,8 @@ fi
 
 cd "$root"
 "$venv/bin/python" -m flake8
-export MPLBACKEND=Agg TF_CPP_MIN_LOG_LEVEL=2
+if command -v shellcheck >/dev/null; then
+    shellcheck scripts/*.sh .ci/run
+fi
+export MPLBACKEND=Agg
 exec "$venv/bin/python" -m pytest "$@"

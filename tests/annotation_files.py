@@ -18,7 +18,7 @@ def write_split(folder, annotations, images=None, names=None):
     """A COCO file with one image of 320x240 unless told otherwise, and empty files in place of the images."""
     images = images or [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
     file = folder / 'annotations' / 'person_keypoints_train2017.json'
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     (folder / 'train2017').mkdir(exist_ok=True)
     file.write_text(json.dumps({'images': images, 'annotations': annotations,
                                 'categories': [{'id': 1, 'name': 'person'}]}))

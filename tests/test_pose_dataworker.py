@@ -12,6 +12,7 @@ import pytest
 
 from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
 
+from pose_batches import decode_batch
 from remote.trainer import BatchReceiver
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
@@ -23,8 +24,8 @@ def worker_command(address, folder, python=sys.executable, workers=1):
 
 
 def receive(receiver, count):
-    """Copies of the next `count` batches."""
-    return [[field.copy() for field in wait_for(lambda: receiver.get(0.5), 'no batch comes')] for _ in range(count)]
+    """Image, heatmap, PAF and mask of the next `count` batches."""
+    return [decode_batch(wait_for(lambda: receiver.get(0.5), 'no batch comes')) for _ in range(count)]
 
 
 def children(pid):

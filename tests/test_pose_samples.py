@@ -13,7 +13,7 @@ from image_folders import HEIGHT, WIDTH, grey_image, jpeg, keypoints, many_image
 from pose_augment import reduced_matrix, warp_image
 from pose_cli import UserError
 from pose_skeleton import COCO
-from pose_samples import (BadSample, BadSampleCounter, PoseDataset, batch_layout, check_input_size, read_image,
+from pose_samples import (BadSample, BadSampleCounter, PoseDataset, check_input_size, read_image,
                           training_samples, validation_samples)
 
 # ---------------------------------------------------------------------------------------------------------- geometry
@@ -271,16 +271,35 @@ def test_counter():
         counter.add_bad('a', 'is bad')
 
 
-def test_layout():
-    assert batch_layout(4, 64, 96, 8) == [
-        ('image', np.uint8, (4, 96, 64, 3)), ('heatmap', np.float32, (4, 12, 8, 19)),
-        ('paf', np.float32, (4, 12, 8, 38)),
-        ('mask', np.float32, (4, 12, 8, 1))]
-
-
 def test_input_size_must_fit_the_stride():
     check_input_size(368, 432, 8)
     with pytest.raises(UserError, match='--input-height=100 is not a multiple of the output stride 8; take 96 or 104'):
         check_input_size(368, 100, 8)
     with pytest.raises(UserError, match='^--input-size=368x100: 100 is not a multiple of .* stride 8; take 96 or 104$'):
         check_input_size(368, 100, 8, '--input-size')
+
+
+def test_negatives_are_their_share_of_the_samples_from_images_without_people(tmp_path):
+    """12 people; the images without are of other greys, one is not in the folder."""
+    images = {'%02d.jpg' % k: grey_image(60) for k in range(12)}
+    people = [(name, keypoints(), [230, 80, 150, 300]) for name in images]
+    images.update(('empty%d.jpg' % k, grey_image(200 + 10 * k)) for k in range(4))
+    folder = write_coco(tmp_path, images, people)
+    (folder / 'train2017' / 'empty3.jpg').unlink()
+    assert len(PoseDataset(str(folder), 'train2017', 64, 64, 8)) == 12
+    dataset = PoseDataset(str(folder), 'train2017', 64, 64, 8, negatives=0.25)
+    assert len(dataset) == 16 and len(dataset.validation_images) == 12
+    rng = np.random.RandomState(0)
+    samples = [dataset.training_sample(index, rng) for index in list(range(16)) + 8 * [12, 13, 14, 15]]
+    assert not any('empty' in sample.name for sample in samples[:12])
+    negatives = samples[12:]
+    assert {sample.name for sample in negatives} == {'empty0.jpg', 'empty1.jpg', 'empty2.jpg'}
+    for sample in negatives:
+        assert not sample.paf.any() and not sample.heatmap[..., :18].any() and (sample.heatmap[..., 18] == 1).all()
+        assert (sample.mask == 1).all()
+        assert (np.abs(sample.image.astype(int) - 200 - 10 * int(sample.name[5])) < 3).any()  # a part of that image
+
+
+def test_negatives_without_such_images_are_refused(dots):
+    with pytest.raises(UserError, match='--negatives=0.5, but .*person_keypoints_train2017.json lists no image'):
+        PoseDataset(str(dots), 'train2017', 64, 64, 8, negatives=0.5)

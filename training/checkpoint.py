@@ -16,9 +16,8 @@ import tensorflow.compat.v1 as tf
 from networks.checkpoints import named_checkpoints
 from pose_cli import UserError, write_json
 
+from .liveness import DIVERGED_EXIT_CODE
 from .recovery import BASENAME, recover, set_aside
-
-DIVERGED_EXIT_CODE = 3
 
 
 def latest_checkpoint(folder):
@@ -32,14 +31,17 @@ def saved_step(folder):
     return _step(os.path.basename(latest_checkpoint(folder) or ''), 0)
 
 
-def create_saver(keep, like=None):
-    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations."""
+def create_saver(keep, variables=None, like=None):
+    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations.
+
+    variables: what it saves (default: all).
+    """
     definition = None
     if like:
         definition = tf.train.SaverDef()
         definition.CopyFrom(like.as_saver_def())
         definition.max_to_keep = keep
-    return tf.train.Saver(saver_def=definition, max_to_keep=keep, save_relative_paths=True)
+    return tf.train.Saver(variables, saver_def=definition, max_to_keep=keep, save_relative_paths=True)
 
 
 def remove_leftovers(folder):
@@ -68,13 +70,15 @@ class CheckpointHook(tf.train.SessionRunHook):
         folder: --modelpath.
         every: steps between checkpoints.
         training: a towers.Training, of which step, rate, health and network.variables are watched.
+        writes: whether this process saves. The others of a cluster only watch, and end at the same step.
     Attributes:
         first_step: the step that the session starts at.
     Raises:
         UserError, with DIVERGED_EXIT_CODE, from a session's run().
     """
 
-    def __init__(self, saver, folder, every, training):
+    def __init__(self, saver, folder, every, training, writes=True):
+        self._writes = writes
         self._saver, self._folder, self._every = saver, folder, every
         self._watched = {'step': training.step, 'rate': training.rate, 'health': training.health}
         # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
@@ -82,8 +86,10 @@ class CheckpointHook(tf.train.SessionRunHook):
         self.first_step = self._saved_step = None
 
     def after_create_session(self, session, coord):
-        remove_leftovers(self._folder)
         self.first_step = self._saved_step = int(session.run(self._state)[0])
+        if not self._writes:
+            return
+        remove_leftovers(self._folder)
         if latest_checkpoint(self._folder) is None:
             self._save(session, 'at the start')
 
@@ -103,7 +109,7 @@ class CheckpointHook(tf.train.SessionRunHook):
 
     def rescue(self, session, error):
         """Save what an error that is about to end the run would lose, unless it tells of weights gone bad."""
-        if getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
+        if not self._writes or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
             return
         try:
             session.run_step_fn(lambda step_context: self.end(step_context.session))
@@ -114,14 +120,17 @@ class CheckpointHook(tf.train.SessionRunHook):
         step, weights = session.run(self._state)
         if not np.isfinite(weights):
             self._diverged('weight', step, when)
-        self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
         self._saved_step = step
+        if not self._writes:
+            return
+        self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
         logging.info('saved the checkpoint of step %d', step)
 
     def _diverged(self, what, step, when):
-        raise UserError('a %s became NaN or infinite at step %d, %s; the last good checkpoint is %s; start again with '
-                        'a lower --lr' % (what, step, when, latest_checkpoint(self._folder)),
-                        DIVERGED_EXIT_CODE)
+        good = latest_checkpoint(self._folder) if self._writes else "worker 0's"
+        raise UserError('a %s became NaN or infinite at step %d, %s; %s; start again with %s' % (
+            what, step, when, 'the last good checkpoint is %s' % good if good else 'nothing was saved yet',
+            'a lower --lr' if good else 'other weights, or a lower --lr'), DIVERGED_EXIT_CODE)
 
 
 class BestCheckpoint:

@@ -1,13 +1,15 @@
 """Keeps TensorFlow's input queue filled from a batch source, and knows how long the trainer waited for data.
 
-A batch source is a context manager with samples, get(timeout) -> (image, heatmap, paf, mask) or None, ready(),
-report(), hint() and close(): pose_loader.BatchLoader for local data, remote.trainer.BatchReceiver for data workers.
+A batch source is a context manager with samples, get(timeout) -> pose_batches.Batch or None, ready(), report(), hint()
+and close(): pose_loader.BatchLoader for local data, remote.trainer.BatchReceiver for data workers.
 """
 import logging
 import threading
 import time
 
 import tensorflow.compat.v1 as tf
+
+from pose_batches import Batch
 
 QUEUE_BATCHES = 4
 REPORT_SECONDS = 30
@@ -47,10 +49,10 @@ class FeedHook(tf.train.SessionRunHook):
 
     Args:
         source: a batch source.
-        layout: [(name, dtype, shape)] of its batches, see pose_samples.batch_layout.
+        layout: [(name, dtype, shape)] of its batches, see pose_batches.batch_layout.
         report_seconds: how often it is logged that no data comes, with the source's hint.
     Attributes:
-        batch: the next batch, a list of tensors on the CPU.
+        batch: the next one, a pose_batches.Batch of tensors on the CPU.
         wait_seconds: how long wait_for_batch has waited in all.
     """
 
@@ -61,13 +63,17 @@ class FeedHook(tf.train.SessionRunHook):
         self._stop = threading.Event()
         self._error = None
         self.wait_seconds = 0.0
-        dtypes, shapes = zip(*((tf.as_dtype(dtype), shape) for _, dtype, shape in layout))
+        # How many positions and values there are differs from batch to batch.
+        shapes = [(None if name.startswith(('heatmap', 'paf')) else shape[0],) + shape[1:] for name, _, shape in layout]
+        dtypes = [tf.as_dtype(dtype) for _, dtype, _ in layout]
         with tf.device('/cpu:0'), tf.name_scope('feed'):
             self._placeholders = [tf.placeholder(dtype, shape) for dtype, shape in zip(dtypes, shapes)]
-            queue = tf.FIFOQueue(QUEUE_BATCHES, dtypes, shapes)
+            queue = tf.FIFOQueue(QUEUE_BATCHES, dtypes)
             self._enqueue = queue.enqueue(self._placeholders)
             self._close_queue = queue.close(cancel_pending_enqueues=True)
-            self.batch = queue.dequeue()
+            self.batch = Batch(*queue.dequeue())
+            for field, shape in zip(self.batch, shapes):
+                field.set_shape(shape)
 
     def after_create_session(self, session, coord):
         self._thread = threading.Thread(target=self._fill, args=(session,), daemon=True)

@@ -1,88 +1,12 @@
 """How gradients change the weights: the learning rate over time, the optimizer, and what is particular to a layer."""
-import argparse
-import collections
-import math
+import re
 
 import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError, non_negative_int, positive_int
+from .precision import LossScale
+from .recipes import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
 
 EPOCHS_PER_LR = 5  # of several learning rates
-# Measured from scratch (etcs/experiments.md): enough for vgg at 0.001, and no loss for the others.
-WARMUP_STEPS = 50
-
-# What the flags leave open, by --recipe. `paper` is the solver of the original's authors: their rate falls to 0.333 of
-# itself every 136,106 steps of 10 samples.
-RECIPES = {'default': {'optimizer': 'adam', 'lr': [0.001], 'momentum': 0.9, 'weight_decay': 0.0,
-                       'warmup_steps': WARMUP_STEPS},
-           'paper': {'optimizer': 'sgd', 'lr': [4e-5], 'momentum': 0.9, 'weight_decay': 5e-4, 'warmup_steps': 0}}
-PAPER_MODELS = ('cmu', 'vgg')
-PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
-PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
-
-# optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
-# decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
-# accumulate: batches per update.  loss_scaling: a precision.LossScale's work is needed.
-Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
-                                          'loss_scaling', defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False))
-
-
-def add_flags(add):
-    """The flags of this module. add: the add_argument of a parser."""
-    add('--lr', type=learning_rates, help='one value: cosine decay; a,b,c: a step every 5 epochs (default 0.001)')
-    add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
-                                                      'none)' % WARMUP_STEPS)
-    add('--optimizer', choices=('adam', 'sgd'), help='(default adam)')
-    add('--momentum', type=share, help='of --optimizer=sgd (default 0.9)')
-    add('--weight-decay', type=share, help='times the weights is added to their gradients; not to biases (default 0)')
-    add('--recipe', choices=sorted(RECIPES), default='default',
-        help="paper: the authors' solver, for %s, where other flags do not say otherwise" % ' and '.join(PAPER_MODELS))
-    add('--accumulate', type=positive_int, default=1, help='batches per update: their gradients are averaged')
-
-
-def learning_rates(text):
-    """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
-    try:
-        rates = [float(part) for part in text.split(',')]
-    except ValueError:
-        rates = [math.nan]
-    if not all(0 < rate < math.inf for rate in rates):
-        raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
-    return rates
-
-
-def share(text):
-    """A flag's value from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError('%r is not a number from 0 to below 1' % text)
-    return value
-
-
-def complete_flags(flags):
-    """Set what the flags left open to what the recipe says. Raises UserError where they contradict each other."""
-    if flags.recipe == 'paper':
-        if flags.model not in PAPER_MODELS:
-            raise UserError('--recipe=paper is that of %s; leave it out for --model=%s'
-                            % (' and '.join(PAPER_MODELS), flags.model))
-        if flags.optimizer == 'adam':
-            raise UserError('--recipe=paper means --optimizer=sgd; leave one of --recipe and --optimizer out')
-    if flags.momentum is not None and 'sgd' not in (flags.optimizer, RECIPES[flags.recipe]['optimizer']):
-        raise UserError('--momentum is for --optimizer=sgd; give that too')
-    for name, value in RECIPES[flags.recipe].items():
-        if getattr(flags, name) is None:
-            setattr(flags, name, value)
-
-
-def recipe_of(flags, loss_scaling=False):
-    """The Recipe of flags that complete_flags has completed."""
-    paper = flags.recipe == 'paper'
-    return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
-                  paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
-                  loss_scaling)
 
 
 def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recipe()):
@@ -103,38 +27,60 @@ def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recip
     return rate
 
 
-def create_optimizer(rate, recipe=Recipe()):
-    """An Optimizer with the learning rate `rate`, a scalar tensor."""
-    if recipe.optimizer == 'sgd':
-        return Optimizer(tf.train.MomentumOptimizer(rate, recipe.momentum), recipe)
-    return Optimizer(tf.train.AdamOptimizer(rate, epsilon=1e-8), recipe)
-
-
 class Optimizer:
-    """A tf.train.Optimizer to which a layer's own decay and rate are added.
+    """TensorFlow's optimizer, with what is particular to a layer, and the scale of the loss where it is needed.
 
     Args:
-        optimizer: a tf.train.Optimizer.
+        rate: learning rate, a scalar tensor.
         recipe: a Recipe.
     """
 
-    def __init__(self, optimizer, recipe):
-        self._optimizer, self._recipe = optimizer, recipe
+    def __init__(self, rate, recipe=Recipe()):
+        self._rate, self._recipe = rate, recipe
+        self._scale = LossScale() if recipe.loss_scaling else None
+        self._optimizer = (tf.train.MomentumOptimizer(lambda: self._rate, recipe.momentum) if recipe.optimizer == 'sgd'
+                           else tf.train.AdamOptimizer(lambda: self._rate, epsilon=1e-8))
 
-    def compute_gradients(self, loss):
-        """[(gradient, variable)] of all trainable variables."""
-        return self._optimizer.compute_gradients(loss)
+    def compute_gradients(self, loss, variables):
+        """[(gradient, variable)] of those variables that are trained and that the loss depends on."""
+        trained = {variable.op.name for variable in tf.trainable_variables()}
+        pairs = self._optimizer.compute_gradients(loss * self._scale.value if self._scale else loss,
+                                                  [variable for variable in variables if variable.op.name in trained])
+        return [(gradient / self._scale.value if self._scale else gradient, variable)
+                for gradient, variable in pairs if gradient is not None]
+
+    def health(self, loss, gradients):
+        """A number that is NaN or infinite when the loss or a gradient is; an overflow that the scale mends is not."""
+        norm = tf.global_norm([gradient for gradient, _ in gradients])
+        return loss + (tf.where(self._scale.overflowed(norm), 0.0, norm) if self._scale else norm)
 
     def apply_gradients(self, gradients, global_step):
-        """The operation that changes the variables and counts the step."""
-        return self._optimizer.apply_gradients([(self._of_layer(*pair), pair[1]) for pair in gradients], global_step)
+        """The operation that changes the variables and counts the step.
+
+        After an overflow the weights stay, the optimizer's averages go on as after gradients of 0, and the step counts:
+        its samples are used up.
+        """
+        changes = [(self._of_layer(*pair), pair[1]) for pair in gradients]
+        if not self._scale:
+            return self._optimizer.apply_gradients(changes, global_step)
+        overflowed = self._scale.overflowed(tf.global_norm([gradient for gradient, _ in gradients]))
+        self._rate = tf.where(overflowed, 0.0, self._rate)
+        changes = [(tf.where(tf.fill(tf.shape(change), overflowed), tf.zeros_like(change), change), variable)
+                   for change, variable in changes]
+        with tf.control_dependencies([self._scale.update(overflowed)]):
+            return self._optimizer.apply_gradients(changes, global_step)
 
     def _of_layer(self, gradient, variable):
         """The gradient with weight decay, times the factor on the layer's rate (which, in SGD, is the same)."""
-        decay, factor = layer_factors(variable.op.name, self._recipe)
+        decay, factor = layer_factors(published_name(variable.op.name), self._recipe)
         if decay:
             gradient += decay * variable
         return gradient if factor == 1 else factor * gradient
+
+
+def published_name(name):
+    """The name that a variable has in checkpoints, whichever tower's replica it is of (see towers.tower_scope)."""
+    return re.sub(r'^replica_\d+/', '', name)
 
 
 def layer_factors(name, recipe):

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,11 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_draw
-import pose_skeleton
+from networks.about import skeleton_of
 from pose_cli import UserError
 from pose_skeleton import RUN_FILE
 
+from .board import TRAIN, VALIDATION, Board
 from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
@@ -30,24 +30,52 @@ CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 
 
-class RunLog:
+class LogLines:
+    """Logs the line of each training interval, and writes no file."""
+
+    def __init__(self, steps_per_epoch):
+        self._steps_per_epoch = steps_per_epoch
+
+    def training(self, step, figures, note=''):
+        """Log the line of a training interval.
+
+        Args:
+            figures: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
+        """
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
+                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'], note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class RunLog(LogLines):
     """Writes each logged figure to the log, to curves.csv and to TensorBoard.
 
     Args:
         logpath: folder; created by the caller.
         first_step: where this run starts: figures of later steps, left by a run that was killed, are dropped.
         steps_per_epoch: to tell the epoch of a step.
+    Raises:
+        UserError: nothing can be written there.
     """
 
     def __init__(self, logpath, first_step, steps_per_epoch):
-        self.logpath, self._steps_per_epoch = logpath, steps_per_epoch
-        # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
-        self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
-            time.time(), socket.gethostname(), os.getpid())))
-        self._write_event(file_version='brain.Event:2')
-        # So that TensorBoard, too, drops what a killed run left of later steps.
-        self._write_event(step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
-        path = os.path.join(logpath, CURVES_FILE)
+        super().__init__(steps_per_epoch)
+        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        try:
+            self._open(first_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
+                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+
+    def _open(self, first_step):
+        self._board = Board(self.logpath, first_step)
+        path = os.path.join(self.logpath, CURVES_FILE)
         rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
         with open(path + '.tmp', 'w', newline='') as file:
             writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
@@ -55,15 +83,14 @@ class RunLog:
             writer.writerows(rows)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
-        self._failed = False
-        self._watch = LossWatch()
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
-    def training(self, step, figures):
-        """Log the line of a training interval. figures: CURVE_COLUMNS -> number, means over the interval."""
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%',
-                     step / self._steps_per_epoch, step, figures['examples_per_sec'], figures['lr'],
-                     _losses_text(figures), figures['queue'], 100 * figures['data_wait'])
+    def start(self, step, flags, output):
+        """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
+        self._try(self._board.start, step, flags, output)
+
+    def training(self, step, figures, note=''):
+        super().training(step, figures, note)
         self._write('train', step, figures)
         self._watch(step, figures['loss_ll'] / max(figures['loss_ll_background'], 1e-9))
 
@@ -81,22 +108,19 @@ class RunLog:
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
         self._try(pose_cli.write_file, os.path.join(self.logpath, name + '.png'), encoded)
-        value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
-            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
-        self._try(self._write_event, step=step, summary=tf.Summary(value=[value]))
+        self._try(self._board.picture, VALIDATION, step, name, encoded, *image.shape[:2])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._try(self._file.close)
-        self._try(self._events.close)
+        self._try(self._board.close)
 
     def _write(self, kind, step, figures):
         self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in figures.items()},
                                               kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
-        values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
-        self._try(self._write_event, step=step, summary=tf.Summary(value=values))
+        self._try(self._board.figures, TRAIN if kind == 'train' else VALIDATION, step, figures)
 
     def _try(self, write, *args, **kwargs):
         """Write; what fails, as on a full disk, is told once and does not end the run."""
@@ -107,10 +131,6 @@ class RunLog:
                 logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
                                 self.logpath, str(error).splitlines()[0])
             self._failed = True
-
-    def _write_event(self, **fields):
-        self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
-        self._events.flush()
 
 
 class LossWatch:
@@ -214,7 +234,7 @@ def note_start(modelpath, flags, skeleton, resumes):
     Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
-    before = pose_skeleton.of_checkpoint(modelpath) if resumes else None
+    before = skeleton_of(modelpath) if resumes else None
     if before and not before.finds_the_same(skeleton):
         raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
                         'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)

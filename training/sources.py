@@ -2,41 +2,59 @@
 import logging
 
 import networks
-import pose_skeleton
+import pose_annotations
 from pose_cli import UserError
 from pose_loader import BatchLoader
 from pose_samples import PoseDataset
 from remote.trainer import BatchReceiver
 
-from .checkpoint import saved_step
 from .feed import wait_for_samples
 
 
-def open_dataset(flags, split):
-    """The PoseDataset of a split, for the network of the flags."""
+def open_dataset(flags, split, negatives=0.0):
+    """The PoseDataset of a split, for the network of the flags. negatives: as there."""
     return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, category=flags.category)
+                       flags.imgpath, category=flags.category, negatives=negatives)
 
 
-def open_source(flags, validation, stop):
-    """The batch source: loader processes on this machine, or data workers on others, from the next step's batch on.
+def open_source(flags, skeleton, first, cluster, stop):
+    """The batch source: loader processes on this machine, or data workers on others.
 
-    Data workers are told which keypoints the validation images have; without these, COCO's.
+    Args:
+        skeleton: that data workers are told to make maps of.
+        first: the number of the first batch.
+        cluster: each of its processes gets its share of every batch.
+        stop: ends the wait for data workers.
     """
-    step = saved_step(flags.modelpath)
+    batchsize = flags.batchsize * flags.accumulate // cluster.size
     if not flags.remote_data:
-        dataset = open_dataset(flags, flags.train_split)
-        return BatchLoader(dataset, flags.batchsize, flags.workers, flags.seed, first=step)
-    settings = {'batchsize': flags.batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, first=first, share=cluster.index,
+                           shares=cluster.size)
+    settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
-                'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
-    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=step)
+                'skeleton': skeleton.to_json(), 'negatives': flags.negatives}
+    # Data workers know no shares: to them, the shares of all batches are a row of smaller batches.
+    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=first * cluster.size + cluster.index,
+                           every=cluster.size, data=training_data(flags))
     try:
         wait_for_samples(source, stop)
     except BaseException:
         source.close(ended=False)
         raise
     return source
+
+
+def training_data(flags):
+    """(number of samples, digest) of the training images in --datapath, which data workers must have too; or None."""
+    if not flags.datapath:
+        return None
+    try:
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+    except UserError as error:
+        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
+        return None
+    return len(dataset), pose_annotations.digest(dataset.annotations)
 
 
 def open_validation(flags):

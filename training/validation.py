@@ -11,9 +11,11 @@ import pose_coco
 import pose_draw
 import pose_metrics
 from networks.losses import build_losses
+from pose_batches import Batch, batch_layout, encode_batch
 from pose_cli import Stopped, UserError
-from pose_samples import batch_layout, validation_samples
+from pose_samples import validation_samples
 
+from .maps import dense_maps
 from .runlog import comparison_row
 
 PICTURED_IMAGES = 4
@@ -35,18 +37,18 @@ class Validator:
         self.input_size = dataset.input_width, dataset.input_height
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
         with tf.device(device), tf.name_scope('validation'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            self._fields = [tf.placeholder(dtype, (None,) + shape[1:]) for _, dtype, shape in layout]
-            image, heatmap, paf, mask = self._fields
+            self._batch = Batch(*(tf.placeholder(dtype, (None,) + shape[1:]) for _, dtype, shape in layout))
+            image, heatmap, paf, mask = dense_maps(self._batch, dataset.skeleton)
             self.network = networks.get_network(model, image, is_training=False, skeleton=dataset.skeleton)
             self._losses = build_losses(self.network.stages, heatmap, paf, mask, batchsize=1.0)
 
     def predict_maps(self, session, images, stop):
         """uint8 images (B, H, W, 3) -> float32 maps (B, h, w, channels)."""
         stop.check()
-        return session.run(self.network.output, {self._fields[0]: images})
+        return session.run(self.network.output, {self._batch.image: images})
 
     def batches(self):
-        """All validation images in order, as lists of four arrays."""
+        """All validation images in order, as lists of dense image, heatmap, paf and mask."""
         rows = []
         for sample in validation_samples(self._dataset):
             rows.append((sample.image, sample.heatmap, sample.paf, sample.mask))
@@ -68,7 +70,8 @@ class Validator:
         totals, images, rows = dict.fromkeys(self._losses, 0.0), 0, []
         for batch in self.batches():
             stop.check()
-            losses, maps = session.run([self._losses, self.network.output], dict(zip(self._fields, batch)))
+            losses, maps = session.run([self._losses, self.network.output],
+                                       dict(zip(self._batch, encode_batch(*batch))))
             images += len(batch[0])
             totals = {name: totals[name] + float(losses[name]) for name in totals}
             for image, heatmap, paf, output in list(zip(*batch[:3], maps))[:PICTURED_IMAGES - len(rows)]:

@@ -1,11 +1,38 @@
 """The weights that a run starts from: a checkpoint to resume, or a file made elsewhere."""
+import contextlib
 import logging
 
 import networks.pretrained
-import pose_skeleton
+import pose_cli
 from pose_cli import UserError
 
+from . import runlock
 from .checkpoint import latest_checkpoint
+from .recovery import checkpoint_steps, recover
+from .runlog import check_resume
+
+
+def check_start(flags):
+    """Raise UserError unless there is a run in --modelpath that goes on with these flags, or weights for a new one."""
+    if latest_checkpoint(flags.modelpath):
+        check_resume(flags.modelpath, vars(flags))
+    elif not checkpoint_steps(flags.modelpath):
+        check_weights(flags)
+
+
+@contextlib.contextmanager
+def run_folder(flags):
+    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError.
+
+    A start that fails before it has written anything leaves no folders behind.
+    """
+    with pose_cli.output_folder(flags.modelpath), runlock.hold(flags.modelpath), \
+            pose_cli.output_folder(flags.logpath):
+        if recover(flags.modelpath):
+            check_resume(flags.modelpath, vars(flags))
+        else:
+            check_weights(flags)
+        yield
 
 
 def check_weights(flags):
@@ -27,8 +54,7 @@ def initial_weights(flags, network):
         logging.info('--pretrained=none: training starts from scratch')
         return None
     logging.info('Restore pretrained weights... %s', path)
-    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained',
-                                    pose_skeleton.of_checkpoint(path))
+    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
     if flags.checkpoint and set(match.new) - set(match.renewed):
         raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
                         % (path, len(match.new), flags.model, match.new[0]))

@@ -12,6 +12,7 @@ sys.modules['tensorflow'] = None  # a helper node has none
 import numpy  # noqa: E402
 import pose_cli  # noqa: E402
 import pose_dataworker  # noqa: E402
+from pose_batches import Batch  # noqa: E402
 
 
 class Source:
@@ -45,8 +46,8 @@ class Source:
 
 master, path, keys, delay, link_timeout = sys.argv[1:]
 with numpy.load(path) as file:
-    batches = [[file['%s%d' % (name, n)] for name in ('image', 'heatmap', 'paf', 'mask')]
-               for n in range(len(file.files) // 4)]
+    batches = [Batch(*(file['%s%d' % (name, n)] for name in Batch._fields))
+               for n in range(len(file.files) // len(Batch._fields))]
 pose_cli.log_to_stderr()
-pose_cli.run(lambda: pose_dataworker.serve_trainers(master, lambda settings: Source(batches, float(delay)),
+pose_cli.run(lambda: pose_dataworker.serve_trainers(master, lambda settings: (Source(batches, float(delay)), '0' * 32),
                                                     keys or None, float(link_timeout)))

@@ -1,26 +1,28 @@
 """The trainer's end: real workers in real processes, hostile messages, kills and cut links."""
+import collections
 import contextlib
 import json
 import os
 import pickle
 import random
+import signal
 import socket
 import struct
 import time
 
 import msgpack
-import numpy as np
 import psutil
 import pytest
 import zmq
 
 from conftest import PATIENCE, wait_for
 from pose_cli import UserError
-from remote import wire
+from remote import headers, wire
+from remote.settings import augmentation_ranges, check_settings
 from remote.trainer import BatchReceiver
 from remote.worker import TrainerConnection
-from wire_ends import (RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, next_batch,
-                       reports, save_batches)
+from wire_ends import (DATA, RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch,
+                       next_batch, reports, save_batches)
 
 
 def test_batches_arrive_and_the_worker_is_told_the_end(address, start_program, tmp_path):
@@ -40,9 +42,9 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
     batch = made_up_batch(0, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert len(credit) == wire.MAX_CREDIT
+        assert len(credit) == headers.MAX_CREDIT
         for number in credit:
-            connection.send_batch(number, wire.encode_batch(batch))
+            connection.send_batch(number, batch)
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -50,8 +52,8 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == len(credit)
-        connection.send_batch(1000, wire.encode_batch(batch))  # one that nobody asked for
-        connection.send_batch(credit[0], wire.encode_batch(batch))  # one that it has sent
+        connection.send_batch(1000, batch)  # one that nobody asked for
+        connection.send_batch(credit[0], batch)  # one that it has sent
         for number in credit:
             assert_same(batch, next_batch(receiver))
             assert receiver.number == number
@@ -79,10 +81,10 @@ def test_settings_and_seeds_come_from_the_trainer(address):
             with TrainerConnection(address) as connection:
                 welcomes.append(introduce(receiver, connection, name)[0])
         for welcome in welcomes:
-            wire.check_settings(welcome['settings'])
+            check_settings(welcome['settings'])
             for name in ('batchsize', 'input_width', 'input_height', 'stride'):
                 assert welcome['settings'][name] == SETTINGS[name]
-            assert wire.augmentation_ranges(welcome['settings'])._asdict() == RANGES
+            assert augmentation_ranges(welcome['settings'])._asdict() == RANGES
             assert welcome['settings']['seed'] == SETTINGS['seed']  # what a batch holds follows from its number
 
 
@@ -126,9 +128,9 @@ class Bomb:
 
 
 def good_messages():
-    arrays = wire.encode_batch(made_up_batch(3, SETTINGS))
-    return [[wire.pack('hello', name='evil')], [wire.pack('ready', samples=100)],
-            [wire.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for _, array in arrays]]
+    arrays = made_up_batch(3, SETTINGS)
+    return [[headers.pack('hello', name='evil')], [headers.pack('ready', samples=100, data=DATA)],
+            [headers.pack('bye')], [header_of(arrays), wire.pack_number(0)] + [array.tobytes() for array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -150,18 +152,18 @@ def hostile_messages(rng, count, bomb):
             yield frames
         elif kind == 3:
             huge = [['image', 'uint8', [2 ** rng.randrange(20, 62), 48, 64, 3]]] * rng.randrange(1, 9)
-            yield [wire.pack('batch', arrays=huge)] + frames[1:]
+            yield [headers.pack('batch', arrays=huge)] + frames[1:]
         elif kind == 4:
             payload = pickle.dumps(Bomb(bomb))
-            yield rng.choice([[payload], [wire.pack('batch', arrays=payload)] + [payload] * 8,
+            yield rng.choice([[payload], [headers.pack('batch', arrays=payload)] + [payload] * 8,
                               [msgpack.packb({b'nd': True, b'type': b'O', b'kind': b'O', b'data': payload})]])
         elif kind == 5:
             value = rng.choice([None, -1, 2 ** 63, 1.5, [], {}, 'x' * 5000, b'\xff' * 50, [[[[]]]],
                                 msgpack.ExtType(5, b'x')])
             yield [msgpack.packb(rng.choice([
-                value, {'version': wire.VERSION, 'type': value}, {'version': value, 'type': 'hello'},
-                {'version': wire.VERSION, 'type': 'hello', 'name': value},
-                {'version': wire.VERSION, 'type': 'batch', 'arrays': value}]))]
+                value, {'version': headers.VERSION, 'type': value}, {'version': value, 'type': 'hello'},
+                {'version': headers.VERSION, 'type': 'hello', 'name': value},
+                {'version': headers.VERSION, 'type': 'batch', 'arrays': value}]))]
         elif kind == 6:
             yield [b'\x91' * rng.randrange(1, 5000)]  # deeply nested
         else:
@@ -177,26 +179,29 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'the trainer gets no batches')
     before = reports(trainer)[-1]
     rng, context = random.Random(1), zmq.Context()
-    sockets = []
+    sockets = collections.deque()
     for n, frames in enumerate(hostile_messages(rng, 10000, bomb)):
-        if n % 500 == 0:  # some of them introduce themselves properly first, and so get further
+        if n % 10 == 0:  # some of them introduce themselves properly first, and so get further
             sockets.append(context.socket(zmq.DEALER))
+            sockets[-1].setsockopt(zmq.RECONNECT_IVL, -1)  # who has been shown out stays out
             sockets[-1].connect(address)
-            sockets[-1].send_multipart(good_messages()[0])
-            sockets[-1].send_multipart(good_messages()[1])
+            for message in good_messages()[:2] if n % 20 == 0 else []:
+                sockets[-1].send_multipart(message)
+            if len(sockets) > 50:
+                sockets.popleft().close(0)
         sockets[-1].send_multipart(frames)
 
     def dropped():
         return [line for report in reports(trainer) for line in report['report'] if line.startswith('dropped ')]
 
-    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 7000, 'bad messages are not counted')
+    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 3000, 'bad messages are not counted')
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'training stopped')
     after = reports(trainer)[-1]
     context.destroy(linger=0)
     assert trainer.poll() is None and worker.poll() is None
     assert after['rss'] < before['rss'] + 16e6, 'memory grew by %.0f MB' % ((after['rss'] - before['rss']) / 1e6)
-    assert '127.0.0.1' in dropped()[0]
+    assert any('127.0.0.1' in line for line in dropped())
     assert not bomb.exists()
     assert trainer.log.read_text().count('WARNING') < 500  # counted, not one line each
     trainer.stdin.write(b'\n')
@@ -226,20 +231,22 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
 
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
-    arrays = wire.encode_batch(good)
-    frames = [array.tobytes() for _, array in arrays]
-    header = header_of(arrays)
-    positions = np.frombuffer(frames[4], np.uint32)
+    frames = [array.tobytes() for array in good]
+    header = header_of(good)
+    positions = good.paf_positions
     swapped = positions.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     twice = positions.copy()
     twice[1] = twice[0]
     far = positions.copy()
-    far[-1] = 1 << 31
-    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far)]
+    far[-1] = 1 << 30
+    negative = positions.copy()
+    negative[0] = -1
+    bad = [frames[:4] + [wrong.tobytes()] + frames[5:] for wrong in (swapped, twice, far, negative)]
+    bad += [frames[:1] + [b'\xff' * len(frames[1])] + frames[2:]]  # a mask above 1
     bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
-    assert len(bad) > wire.MAX_CREDIT  # each bad one is replaced by a new one
+    assert len(bad) > headers.MAX_CREDIT  # each bad one is replaced by a new one
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
         for wrong in bad:  # each is asked for again
@@ -249,7 +256,7 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
             while message:
                 credit += message.get('batches', [])
                 message = connection.receive(0)
-        connection.send_batch(credit[0], wire.encode_batch(good))
+        connection.send_batch(credit[0], good)
         assert_same(good, next_batch(receiver))
         dropped = [line for line in receiver.report() if line.startswith('dropped')]
         assert len(dropped) == 1 and dropped[0].startswith('dropped %d bad messages from test:1 (127.0.0.1)' % len(bad))
@@ -274,28 +281,56 @@ def test_no_batch_is_lost_or_doubled_when_workers_are_killed(address, start_prog
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'no batches')
     numbers = reports(trainer)[-1]['numbers']
     assert len(set(numbers)) == len(numbers)
-    settled = len(numbers) - 2 * 2 * wire.MAX_CREDIT  # the last ones are on the way
+    settled = len(numbers) - 2 * 2 * headers.MAX_CREDIT  # the last ones are on the way
     assert set(range(settled)) <= set(numbers)
 
 
-def test_a_worker_with_other_data_is_refused(address):
-    with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as first:
-        introduce(receiver, first)
-        with TrainerConnection(address) as second, pytest.raises(UserError, match='7 samples, the others have 100'):
+@pytest.mark.parametrize('own, samples, data, reason', [
+    (None, 7, DATA, '7 samples, the others have 100'), (None, 100, '1' * 32, '100 samples, the others have others'),
+    ((100, DATA), 1, DATA, '1 samples, the trainer has 100')])
+def test_a_worker_with_other_data_is_refused(address, own, samples, data, reason):
+    with BatchReceiver(address, SETTINGS, data=own) as receiver, TrainerConnection(address) as first:
+        if own is None:
+            introduce(receiver, first)
+        with TrainerConnection(address) as second, pytest.raises(UserError, match=reason):
             while True:
                 receiver.get(0)
                 message = second.receive(0.05) or {'type': None}
                 if message['type'] == 'connected':
                     second.send('hello', name='other:1')
                 elif message['type'] == 'welcome':
-                    second.send('ready', samples=7)
+                    second.send('ready', samples=samples, data=data)
+        if own:
+            introduce(receiver, first)
         assert receiver.samples == 100
+        assert any(reason in line for line in receiver.report())
+
+
+def test_few_samples_are_told(address, caplog):
+    caplog.set_level('INFO')
+    with BatchReceiver(address, dict(SETTINGS, batchsize=8)) as receiver, TrainerConnection(address) as first:
+        introduce(receiver, first, 'test:1')
+    assert 'test:1 (127.0.0.1) has 100 samples: 12 steps per epoch' in caplog.text
+    assert '100 samples are few' in caplog.text
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_given_up(address, start_program, tmp_path):
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    with BatchReceiver(address, SETTINGS, link_timeout=2) as receiver:
+        worker = start_program(SENDER, address, batches, '', 0.01, 20)
+        next_batch(receiver)
+        worker.send_signal(signal.SIGSTOP)
+        wait_for(lambda: any('left' in line for line in (receiver.get(0.1), receiver.report())[1]), 'it is waited for')
+        worker.send_signal(signal.SIGCONT)
+        wait_for(lambda: any('joined' in line for line in (receiver.get(0.1), receiver.report())[1]), 'it stays away')
+        next_batch(receiver)
 
 
 def test_a_run_that_is_resumed_asks_for_the_next_batches(address):
     with BatchReceiver(address, SETTINGS, first=1000) as receiver, TrainerConnection(address) as connection:
         _, credit = introduce(receiver, connection)
-        assert credit == list(range(1000, 1000 + wire.MAX_CREDIT))
+        assert credit == list(range(1000, 1000 + headers.MAX_CREDIT))
 
 
 def test_a_stranger_cannot_take_a_workers_place(address):
@@ -304,6 +339,6 @@ def test_a_stranger_cannot_take_a_workers_place(address):
         _, credit = introduce(receiver, worker, 'worker:1')
         with TrainerConnection(address) as stranger:
             introduce(receiver, stranger, 'worker:1')
-            worker.send_batch(credit[0], wire.encode_batch(made_up_batch(0, SETTINGS)))
+            worker.send_batch(credit[0], made_up_batch(0, SETTINGS))
             next_batch(receiver)
             assert receiver.number == credit[0]

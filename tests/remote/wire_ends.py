@@ -7,44 +7,46 @@ import numpy as np
 
 import pose_labels
 from conftest import PATIENCE, wait_for
-from pose_samples import batch_layout
+from pose_batches import encode_batch
 from remote import wire
 
 RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0}
+DATA = '0' * 32  # the digest of the data set that workers here say they have
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5}
 SENDER, RECEIVER = 'tests/programs/sender.py', 'tests/programs/receiver.py'
 
 
 def made_up_batch(seed, settings, people=2):
-    """Labels of people at random places, as they are drawn for training."""
+    """A Batch with labels of people at random places, as they are drawn for training."""
     rng = np.random.RandomState(seed)
-    layout = batch_layout(*(settings[name] for name in ('batchsize', 'input_width', 'input_height', 'stride')))
-    batch = [np.empty(shape, dtype) for _, dtype, shape in layout]
-    batch[0][:] = rng.randint(0, 256, batch[0].shape)
+    batchsize, width, height, stride = (
+        settings[name] for name in ('batchsize', 'input_width', 'input_height', 'stride'))
+    cells = (batchsize, height // stride, width // stride)
+    image = rng.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)
+    heatmap, paf = np.empty(cells + (19,), np.float32), np.empty(cells + (38,), np.float32)
     size = np.array([settings['input_width'], settings['input_height']])
     for row in range(settings['batchsize']):
         joints = rng.uniform(0, 1, (people, 1, 2)) * size + rng.uniform(-0.3, 0.3, (people, 18, 2)) * size
         joints[rng.uniform(size=(people, 18)) < 0.2] = np.nan
-        batch[1][row] = pose_labels.render_heatmaps(joints, *batch[1].shape[1:3], settings['stride'])
-        batch[2][row] = pose_labels.render_pafs(joints, *batch[1].shape[1:3], settings['stride'])
-    batch[3][:] = rng.randint(0, 65, batch[3].shape) / 64
-    return batch
+        heatmap[row] = pose_labels.render_heatmaps(joints, *cells[1:], stride)
+        paf[row] = pose_labels.render_pafs(joints, *cells[1:], stride)
+    mask = (rng.randint(0, stride * stride + 1, cells + (1,)) / (stride * stride)).astype(np.float32)
+    return encode_batch(image, heatmap, paf, mask)
 
 
-def header_of(arrays):
-    return wire.batch_header([(name, array.dtype.str, array.shape) for name, array in arrays])
+def header_of(batch):
+    return wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
 
 
 def assert_same(batch, received):
-    for sent, got, tolerance in zip(batch, received, (0, 2e-5, 2e-5, 0.002)):
-        assert got.dtype == sent.dtype and got.shape == sent.shape
-        np.testing.assert_allclose(got, sent, rtol=0, atol=tolerance)
+    for sent, got in zip(batch, received):
+        assert got.dtype == sent.dtype
+        np.testing.assert_array_equal(got, sent)
 
 
 def save_batches(path, batches):
-    names = ('image', 'heatmap', 'paf', 'mask')
     np.savez(str(path), **{'%s%d' % (name, n): array for n, batch in enumerate(batches)
-                           for name, array in zip(names, batch)})
+                           for name, array in batch._asdict().items()})
     return path
 
 
@@ -68,7 +70,7 @@ def introduce(receiver, connection, name='test:1'):
             connection.send('hello', name=name)
         elif message['type'] == 'welcome':
             welcome = message
-            connection.send('ready', samples=100)
+            connection.send('ready', samples=100, data=DATA)
         elif message['type'] == 'credit':
             credit = message['batches']
     return welcome, credit

@@ -182,3 +182,17 @@ def test_bad_usage(tmp_path):
     result = run('openpose_coco', '--dir=%s' % tmp_path)
     assert_user_error(result, 'no lasting public address', tmp_path / 'numpy' / NPY)
     assert run('--help').returncode == 0
+
+
+def test_two_downloads_at_once(server, tmp_path):
+    """The second waits for the first and finds its file; one of them alone fetches it."""
+    server.files[NPY] += bytes(3000000)
+    environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:%d/models' % server.server_port, no_proxy='*')
+    processes = [subprocess.Popen(['bash', 'scripts/download_pretrained.sh', '--dir=%s' % tmp_path, 'openpose_coco'],
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                                  cwd=str(ROOT), env=environment) for _ in range(3)]
+    for process in processes:
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert (tmp_path / 'numpy' / NPY).read_bytes() == server.files[NPY] and len(server.requests) == 1
+    assert [path.name for path in (tmp_path / 'numpy').iterdir()] == [NPY]

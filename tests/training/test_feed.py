@@ -9,16 +9,17 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from conftest import descendants, wait_for
+from pose_batches import Batch, batch_layout
 from pose_cli import Stopped, UserError
 from pose_loader import BatchLoader
-from pose_samples import PoseDataset, batch_layout
+from pose_samples import PoseDataset
 from training.feed import QUEUE_BATCHES, FeedHook, wait_for_samples
 
 LAYOUT = batch_layout(2, 64, 64, 8)
 
 
 class ReusingSource:
-    """Batch k is filled with k, always in the same arrays, as the batch sources do."""
+    """Batch k is filled with k and has k positions, always in the same arrays, as the batch sources do."""
 
     def __init__(self):
         self._arrays = [np.empty(shape, dtype) for _, dtype, shape in LAYOUT]
@@ -28,7 +29,7 @@ class ReusingSource:
         self._number += 1
         for array in self._arrays:
             array[...] = self._number
-        return self._arrays
+        return Batch(*self._arrays[:2], *(array[:self._number] for array in self._arrays[2:]))
 
     def ready(self):
         return 0
@@ -40,8 +41,9 @@ def test_queued_batches_do_not_change_when_the_source_reuses_its_arrays():
         with tf.train.MonitoredTrainingSession(hooks=[feed]) as session:
             for number in range(1, 3 * QUEUE_BATCHES):
                 assert feed.wait_for_batch(lambda: False)
-                for field in session.run(feed.batch):
-                    assert (field == number).all()
+                batch = session.run(feed.batch)
+                assert all((field == number).all() for field in batch)
+                assert [len(field) for field in batch] == [2, 2] + 4 * [number]
 
 
 def test_ready_counts_what_is_in_the_queue():
@@ -100,7 +102,7 @@ class FailingSource:
         self.batches -= 1
         if self.batches < 0:
             raise UserError('no more')
-        return [np.zeros(shape, dtype) for _, dtype, shape in LAYOUT]
+        return Batch(*(np.zeros(shape, dtype) for _, dtype, shape in LAYOUT))
 
     def ready(self):
         return 0

@@ -1,13 +1,10 @@
-"""The learning rate over time, the flags behind it, and what an update does to a weight."""
-import types
-
+"""The learning rate over time, and what an update does to a weight."""
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError
-from training import optimizer
-from training.optimizer import Recipe, create_optimizer, learning_rate_schedule
+from training.optimizer import Optimizer, learning_rate_schedule
+from training.recipes import Recipe
 
 PAPER = Recipe('sgd', momentum=0.9, weight_decay=5e-4, factors=True, decay_steps=30)
 
@@ -51,7 +48,7 @@ def updated(recipe, rate, gradients):
         variables = [tf.get_variable(name, initializer=2.0, use_resource=False) for name in NAMES]
         step = tf.train.get_or_create_global_step()
         gradient = tf.placeholder(tf.float32, ())
-        update = create_optimizer(tf.constant(rate), recipe).apply_gradients(
+        update = Optimizer(tf.constant(rate), recipe).apply_gradients(
             [(tf.identity(gradient), variable) for variable in variables], step)
         session.run(tf.global_variables_initializer())
         for value in gradients:
@@ -82,33 +79,3 @@ def test_weight_decay_leaves_biases_alone():
 
 def test_adam_without_decay_takes_the_gradients_as_they_are():
     np.testing.assert_allclose(list(updated(Recipe(), 0.01, [5.0]).values()), 1.99, rtol=1e-6)
-
-
-def flags_with(**given):
-    names = 'lr warmup_steps optimizer momentum weight_decay'.split()
-    defaults = dict(dict.fromkeys(names), model='cmu', recipe='default', accumulate=1, batchsize=10)
-    return types.SimpleNamespace(**dict(defaults, **given))
-
-
-def test_a_recipe_fills_in_what_the_flags_leave_open():
-    flags = flags_with()
-    optimizer.complete_flags(flags)
-    assert (flags.optimizer, flags.lr, flags.weight_decay) == ('adam', [0.001], 0)
-    assert flags.warmup_steps == optimizer.WARMUP_STEPS and not optimizer.recipe_of(flags).factors
-    flags = flags_with(recipe='paper', weight_decay=0.01, accumulate=2)
-    optimizer.complete_flags(flags)
-    assert (flags.optimizer, flags.lr, flags.momentum, flags.warmup_steps) == ('sgd', [4e-5], 0.9, 0)
-    recipe = optimizer.recipe_of(flags)
-    assert recipe.weight_decay == 0.01 and recipe.factors and recipe.decay_steps == 136106 // 2
-
-
-@pytest.mark.parametrize('given, mentions', [
-    ({'recipe': 'paper', 'model': 'mobilenet_thin'}, ['--recipe=paper', 'cmu', 'mobilenet_thin']),
-    ({'recipe': 'paper', 'optimizer': 'adam'}, ['--recipe', '--optimizer=sgd']),
-    ({'momentum': 0.5}, ['--momentum', '--optimizer=sgd']),
-    ({'momentum': 0.5, 'optimizer': 'adam'}, ['--momentum', '--optimizer=sgd'])])
-def test_flags_that_contradict_each_other(given, mentions):
-    with pytest.raises(UserError) as caught:
-        optimizer.complete_flags(flags_with(**given))
-    for mention in mentions:
-        assert mention in str(caught.value)

@@ -1,4 +1,5 @@
 """Damaged run folders: what is left of them is found, set aside or told in a line. A real run, damaged by hand."""
+import errno
 import json
 import os
 import shutil
@@ -7,11 +8,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from hypothesis import HealthCheck, given, settings, strategies as st
 
+import pose_skeleton
 from conftest import PROGRAMS, assert_user_error, run_command, wait_for
+from graphs import predict
 from pose_cli import UserError
 from training import checkpoint, recovery, runlog
 
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam'}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
          'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
          + data[len(data) // 4 + 1:]}
@@ -197,3 +202,46 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     assert 'stopped by a signal at step' in log and 'Traceback' not in log
     assert step_of(model) >= 4 and (model / 'damaged-model-4.index').exists()
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 2
+
+
+@pytest.mark.slow
+@settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(['run.json', 'curves.csv', 'checkpoint', 'model-6.index', 'model-6.data-00000-of-00001',
+                             'best.json']),
+       places=st.lists(st.tuples(st.integers(0, 10 ** 6), st.integers(0, 9), st.binary(max_size=4)), min_size=1,
+                       max_size=4))
+def test_mutated_run_files(name, places, checkpoints, tmp_path_factory):
+    """Any bytes of any file of a run changed: a whole checkpoint is found, or one line says what is wrong."""
+    folder = tmp_path_factory.mktemp('mutated') / 'run'
+    shutil.copytree(str(checkpoints), str(folder))
+    (folder / 'best.json').write_text('{"step": 4, "loss_ll": 0.5}')
+    (folder / 'curves.csv').write_text(','.join(runlog.CURVE_COLUMNS) + '\ntrain,2' + ',1' * 11 + '\n')
+    runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=False)
+    data = (folder / name).read_bytes()
+    for at, removed, added in places:
+        data = data[:at % (len(data) + 1)] + added + data[at % (len(data) + 1) + removed:]
+    (folder / name).write_bytes(data)
+    for read in (lambda: recovery.recover(str(folder)), lambda: runlog.check_resume(str(folder), FLAGS),
+                 lambda: runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=True),
+                 lambda: predict.read_skeleton(checkpoint=str(folder)),
+                 lambda: runlog.RunLog(str(folder), 4, 10).__exit__()):
+        try:
+            read()
+        except UserError as error:
+            assert '\n' not in str(error)
+    with tf.Graph().as_default(), tf.Session():  # best/ is set aside when it is damaged
+        weight = tf.get_variable('weight', [5000], use_resource=False)
+        (folder / 'best').mkdir()
+        os.rename(str(folder / 'best.json'), str(folder / 'best' / 'best.json'))
+        checkpoint.BestCheckpoint(tf.train.Saver([weight]), str(folder))
+    shutil.rmtree(str(folder))
+
+
+def test_a_log_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """Each failure of the disk below --logpath, as the system tells it, at the first byte of the log."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        def full(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+        monkeypatch.setattr(runlog.csv.DictWriter, 'writeheader', full)
+        with pytest.raises(UserError, match='--logpath=%s: %s' % (tmp_path, os.strerror(number))):
+            runlog.RunLog(str(tmp_path), 0, 10)

@@ -1,0 +1,66 @@
+"""Which data worker is to make which batch: each number is asked for once, and again when its worker is gone."""
+import heapq
+
+from .headers import MAX_CREDIT
+
+# Bounds of what is on the way from one worker: bytes, but at least MIN_CREDIT batches and at most MAX_CREDIT.
+CREDIT_BYTES, MIN_CREDIT = 1 << 24, 2
+TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
+
+
+class Peer:
+    """A worker as the trainer sees it."""
+
+    def __init__(self, route, descriptor, name, host):
+        self.route, self.descriptor, self.name, self.host = route, descriptor, name, host
+        self.ready = False  # it has a loader and may be given credit
+        self.wanted = set()  # numbers of the batches that it may still send
+        self.queued = 0  # batches of it that nobody has taken yet
+        self.bad = 0  # messages of it that did not fit
+        self.pings = 0  # that it has not answered
+
+    def __str__(self):
+        return '%s (%s)' % (self.name, self.host)
+
+
+class Credits:
+    """The numbers from `first` on, handed out to workers.
+
+    Args:
+        first, every: the number of the first batch, and from each to the next.
+        batch_bytes: about how much one takes on the way.
+    Attributes:
+        most: batches that may be on the way from one worker.
+    """
+
+    def __init__(self, first, every, batch_bytes):
+        self.most = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
+        self._batch_bytes = batch_bytes
+        self._next, self._every = first, every  # the next batch to ask for ...
+        self._again = []  # ... but before it these, a heap: workers that had them to make are gone
+
+    def grant(self, peer, workers):
+        """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
+        limit = max(MIN_CREDIT, min(self.most, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
+        count = limit - len(peer.wanted) - peer.queued
+        if count < limit // 2:
+            return []
+        numbers = [self._next_number() for _ in range(count)]
+        peer.wanted.update(numbers)
+        return numbers
+
+    def take_back(self, peer, numbers):
+        """What a worker will not send is to be made by others."""
+        for number in [number for number in numbers if number in peer.wanted]:
+            peer.wanted.remove(number)
+            self.again(number)
+
+    def again(self, number):
+        """A batch that came, but not as it should be."""
+        heapq.heappush(self._again, number)
+
+    def _next_number(self):
+        if self._again:
+            return heapq.heappop(self._again)
+        self._next += self._every
+        return self._next - self._every

@@ -1,0 +1,93 @@
+"""The shell scripts, run from a folder with spaces and quotes in its name, with CDPATH exported and without HOME."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from test_layout import project_files
+
+PYTHON = '#!/bin/sh\nprintf "%%s|" "$PWD" "$@" >> %r\necho >> %r\n'
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of scripts/ whose Pythons and setup_env.sh write down how they are called, in checkout.calls."""
+    root = tmp_path / 'it\'s "my" checkout'
+    shutil.copytree(str(ROOT / 'scripts'), str(root / 'scripts'))
+    for name in ('requirements.txt', 'requirements-worker.txt', 'requirements-infer.txt', 'constraints.txt'):
+        shutil.copy(str(ROOT / name), str(root / name))
+    calls = tmp_path / 'calls'
+    for venv in ('.venv', '.venv-tf2', '.venv-worker'):
+        python = root / venv / 'bin' / 'python'
+        python.parent.mkdir(parents=True)
+        python.write_text(PYTHON % (str(calls), str(calls)))
+        python.chmod(0o755)
+    for folder in ('scripts', 'elsewhere'):  # what CDPATH would lead to
+        (tmp_path / 'wrong' / folder / 'scripts').mkdir(parents=True)
+
+    def run(script, *args, **variables):
+        environment = dict(PATH=os.environ['PATH'], CDPATH=str(tmp_path / 'wrong'), **variables)
+        result = subprocess.run(['bash', 'scripts/' + script] + list(args), cwd=str(root), env=environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout, [line.split('|')[:-1] for line in calls.read_text().splitlines()] * calls.exists()
+    run.root, run.calls = root, calls
+    calls.touch()
+    return run
+
+
+def without_setup(checkout):
+    (checkout.root / 'scripts' / 'setup_env.sh').write_text('#!/usr/bin/env bash\n')
+
+
+def test_freeze_and_optimize(checkout):
+    _, calls = checkout('freeze_and_optimize.sh', '--help', 'two words')
+    assert calls[-1][1:] == [str(checkout.root / 'scripts' / 'freeze_and_optimize.py'), '--help', 'two words']
+
+
+def test_quickstart(checkout):
+    without_setup(checkout)
+    _, calls = checkout('quickstart.sh', 'my folder')
+    assert {folder for folder, *_ in calls} == {str(checkout.root)}
+    programs = [call[1] for call in calls]
+    assert 'train.py' in programs and str(checkout.root / 'scripts' / 'freeze_and_optimize.py') in programs
+    assert any(argument.endswith('my folder/data') for call in calls for argument in call)
+
+
+def test_run_tests(checkout):
+    without_setup(checkout)
+    (checkout.root / '.ci').mkdir()
+    shutil.copy(str(ROOT / '.ci' / 'run'), str(checkout.root / '.ci' / 'run'))
+    _, calls = checkout('run_tests.sh', '-k', 'one or two')
+    assert calls == [[str(checkout.root), '-m', 'flake8'], [str(checkout.root), '-m', 'pytest', '-k', 'one or two']]
+
+
+def test_setup_env(checkout):
+    out, _ = checkout('setup_env.sh', '--dry-run', TF='0', PYTHON=sys.executable)
+    assert 'Python %d.%d' % sys.version_info[:2] in out
+
+
+def test_download_pretrained(checkout):
+    out, _ = checkout('download_pretrained.sh', '--help')
+    assert 'openpose_coco' in out
+    target = checkout.root / 'my models' / 'numpy'
+    target.mkdir(parents=True)
+    (target / 'openpose_coco.npy').touch()
+    out, _ = checkout('download_pretrained.sh', 'openpose_coco', '--dir=my models')
+    assert 'my models/numpy/openpose_coco.npy is there already' in out
+
+
+@pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
+def test_shellcheck_has_nothing_to_say():
+    scripts = project_files('*.sh', '.ci/run')
+    assert len(scripts) >= 6
+    result = subprocess.run(['shellcheck'] + scripts, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_each_script_has_a_test_here():
+    here = open(__file__).read()
+    assert [path for path in project_files('scripts/*.sh') if "'%s'" % os.path.basename(path) not in here] == []

@@ -1,0 +1,57 @@
+"""Every command answers --help and calls that cannot work at once: without importing anything that takes seconds."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench_start import WRONG_CALLS
+from conftest import PROGRAMS, ROOT, program_environment, run_command
+
+COMMANDS = {path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / 'scripts') for path in folder.glob('*.py')
+            if "if __name__ == '__main__':" in path.read_text()}
+
+
+@pytest.fixture(scope='module')
+def answers():
+    """{(command, arguments): (exit code, stdout, stderr)} of --help and the wrong calls of all commands."""
+    calls = [(command, call) for command, wrong in WRONG_CALLS.items() for call in ['--help'] + wrong]
+    environment = program_environment()
+    environment.pop('COCO_DIR', None)
+    result = subprocess.run([sys.executable, str(PROGRAMS / 'wrong_calls.py')], cwd=str(ROOT), env=environment,
+                            input=json.dumps([[command, call.split()] for command, call in calls]),
+                            stdout=subprocess.PIPE, universal_newlines=True)
+    return dict(zip(calls, json.loads(result.stdout)))
+
+
+def test_all_commands_are_asked():
+    assert set(WRONG_CALLS) == COMMANDS
+    assert all(len(calls) == 5 for calls in WRONG_CALLS.values())
+
+
+def test_help(answers):
+    for command in WRONG_CALLS:
+        code, out, err = answers[command, '--help']
+        assert (code, err) == (0, '') and out.startswith('usage: ' + command), (command, err)
+
+
+def test_wrong_calls_are_one_line(answers):
+    for (command, call), (code, out, err) in answers.items():
+        if call != '--help':
+            assert code == 2 and out == '' and err.count('\n') == 1 and err.startswith('error: '), (command, call, err)
+
+
+def test_nothing_is_left_behind(answers):
+    assert not (ROOT / 'out').exists() and not (ROOT / 'x.npy').exists()
+
+
+@pytest.mark.slow
+def test_stderr_of_an_error_behind_tensorflow_is_one_line(tmp_path):
+    """A checkpoint that only TensorFlow can tell to be damaged."""
+    (tmp_path / 'model-1.index').write_bytes(b'not an index')
+    environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    result = run_command('pose_eval.py', '--checkpoint=%s' % (tmp_path / 'model-1'), '--model=mobilenet_thin',
+                         '--images=etcs', '--output-dir=%s' % (tmp_path / 'out'), env=environment)
+    assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,38 @@
+"""The flags of an update: what they leave open, and how they contradict each other."""
+import types
+
+import pytest
+
+from pose_cli import UserError
+from training import recipes
+
+
+def flags_with(**given):
+    names = 'lr warmup_steps optimizer momentum weight_decay'.split()
+    defaults = dict(dict.fromkeys(names), model='cmu', recipe='default', accumulate=1, batchsize=10,
+                    precision='float32')
+    return types.SimpleNamespace(**dict(defaults, **given))
+
+
+def test_a_recipe_fills_in_what_the_flags_leave_open():
+    flags = flags_with()
+    recipes.complete_flags(flags)
+    assert (flags.optimizer, flags.lr, flags.weight_decay) == ('adam', [0.001], 0)
+    assert flags.warmup_steps == recipes.WARMUP_STEPS and not recipes.recipe_of(flags).factors
+    flags = flags_with(recipe='paper', weight_decay=0.01, accumulate=2)
+    recipes.complete_flags(flags)
+    assert (flags.optimizer, flags.lr, flags.momentum, flags.warmup_steps) == ('sgd', [4e-5], 0.9, 0)
+    recipe = recipes.recipe_of(flags)
+    assert recipe.weight_decay == 0.01 and recipe.factors and recipe.decay_steps == 136106 // 2
+
+
+@pytest.mark.parametrize('given, mentions', [
+    ({'recipe': 'paper', 'model': 'mobilenet_thin'}, ['--recipe=paper', 'cmu', 'mobilenet_thin']),
+    ({'recipe': 'paper', 'optimizer': 'adam'}, ['--recipe', '--optimizer=sgd']),
+    ({'momentum': 0.5}, ['--momentum', '--optimizer=sgd']),
+    ({'momentum': 0.5, 'optimizer': 'adam'}, ['--momentum', '--optimizer=sgd'])])
+def test_flags_that_contradict_each_other(given, mentions):
+    with pytest.raises(UserError) as caught:
+        recipes.complete_flags(flags_with(**given))
+    for mention in mentions:
+        assert mention in str(caught.value)
