@@ -29,7 +29,6 @@ WRONG_CALLS = {
                               '--no-such-flag'],
     'scripts/transform_graph.py': ['--in_graph=nowhere.pb --out_graph=x.pb --transforms=x', '--in_graph=nowhere.pb',
                                    '--transforms=x', '', '--no-such-flag'],
-    'scripts/check_gpus.py': ['--models=openpose', '--towers=0', '--batchsize=0', '--input-size=368', '--no-such-flag'],
     'scripts/plot_loss.py': ['nowhere', 'benchmarks', 'benchmarks --shares', '', '--no-such-flag'],
     'scripts/export_weights.py': ['--checkpoint=nowhere --output=x.npy', '--checkpoint=benchmarks --output=x.npy',
                                   '--checkpoint=nowhere --output=x', '--output=x.npy', '--no-such-flag'],
