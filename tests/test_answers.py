@@ -33,7 +33,7 @@ def test_all_commands_are_asked():
 def test_help(answers):
     for command in WRONG_CALLS:
         code, out, err = answers[command, '--help']
-        assert (code, err) == (0, '') and out.startswith('usage: ' + command), (command, err)
+        assert (code, err) == (0, '') and out.startswith('usage: '), (command, err)
 
 
 def test_wrong_calls_are_one_line(answers):
