@@ -12,7 +12,7 @@ import os
 import tqdm
 import tqdm.contrib.logging
 
-import networks
+import networks.pretrained
 import pose_annotations
 import pose_cli
 import pose_skeleton
@@ -84,10 +84,12 @@ def check_flags(flags, cluster=ALONE):
             raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
                             % (name, getattr(flags, name)))
     if cluster.is_first:
+        pose_cli.check_folder(flags.modelpath)
+        pose_cli.check_folder(flags.logpath)
+        if not os.path.isdir(flags.modelpath) or not os.listdir(flags.modelpath):
+            networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
         from training.weights import check_start  # imports TensorFlow, which takes seconds: only for good flags
         check_start(flags)
-        pose_cli.make_folder(flags.modelpath)
-        pose_cli.make_folder(flags.logpath)
 
 
 def main():
@@ -166,6 +168,7 @@ def train(flags, source, validation, peers):
         log = LogLines(steps_per_epoch)
         if peers.cluster.is_first:
             log = stack.enter_context(RunLog(flags.logpath, step, steps_per_epoch))
+            log.start(step, vars(flags), run.training.network.output)
         logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples, steps_per_epoch,
                      step, max_steps)
         best = BestCheckpoint(run.saver, flags.modelpath) if peers.cluster.is_first else None

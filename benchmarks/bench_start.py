@@ -25,6 +25,8 @@ WRONG_CALLS = {
                                        '--output-dir=out', '--model=cmu --checkpoint=nowhere --output-dir=out',
                                        '--model=cmu --checkpoint=x --input-size=100x100 --output-dir=out',
                                        '--no-such-flag'],
+    'scripts/check_gpus.py': ['--models=openpose', '--towers=0', '--batchsize=x', '--input-size=100x100',
+                              '--no-such-flag'],
     'scripts/transform_graph.py': ['--in_graph=nowhere.pb --out_graph=x.pb --transforms=x', '--in_graph=nowhere.pb',
                                    '--transforms=x', '', '--no-such-flag'],
     'scripts/plot_loss.py': ['nowhere', 'benchmarks', 'benchmarks --shares', '', '--no-such-flag'],

@@ -255,9 +255,10 @@ def measure(name, seconds, batches, keys):
     port = bench_remote.free_port()
     address = 'tcp://127.0.0.1:%d' % port
     pipe, other_end = multiprocessing.Pipe()
-    with bench_remote.child(run_trainer, address, keys, files, other_end), \
-            bench_remote.sending(batches, address, keys):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bench_remote.child(run_trainer, address, keys, files, other_end))
         other_end.close()
+        stack.enter_context(bench_remote.sending(batches, address, keys))
         deadline = time.monotonic() + PATIENCE
         while ask(pipe, 'go on')[2] < 20:
             if time.monotonic() > deadline:
@@ -267,10 +268,10 @@ def measure(name, seconds, batches, keys):
         line = '%9.0f %7.0f' % (before, memory_before)
         try:
             ask(pipe, 'busy' if busy else 'go on')
-            with contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as attacks:
                 if attacker:
                     begun = multiprocessing.Event()
-                    stack.enter_context(bench_remote.child(attack, attacker, '127.0.0.1', port, begun))
+                    attacks.enter_context(bench_remote.child(attack, attacker, '127.0.0.1', port, begun))
                     begun.wait(PATIENCE)
                 time.sleep(1)
                 if busy:

@@ -36,6 +36,7 @@ def make_graphs(args):
         UserError: a file is not what it should be; with exit code 4 when something could not be folded.
     """
     limit_threads(args.threads)
+    logging.info('freezing %s', args.graph or args.checkpoint)
     graphs = collections.OrderedDict()
     if args.graph:
         graphs['graph_frozen'] = freeze.load_frozen(args.graph)
@@ -51,6 +52,7 @@ def make_graphs(args):
     calibration = read_calibration_images(args, width, height) if args.quantize == 'int8' else None
 
     input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
+    logging.info('optimizing')
     graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
     if args.quantize in QUANTIZE:
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
@@ -66,6 +68,7 @@ def make_graphs(args):
         # Any number of images at once, whatever graph_opt.pb takes.
         saved_model.save(optimize.optimize(graphs['graph_frozen']), os.path.join(args.output_dir, 'saved_model', '1'))
 
+    logging.info('measuring latency: %d runs of each of %d graphs', args.runs, len(files))
     predictors = {name: load_network(path, threads=args.threads)[0] for name, path in files.items()}
     rows = report.measure(predictors, images, args.runs)
     for name, row in rows.items():
@@ -119,6 +122,7 @@ def write_tflite(graph, args, input_shape, calibration):
     if args.tflite:
         files['graph_float'] = tflite.convert(graph, input_shape)
     if args.quantize == 'int8':
+        logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
         files['graph_int8'] = tflite.quantize(graph, calibration)
     for name, data in files.items():
         files[name] = os.path.join(args.output_dir, name + '.tflite')
@@ -148,6 +152,7 @@ def add_accuracy(rows, predictors, samples, args, width, height):
                             'out. Measure them on Python 3.10 or newer: pose_eval.py --graph=%s.tflite',
                             name, row['latency_ratio'], row['runtime'], name)
             continue
+        logging.info('validation loss and AP of %s on %d images', name, len(samples))
         row['validation_loss'] = report.validation_loss(predictors[name], samples)
         summary, _, _ = evaluate(predictors[name], annotation_file, image_folder, input_size=(width, height),
                                  limit=args.max_samples, progress=False)

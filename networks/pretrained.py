@@ -62,6 +62,16 @@ def resolve(name, flag=None):
                     '--pretrained=none to start from random weights' % (name, ' and '.join(paths), command))
 
 
+def find_start(name, checkpoint=None, pretrained=None):
+    """Raise UserError when the weights of --checkpoint, or else those of --pretrained, are not there. No TensorFlow."""
+    if not checkpoint:
+        resolve(name, pretrained)
+    elif os.path.isdir(checkpoint):
+        find_checkpoint(checkpoint)
+    elif not _exists(checkpoint):
+        raise UserError('there is no checkpoint or file of weights %s; give its path' % checkpoint)
+
+
 def _exists(path):
     return os.path.exists(path) or os.path.exists(checkpoints.prefix(path) + '.index')
 
@@ -214,8 +224,7 @@ def read_weights(path):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
             return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
-    if not _exists(path):
-        raise UserError('there is no checkpoint or file of weights %s; give its path' % path)
+    find_start(None, path)
     return _Checkpoint(checkpoints.prefix(path))
 
 

@@ -233,7 +233,7 @@ def connection_limit():
         used = len(os.listdir('/proc/self/fd'))
     except OSError:
         used = 64
-    return max(min(MAX_CONNECTIONS, files - used - RESERVED_FILES), files // 4)
+    return min(MAX_CONNECTIONS, max(files - used - RESERVED_FILES, files // 4))
 
 
 @contextlib.contextmanager

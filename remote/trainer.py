@@ -344,8 +344,8 @@ class BatchReceiver:
         steps = self.samples // self._settings['batchsize']
         logging.info('%s has %d samples: %d steps per epoch', peer, self.samples, steps)
         if steps < FEW_STEPS:
-            logging.warning('%d samples are few, and the length of an epoch follows from them: if that is not the '
-                            'whole data set, stop this run and mend that of %s; a trainer with the training images in '
+            logging.warning('%d samples are few, and the length of an epoch follows from them: if this is not the '
+                            'whole data set, stop this run and mend that of %s; a trainer with training images in '
                             '--datapath compares by itself', self.samples, peer)
 
     def _enqueue(self, peer, frames):

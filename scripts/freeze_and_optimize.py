@@ -28,6 +28,7 @@ CALIBRATION_IMAGES = 32
 def main():
     args = parse_flags()
     check_flags(args)
+    pose_cli.log_to_stderr()
     from graphs import pipeline  # TensorFlow comes with it
     pipeline.make_graphs(args)
 

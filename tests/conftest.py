@@ -6,6 +6,7 @@ the mark.
 """
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -108,6 +109,19 @@ def oracles():
 @pytest.fixture(scope='session')
 def coco_photos():
     return reference_data('coco_sample')
+
+
+def free_ports(count):
+    """Ports of 127.0.0.1 that were free a moment ago, as were the ones after them; outgoing connections take others."""
+    ports = []
+    while len(ports) < count:
+        port = random.randrange(20000, 32000, 2)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for probed in (port, port + 1):
+                probe = stack.enter_context(contextlib.closing(socket.socket()))
+                probe.bind(('127.0.0.1', probed))
+            ports += [port] if port not in ports else []
+    return ports
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import train
 from conftest import assert_user_error, run_command
 from pose_cli import UserError
 from pose_samples import PoseDataset
+from training.board import tag
 from training.runlog import LOSSES
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
@@ -47,13 +48,13 @@ def curves(run, kind):
 
 
 def events(run):
-    """{tag: [(step, value or encoded image)]} of all TensorBoard event files of a run."""
+    """{'train' or 'validation', then tag: [(step, value or encoded image)]} of a run's TensorBoard event files."""
     found = {}
-    for path in sorted((run.model / 'logs').glob('events*')):
+    for path in sorted((run.model / 'logs').glob('*/events*')):
         for event in tf.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 content = value.image.encoded_image_string if value.HasField('image') else value.simple_value
-                found.setdefault(value.tag, []).append((event.step, content))
+                found.setdefault(path.parent.name + '/' + value.tag, []).append((event.step, content))
     return found
 
 
@@ -152,17 +153,18 @@ def test_tensorboard_has_the_figures_of_the_curves(run):
     tags = events(run)
     for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
         rows = curves(run, 'train')
-        assert [step for step, _ in tags['train/' + name]] == [int(row['step']) for row in rows]
-        np.testing.assert_allclose([value for _, value in tags['train/' + name]], [float(row[name]) for row in rows],
-                                   rtol=1e-4)
+        steps, values = zip(*tags['train/' + tag(name)])
+        assert list(steps) == [int(row['step']) for row in rows]
+        np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-4)
     for name in LOSSES:
-        assert [step for step, _ in tags['validation/' + name]] == [5, 10, 12]
-    assert [step for step, _ in tags['evaluation/AP']] == [10, 12]
+        assert [step for step, _ in tags['validation/' + tag(name)]] == [5, 10, 12]
+    assert [step for step, _ in tags['validation/AP/AP']] == [10, 12]
+    assert [step for step, _ in tags['train/run/flags']] == [0]
 
 
 @pytest.mark.slow
 def test_tensorboard_has_pictures_of_truth_and_prediction(run):
-    pictures = events(run)['validation']
+    pictures = events(run)['validation/pictures/validation']
     assert [step for step, _ in pictures] == [5, 10, 12]
     sheets = [cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) for _, encoded in pictures]
     # Four validation photographs, each with true and predicted heatmap, true and predicted PAF.

@@ -90,13 +90,12 @@ def _from_slurm(environment):
     """From the variables that srun sets: its nodes, tasks on each, and this task's number.
 
     tf.distribute.cluster_resolver.SlurmClusterResolver reads the same; but TensorFlow 2's sorts n10 before n2, which
-    gives processes each other's addresses, and 1.15's wants scontrol, which containers lack. Ports follow from the job's
-    number, so that two jobs on a node do not meet.
+    gives processes each other's addresses, and 1.15's wants scontrol, which containers lack. Ports follow from the
+    job's number, so that two jobs on a node do not meet.
     """
     try:
         nodes = expand_nodes(environment['SLURM_STEP_NODELIST'])
-        counts = [int(count) for part in environment['SLURM_STEP_TASKS_PER_NODE'].split(',')
-                  for count in [re.match(r'(\d+)', part).group(1)] * int((re.search(r'\(x(\d+)\)', part) or 'x1')[1])]
+        counts = expand_counts(environment['SLURM_STEP_TASKS_PER_NODE'])
         first = SLURM_FIRST_PORT + SLURM_PORTS * (int(environment['SLURM_JOB_ID']) % SLURM_JOBS)
         workers = ['%s:%d' % (node, first + k) for node, count in zip(nodes, counts) for k in range(count)]
         index = int(environment['SLURM_PROCID'])
@@ -105,16 +104,16 @@ def _from_slurm(environment):
         raise UserError("Slurm's variables do not describe a step (%s): start train.py with srun, or set TF_CONFIG"
                         % error)
     if not consistent:
-        raise UserError("Slurm's variables contradict each other: %d nodes, tasks per node %s, %s tasks; start train.py "
-                        'with srun, or set TF_CONFIG' % (len(nodes), environment['SLURM_STEP_TASKS_PER_NODE'],
-                                                         environment['SLURM_STEP_NUM_TASKS']))
+        raise UserError("Slurm's variables contradict each other: %d nodes, tasks per node %s, %s tasks; start "
+                        'train.py with srun, or set TF_CONFIG'
+                        % (len(nodes), environment['SLURM_STEP_TASKS_PER_NODE'], environment['SLURM_STEP_NUM_TASKS']))
     return Cluster(tuple(workers), index)
 
 
 def expand_nodes(text):
     """Slurm's list of nodes: 'n[1-2,07],m5' -> ['n1', 'n2', 'n07', 'm5'].
 
-    Raises ValueError for what is no such list.
+    Raises AttributeError for what is no such list.
     """
     nodes = []
     for part in re.findall(r'(?:[^,\[]|\[[^\]]*\])+', text):
@@ -124,3 +123,9 @@ def expand_nodes(text):
             nodes += [prefix + str(k).zfill(len(first)) + suffix for k in range(int(first), int(last or first) + 1)] \
                 if span else [prefix]
     return nodes
+
+
+def expand_counts(text):
+    """Slurm's tasks on each node: '2(x3),1' -> [2, 2, 2, 1]. Raises AttributeError for what is no such list."""
+    parts = [re.match(r'(\d+)(?:\(x(\d+)\))?$', part).groups() for part in text.split(',')]
+    return [int(count) for count, times in parts for _ in range(int(times or 1))]

@@ -1,9 +1,9 @@
-"""What the processes of a run tell each other beside TensorFlow: that they live, what they were started with, when to stop.
+"""What the processes of a run tell each other beside TensorFlow: that they live, what was started, when to stop.
 
 Each process publishes its state on a ZeroMQ socket of its own and hears those of all others. Nothing but subscriptions
-comes in on the own port: messages are taken from the addresses of the cluster only. That a process died or its link was
-cut is seen from the connection, which ZeroMQ's own thread keeps alive also while Python is busy. TensorFlow's collectives
-would wait for ever for such a process: so a thread ends this one, whatever the main thread does.
+comes in on the own port: messages are taken from the addresses of the cluster only. That a process died or its link
+was cut is seen from the connection, which ZeroMQ's own thread keeps alive also while Python is busy. TensorFlow's
+collectives would wait for ever for such a process: so a thread ends this one, whatever the main thread does.
 """
 import contextlib
 import json
@@ -69,8 +69,8 @@ class Peers:
             self._own.bind('tcp://%s:%d' % _own_address(cluster))
         except (zmq.ZMQError, OSError) as error:
             self._context.destroy(linger=0)
-            raise UserError('cannot listen on %s:%d (%s); start each worker on the machine that the cluster names for it, '
-                            'or choose another port' % (cluster.addresses[cluster.index] + (error.strerror,)))
+            raise UserError('cannot listen on %s:%d (%s); start each worker on the machine that the cluster names for '
+                            'it, or choose another port' % (cluster.addresses[cluster.index] + (error.strerror,)))
         for k, (host, port) in enumerate(cluster.addresses):
             if k != cluster.index:
                 self._others.append(self._subscribe(cluster.workers[k], 'tcp://%s:%d' % (host, port), link_timeout))
@@ -131,11 +131,11 @@ class Peers:
     def _who_is_missing(self, missing, seconds):
         absent = [other.name for other in missing if not other.state]
         busy = [other.name for other in missing if other.state]
-        parts = ['not heard of yet: %s (start the same command there; the ports of all workers, and the next ones, have '
-                 'to be open between them)' % ', '.join(absent)] if absent else []
+        parts = ['not heard of yet: %s (start the same command there; the ports of all workers, and the next ones, '
+                 'have to be open between them)' % ', '.join(absent)] if absent else []
         parts += ['still preparing: %s' % ', '.join(busy)] if busy else []
-        return 'waiting for %d of %d workers for %.0f s; %s' % (len(missing), self.cluster.size, seconds,
-                                                                 '; '.join(parts))
+        return 'waiting for %d of %d workers for %.0f s; %s' % (
+            len(missing), self.cluster.size, seconds, '; '.join(parts))
 
     def agree(self, topic, facts):
         """Exchange facts that must be the same everywhere. Raises UserError, everywhere alike, naming what differs."""
@@ -146,9 +146,9 @@ class Peers:
                 # All must have heard all before the first one leaves.
                 self.exchange(topic + ' compared', {}, binding=True)
                 self._end_alike = True
-                raise UserError('the workers differ: %s has %s, %s has %s; start all with the same command, code and data'
-                                % (self.cluster.workers[0], _listed(told[0], differing), worker,
-                                   _listed(other, differing)))
+                raise UserError('the workers differ: %s has %s, %s has %s; start all with the same command, code and '
+                                'data' % (self.cluster.workers[0], _listed(told[0], differing), worker,
+                                          _listed(other, differing)))
 
     def explain(self):
         """After TensorFlow failed: wait for what this may come from. Ends the process if another one is lost."""

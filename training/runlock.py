@@ -18,7 +18,8 @@ def hold(folder):
     """Hold a run folder while the block runs.
 
     A record lock (fcntl): the system releases it when the process dies, forked processes do not inherit it, and NFS
-    passes it on to other machines. Where a file system has no locks, a line says so and the run goes on.
+    passes it on to other machines. Where a file system has no locks, a line says so and the run goes on. Where nothing
+    came beside the lock's file, that goes as well.
 
     Raises:
         UserError: another process holds the folder; the message says which.
@@ -31,6 +32,8 @@ def hold(folder):
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(handle), os.stat(path)):
+                raise UserError('%s was in use until a moment ago; start again' % folder)
         except OSError as error:
             if error.errno in HELD:
                 holder = os.read(handle, 200).decode('ascii', 'replace').strip() or 'another process'
@@ -41,6 +44,9 @@ def hold(folder):
             _sign(handle)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if os.listdir(folder) == [LOCK_FILE]:
+                os.remove(path)
         os.close(handle)
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from networks.about import skeleton_of
 from pose_cli import UserError
 from pose_skeleton import RUN_FILE
 
+from .board import TRAIN, VALIDATION, Board
 from .curves import CURVES_FILE, read_curves
 from .recovery import set_aside
 
@@ -74,14 +74,8 @@ class RunLog(LogLines):
                             % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
 
     def _open(self, first_step):
-        logpath = self.logpath
-        # Not a tf.summary.FileWriter: it writes in a thread, where a full disk ends in a traceback.
-        self._events = tf.io.TFRecordWriter(os.path.join(logpath, 'events.out.tfevents.%d.%s.%d' % (
-            time.time(), socket.gethostname(), os.getpid())))
-        self._write_event(file_version='brain.Event:2')
-        # So that TensorBoard, too, drops what a killed run left of later steps.
-        self._write_event(step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
-        path = os.path.join(logpath, CURVES_FILE)
+        self._board = Board(self.logpath, first_step)
+        path = os.path.join(self.logpath, CURVES_FILE)
         rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
         with open(path + '.tmp', 'w', newline='') as file:
             writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
@@ -90,6 +84,10 @@ class RunLog(LogLines):
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', newline='', buffering=1)
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
+
+    def start(self, step, flags, output):
+        """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
+        self._try(self._board.start, step, flags, output)
 
     def training(self, step, figures, note=''):
         super().training(step, figures, note)
@@ -110,22 +108,19 @@ class RunLog(LogLines):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
         self._try(pose_cli.write_file, os.path.join(self.logpath, name + '.png'), encoded)
-        value = tf.Summary.Value(tag=name, image=tf.Summary.Image(
-            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded))
-        self._try(self._write_event, step=step, summary=tf.Summary(value=[value]))
+        self._try(self._board.picture, VALIDATION, step, name, encoded, *image.shape[:2])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._try(self._file.close)
-        self._try(self._events.close)
+        self._try(self._board.close)
 
     def _write(self, kind, step, figures):
         self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in figures.items()},
                                               kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
-        values = [tf.Summary.Value(tag='%s/%s' % (kind, name), simple_value=value) for name, value in figures.items()]
-        self._try(self._write_event, step=step, summary=tf.Summary(value=values))
+        self._try(self._board.figures, TRAIN if kind == 'train' else VALIDATION, step, figures)
 
     def _try(self, write, *args, **kwargs):
         """Write; what fails, as on a full disk, is told once and does not end the run."""
@@ -136,10 +131,6 @@ class RunLog(LogLines):
                 logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
                                 self.logpath, str(error).splitlines()[0])
             self._failed = True
-
-    def _write_event(self, **fields):
-        self._events.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
-        self._events.flush()
 
 
 class LossWatch:

@@ -81,14 +81,14 @@ def start_server(cluster, config):
     except tf.errors.OpError as error:
         raise UserError('TensorFlow cannot listen on the port of %s: %s; end what uses it, or choose another port'
                         % (own, str(error).strip().splitlines()[0]))
-    logging.warning("TensorFlow listens on the port of %s, on all addresses of this machine (it knows no other way), and "
-                    'runs whatever graph reaches it: let only the machines of the cluster reach that port', own)
+    logging.warning('TensorFlow listens on the port of %s, on all addresses of this machine (it knows no other way), '
+                    'and runs whatever graph reaches it: let only the machines of the cluster reach that port', own)
     return server.target
 
 
 def open_session(modelpath, scaffold, hooks, config, target=''):
     """A session that resumes from the last checkpoint in modelpath or initializes; only the hooks write anything.
 
-    It does not try again after an error, as tf.train.MonitoredTrainingSession does, which would leave the others behind.
+    It does not try again after an error, as tf.train.MonitoredTrainingSession does: that would leave the others.
     """
     return tf.train.SingularMonitoredSession(hooks, scaffold, target, config, checkpoint_dir=modelpath)

@@ -23,10 +23,10 @@ from .replicas import FIRST_STEP, all_reduce, bytes_on_the_wire, copy_variables,
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
 
 # step: steps done, with the one that is running. figures: what is logged; between processes also `stop`, above 0 when
-# one of them was told to stop, and `seconds` (processes, 2): of waiting for data, of computing. health: a number that is
-# NaN or infinite when the loss or a gradient is. variables: what a checkpoint holds. copy: the operation that makes all
-# replicas like the first one. stop, waited: between processes, placeholders of what each tells: 1 when it was told to
-# stop, and for how many seconds it waited for data. wire_bytes: what a tower sends a step.
+# one of them was told to stop, and `seconds` (processes, 2): of waiting for data, of computing. health: a number that
+# is NaN or infinite when the loss or a gradient is. variables: what a checkpoint holds. copy: the operation that makes
+# all replicas like the first one. stop, waited: between processes, placeholders of what each tells: 1 when it was told
+# to stop, and for how many seconds it waited for data. wire_bytes: what a tower sends a step.
 Training = collections.namedtuple('Training', 'network step rate figures health variables copy stop waited wire_bytes')
 # Of each tower: gradients [(mean gradient, variable)] and averages [(variable of batch norm, mean)].
 Reduced = collections.namedtuple('Reduced', 'gradients averages figures stop waited wire_bytes')

@@ -3,6 +3,7 @@ import contextlib
 import logging
 
 import networks.pretrained
+import pose_cli
 from pose_cli import UserError
 
 from . import runlock
@@ -21,8 +22,12 @@ def check_start(flags):
 
 @contextlib.contextmanager
 def run_folder(flags):
-    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError."""
-    with runlock.hold(flags.modelpath):
+    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError.
+
+    A start that fails before it has written anything leaves no folders behind.
+    """
+    with pose_cli.output_folder(flags.modelpath), runlock.hold(flags.modelpath), \
+            pose_cli.output_folder(flags.logpath):
         if recover(flags.modelpath):
             check_resume(flags.modelpath, vars(flags))
         else:

@@ -4,6 +4,7 @@ receiver.py SETTINGS ADDRESS KEYS LINK_TIMEOUT
 """
 import json
 import sys
+import tempfile
 import threading
 import time
 
@@ -18,15 +19,26 @@ stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
 
 
+def can_open_files():
+    try:
+        for _ in range(20):
+            tempfile.TemporaryFile().close()
+        return True
+    except OSError:
+        return False
+
+
 def train():
     with BatchReceiver(address, settings, keys, link_timeout=link_timeout) as receiver:
         numbers, last = [], 0
+        files = True
         while not stop.is_set():
+            files = can_open_files() and files
             if receiver.get(0.2) is not None:
                 numbers.append(receiver.number)
             if time.monotonic() - last > 0.5:
                 last = time.monotonic()
-                print(json.dumps({'batches': len(numbers), 'numbers': numbers[-10000:],
+                print(json.dumps({'batches': len(numbers), 'numbers': numbers[-10000:], 'files': files,
                                   'rss': psutil.Process().memory_info().rss, 'report': receiver.report()}), flush=True)
 
 

@@ -1,15 +1,23 @@
 """The worker's end of the wire: real processes at both ends, versions, deaths and cut links."""
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import threading
 
+import msgpack
 import pytest
+import zmq
 
+import pose_dataworker
 from conftest import PATIENCE, ROOT, wait_for
+from pose_cli import UserError
+from pose_skeleton import COCO
 from remote import headers
+from remote.settings import definitions
 from remote.trainer import BatchReceiver
-from wire_ends import RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
+from wire_ends import DATA, RANGES, RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
 
 
 def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path, caplog):
@@ -54,6 +62,95 @@ def test_kill_and_restart_of_each_side(address, start_program, tmp_path):
     trainer.stdin.flush()
     assert trainer.wait(PATIENCE) == 0
     assert second.wait(PATIENCE) == 0
+
+
+@contextlib.contextmanager
+def fake_trainer(address, answers):
+    """A trainer that answers each message of a worker's with the next of these, None for no answer.
+
+    Yields:
+        The messages that it has received, a list that grows.
+    """
+    received, done = [], threading.Event()
+
+    def answer():
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as fake:
+            fake.setsockopt(zmq.LINGER, 0)
+            fake.bind(address)
+            while not done.is_set():
+                if fake.poll(50):
+                    route, *frames = fake.recv_multipart()
+                    received.append(frames)
+                    if len(received) <= len(answers) and answers[len(received) - 1]:
+                        fake.send_multipart([route] + answers[len(received) - 1])
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield received
+    finally:
+        done.set()
+        thread.join(PATIENCE)
+
+
+class NoBatches:
+    """A loader without any."""
+    samples, number = 100, None
+
+    def forget(self):
+        pass
+
+    def request(self, numbers):
+        pass
+
+    def get(self, timeout=None):
+        return None
+
+    def close(self):
+        pass
+
+
+WELCOME = [headers.pack('welcome', settings=dict(SETTINGS, augmentation=RANGES, definitions=definitions(), category='',
+                                                 skeleton=COCO.to_json()))]
+
+
+@pytest.mark.parametrize('answers', [
+    [[b'noise']], [[b'']], [[headers.pack('welcome')]], [[headers.pack('welcome', settings=[1])]],
+    [[headers.pack('welcome', settings={})]], [[headers.pack('welcome', settings=dict(SETTINGS, batchsize=1 << 40))]],
+    [[headers.pack('refused', reason=5)]], [[headers.pack('news')]], [WELCOME + [b'more']],
+    [[msgpack.packb({'version': headers.VERSION + 1, 'type': 'welcome', 'settings': {}})]],
+    [WELCOME, [headers.pack('credit')]], [WELCOME, [headers.pack('credit', batches='many')]],
+    [WELCOME, [headers.pack('credit', batches=[-1])]], [WELCOME, [headers.pack('credit', batches=[1 << 62])]],
+    [WELCOME, [headers.pack('credit', batches=list(range(17)))]]])
+def test_a_hostile_or_newer_trainer_ends_a_worker_with_one_line(address, answers):
+    with fake_trainer(address, answers), pytest.raises(UserError):
+        pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA))
+
+
+def test_a_trainer_that_asks_for_more_than_it_may(address):
+    with BatchReceiver(address, SETTINGS) as receiver:
+        done = threading.Event()
+
+        def ask():
+            while not done.is_set():
+                receiver.get(0.05)
+                for peer in list(receiver._peers.values()):
+                    receiver._send(peer.route, 'credit', batches=[0, 1])
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        try:
+            with pytest.raises(UserError, match='more than %d batches' % headers.MAX_CREDIT):
+                pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA))
+        finally:
+            done.set()
+            thread.join(PATIENCE)
+
+
+def test_a_worker_that_has_been_forgotten_says_hello_again(address):
+    with fake_trainer(address, [WELCOME, None, [b'the end of this test']]) as received, pytest.raises(UserError):
+        pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA), link_timeout=1)
+    assert [msgpack.unpackb(frames[0], raw=False)['type'] for frames in received] == ['hello', 'ready', 'hello']
 
 
 @pytest.fixture

@@ -1,185 +1,191 @@
-"""Towers: the same training whatever their number, each on its own device, and nothing crosses that need not."""
+"""Towers: the same training whatever their number and wherever they run, each with its variables on its own device."""
+import json
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from pose_batches import Batch, encode_batch
+from conftest import free_ports, program_environment, wait_for
 from pose_cli import UserError
+from tower_graphs import Towers, five_steps, random_batch
+from training.cluster import Cluster
 from training.recipes import Recipe
-from training.towers import build_training, tower_devices
-
-SIZE = 64
+from training.towers import tower_devices
 
 
-def random_batch(batchsize, stride=8, seed=0):
-    rng = np.random.RandomState(seed)
-    cells = (batchsize, SIZE // stride, SIZE // stride)
-    return encode_batch(rng.randint(0, 256, (batchsize, SIZE, SIZE, 3)).astype(np.uint8),
-                        rng.uniform(0, 1, cells + (19,)).astype(np.float32),
-                        rng.uniform(-1, 1, cells + (38,)).astype(np.float32),
-                        rng.randint(0, 2, cells + (1,)).astype(np.float32))
-
-
-class Towers:
-    """A training graph with a session, on `towers` CPU devices, fed by placeholders."""
-
-    def __init__(self, model, towers, batchsize, rate, optimize_graph=True, accumulate=1):
-        self.graph = tf.Graph()
-        with self.graph.as_default():
-            self.fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in random_batch(batchsize)))
-            devices, config = tower_devices(towers, gpus=0)
-            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
-                                           recipe=Recipe(accumulate=accumulate))
-            config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
-            self.session = tf.Session(config=config)
-            self.variables = {v.op.name: v for v in tf.global_variables()}
-            self.session.run(tf.global_variables_initializer())
-
-    def set_weights(self, weights):
-        """Set variables in one run: {variable name: array}."""
-        initializers = [self.variables[name].initializer for name in weights]
-        self.session.run(initializers, {op.inputs[1]: value for op, value in zip(initializers, weights.values())})
-
-    def run(self, fetches, batch, **kwargs):
-        return self.session.run(fetches, dict(zip(self.fields, batch)), **kwargs)
-
-
-def random_weights(variables):
-    """The same weights for every graph of a network.
-
-    Small ones, and biases of 1, keep every ReLU away from zero. At zero the last bit, which depends on how a sum is
-    split among threads, would decide whether a gradient passes.
-    """
-    rng, weights = np.random.RandomState(0), {}
-    for name, variable in sorted(variables.items()):
-        shape = variable.shape.as_list()
-        if name.endswith(('/weights', '/biases')):
-            noise = rng.standard_normal(shape).astype(np.float32)
-            he_scale = np.float32((2 / np.prod(shape[:-1])) ** 0.5)
-            weights[name] = 1 + 0.1 * noise if name.endswith('biases') else 0.2 * he_scale * noise
-    return weights
-
-
-def three_steps(towers, accumulate=1):
-    """Gradients of the first step, and weights after three, of cmu (which has no batch norm)."""
-    # Without optimizing the graph, to save time.
-    training = Towers('cmu', towers, batchsize=4, rate=4e-5, optimize_graph=False, accumulate=accumulate)
-    weights = random_weights(training.variables)
-    training.set_weights(weights)
-    moments = {name: training.variables[name + '/Adam'] for name in weights}
-    assert training.run(training.training.step, random_batch(4, seed=0)) == 1
-    gradients = training.session.run(moments)  # after one step the first moment is 0.1 times the gradient
-    for step in (1, 2):
-        training.run(training.training.step, random_batch(4, seed=step))
-    weights = training.session.run({name: training.variables[name] for name in weights})
-    training.session.close()
-    return gradients, weights
-
-
-def largest_difference(a, b):
-    """(difference relative to the norm, name) of the variable that differs most."""
-    assert len(a) == len(b) == 2 * 92
-    return max((float(np.linalg.norm(a[name] - b[name]) / np.linalg.norm(b[name])), name) for name in b)
+def assert_same_weights(weights, expected):
+    """To 1e-4 of each variable's largest value."""
+    assert sorted(weights) == sorted(expected) and len(expected) == 2 * 92
+    worst = max((np.abs(weights[name] - expected[name]).max() / np.abs(expected[name]).max(), name)
+                for name in expected)
+    assert worst < (1e-4, '')
 
 
 @pytest.fixture(scope='module')
 def one_tower():
-    return three_steps(1)
+    return five_steps(1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('towers, accumulate', [(2, 1), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize('towers, accumulate', [(4, 1), (1, 4), (2, 2)])
 def test_towers_and_accumulated_batches_train_as_one(one_tower, towers, accumulate):
-    gradients, weights = three_steps(towers, accumulate)
-    assert largest_difference(gradients, one_tower[0]) < (1e-5, '')
-    assert largest_difference(weights, one_tower[1]) < (1e-5, '')
+    assert_same_weights(five_steps(towers, recipe=Recipe(accumulate=accumulate)), one_tower)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_towers_train_as_one(one_tower, tmp_path):
+    workers = ['127.0.0.1:%d' % port for port in free_ports(2)]
+    processes = []
+    try:
+        for k in range(2):
+            config = {'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': k}}
+            processes.append(subprocess.Popen(
+                [sys.executable, __file__.replace('test_towers', 'tower_graphs'), '2', str(tmp_path / 'weights.npz')],
+                env=program_environment(TF_CONFIG=json.dumps(config))))
+        wait_for(lambda: all(process.poll() is not None for process in processes), 'two processes still run', 600)
+        assert [process.returncode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    with np.load(str(tmp_path / 'weights.npz')) as weights:
+        assert_same_weights(dict(weights), one_tower)
 
 
 @pytest.fixture(scope='module')
 def two_towers():
-    """mobilenet_thin on 2 CPU devices; the averages before and after a step, and what ran where in it."""
+    """mobilenet_thin on 2 CPU devices: its state before and after a step, and what ran where in it."""
     towers = Towers('mobilenet_thin', 2, batchsize=4, rate=1e-3)
-    batch = random_batch(4)
-    averages = {name: v for name, v in towers.variables.items() if name.endswith(('moving_mean', 'moving_variance'))}
-    before = towers.session.run(averages)
-    statistics = {}
-    for name in averages:  # what tower 0's batch norm measures; mean and variance are its outputs 1 and 2
-        output = 1 if name.endswith('mean') else 2
-        statistics[name] = towers.graph.get_tensor_by_name(
-            'tower_0/%s/FusedBatchNorm:%d' % (name.rsplit('/', 1)[0], output))
+    towers.session.run(towers.training.copy)
+    saved = {variable.op.name: variable for variable in towers.training.variables}
+    before = towers.session.run(saved)
     metadata = tf.RunMetadata()
-    measured, _, _ = towers.run([statistics, towers.training.step, towers.training.figures], batch,
-                                options=tf.RunOptions(output_partition_graphs=True), run_metadata=metadata)
+    towers.run([towers.training.step, towers.training.figures], random_batch(4),
+               options=tf.RunOptions(output_partition_graphs=True), run_metadata=metadata)
     partitions = {graph.node[0].device.rsplit('/', 1)[1].lower(): list(graph.node)
                   for graph in metadata.partition_graphs}
-    return types.SimpleNamespace(graph=towers.graph, before=before, after=towers.session.run(averages),
-                                 measured=measured, partitions=partitions)
+    copies = {name: towers.variables['replica_1/' + name] for name in saved
+              if 'replica_1/' + name in towers.variables}
+    return types.SimpleNamespace(before=before, after=towers.session.run(saved), graph=towers.graph,
+                                 copies=towers.session.run(copies), partitions=partitions)
+
+
+@pytest.fixture(scope='module')
+def per_tower(two_towers):
+    """[(gradients, batch norm's averages after the step)] of each half of the batch, on a graph of one tower."""
+    single = Towers('mobilenet_thin', 1, batchsize=2, rate=1e-3)
+    trained = single.training.network.variables
+    results = []
+    for part in (slice(0, 2), slice(2, 4)):
+        single.set_weights(two_towers.before)
+        single.run(single.training.step, [field[part] for field in random_batch(4)])
+        moments = {v.op.name: single.variables[v.op.name + '/Adam'] for v in trained if v.trainable}
+        averages = {v.op.name: v for v in trained if v.op.name.endswith(('moving_mean', 'moving_variance'))}
+        results.append(single.session.run([moments, averages]))
+    return results
 
 
 @pytest.mark.slow
-def test_batch_norm_averages_are_updated_once(two_towers):
-    rate = 1 - 1 / 10  # the first step's decay, see network_base.batch_norm_decay
-    for name, before in two_towers.before.items():
-        expected = before + rate * (two_towers.measured[name] - before)
-        np.testing.assert_allclose(two_towers.after[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
-    updates = [node for nodes in two_towers.partitions.values() for node in nodes if node.op == 'AssignSub']
-    assert len(updates) == len(two_towers.before) == 2 * 72
-
-
-def canonical(device):
-    return device.lower().replace('/device:', '/')
+def test_the_update_is_that_of_the_mean_of_the_towers_gradients(two_towers, per_tower):
+    """Adam by hand: its first moment is 0.1 of the gradient after one step, its second 0.001 of the square."""
+    for name in per_tower[0][0]:
+        gradient = 10 * (per_tower[0][0][name] + per_tower[1][0][name]) / 2
+        moment = two_towers.after[name + '/Adam']
+        np.testing.assert_allclose(moment, 0.1 * gradient, rtol=0, atol=1e-4 * np.abs(moment).max() + 1e-12,
+                                   err_msg=name)
+        step = 1e-3 * moment / 0.1 / (np.sqrt(two_towers.after[name + '/Adam_1'] / 0.001) + 1e-8 / 0.001 ** 0.5)
+        np.testing.assert_allclose(two_towers.after[name], two_towers.before[name] - step, rtol=1e-4, atol=2e-6,
+                                   err_msg=name)
 
 
 @pytest.mark.slow
-def test_each_tower_is_on_its_own_device(two_towers):
+def test_batch_norm_averages_are_the_mean_over_the_towers(two_towers, per_tower):
+    assert len(per_tower[0][1]) == 2 * 72
+    for name in per_tower[0][1]:
+        expected = (per_tower[0][1][name] + per_tower[1][1][name]) / 2
+        np.testing.assert_allclose(two_towers.after[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_replicas_stay_alike_to_the_last_bit(two_towers):
+    assert len(two_towers.copies) == len([name for name in two_towers.before if 'power' not in name]) - 1
+    for name, value in two_towers.copies.items():
+        np.testing.assert_array_equal(value, two_towers.after[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_the_published_names_alone(two_towers):
+    assert not [name for name in two_towers.before if 'replica' in name or 'tower' in name]
+    assert {'global_step', 'beta1_power', 'MobilenetV1/Conv2d_0/weights'} <= set(two_towers.before)
+
+
+@pytest.mark.slow
+def test_each_tower_computes_on_its_own_device(two_towers):
+    assert set(two_towers.partitions) == {'device:cpu:0', 'device:cpu:1'}
     for k in range(2):
-        heavy = 'Conv2D', 'DepthwiseConv2dNative', 'L2Loss', 'Conv2DBackpropFilter', 'FusedBatchNormV3'
-        ops = [op for op in two_towers.graph.get_operations()
-               if ('/tower_%d/' % k) in '/' + op.name and op.type in heavy]
-        assert len(ops) > 100
-        assert {canonical(op.device) for op in ops} == {'/cpu:%d' % k}
-    variables = [op for op in two_towers.graph.get_operations() if op.type == 'VariableV2']
-    assert {canonical(op.device) for op in variables} <= {'/cpu:0', ''}  # '': Adam's slots, beside their variable
-
-
-@pytest.mark.slow
-def test_what_runs_where(two_towers):
-    partitions = two_towers.partitions
-    assert set(partitions) == {'device:cpu:0', 'device:cpu:1'}
-    for k in range(2):
-        nodes = partitions['device:cpu:%d' % k]
+        nodes = two_towers.partitions['device:cpu:%d' % k]
         scopes = {part for node in nodes if node.op in ('Conv2DBackpropFilter', 'L2Loss')
                   for part in node.name.split('/') if part.startswith('tower_')}
         assert scopes == {'tower_%d' % k}
-    # State, and what changes it, is on one device.
-    assert not [node.name for node in partitions['device:cpu:1'] if node.op in ('VariableV2', 'ApplyAdam', 'AssignSub')]
-
-
-def sent(two_towers, start, end):
-    """dtype numbers and names of the tensors that cross from one device to another."""
-    return [(node.attr['T'].type, node.attr['tensor_name'].s.decode()) for node in two_towers.partitions[start]
-            if node.op in ('_Send', '_HostSend') and node.attr['recv_device'].s.decode().lower().endswith(end)]
+        assert len([node for node in nodes if node.op == 'L2Loss']) == 2 * 6 + 2  # in six stages, and background
+        # ... and changes its own variables.
+        assert {node.name.startswith('replica_') for node in nodes
+                if node.op == 'VariableV2' and node.name.endswith('weights')} == {k > 0}
+        assert len([node for node in nodes if node.op == 'ApplyAdam']) > 100
 
 
 @pytest.mark.slow
-def test_slices_cross_once_and_images_as_uint8(two_towers):
-    to_tower_1 = sent(two_towers, 'device:cpu:0', 'device:cpu:1')
-    images = [name for dtype, name in to_tower_1 if dtype == tf.uint8.as_datatype_enum]
-    assert len(images) == 1, to_tower_1
-    slices = [name for dtype, name in to_tower_1 if 'split' in name.lower()]
-    assert len(slices) == 6, slices  # image, mask, positions and values
+def test_nothing_but_its_slice_and_scalars_is_sent_to_a_tower(two_towers):
+    nodes = [node for node in two_towers.partitions['device:cpu:0'] if node.op in ('_Send', '_HostSend')]
+    names = [node.attr['tensor_name'].s.decode() for node in nodes]
+    assert [node.attr['T'].type for node in nodes].count(tf.uint8.as_datatype_enum) == 1
+    assert len([name for name in names if 'split' in name.lower()]) == 6, names  # image, mask, positions and values
+    assert not [name for name in names if 'weights' in name or 'Grad' in name], names
 
 
 @pytest.mark.slow
-def test_no_outputs_are_gathered(two_towers):
-    """Back from tower 1 come its gradients and losses; the losses are computed there."""
-    back = [name for _, name in sent(two_towers, 'device:cpu:1', 'device:cpu:0')]
-    assert back
-    assert not [name for name in back if 'concat_stage7' in name or 'Stage6' in name and 'gradients' not in name]
-    losses = [node for node in two_towers.partitions['device:cpu:1'] if node.op == 'L2Loss']
-    assert len(losses) == 2 * 6 + 2  # two branches in six stages, and the background
+def test_collectives_are_chained(two_towers):
+    """Each waits for the one before it; else two devices could start them in different orders, and wait for ever."""
+    for nodes in two_towers.partitions.values():
+        keys = {node.name: node.attr['instance_key'].i for node in nodes if node.op == 'CollectiveReduce'}
+        assert keys and len(set(keys.values())) == len(keys)
+    chained = [op for op in two_towers.graph.get_operations() if op.type == 'CollectiveReduce']
+    first = min(op.get_attr('instance_key') for op in chained)
+    for op in chained:
+        if op.get_attr('instance_key') > first:
+            before, = [control for control in op.control_inputs if control.type == 'CollectiveReduce']
+            assert before.get_attr('instance_key') == op.get_attr('instance_key') - 1
+
+
+@pytest.mark.slow
+def test_one_tower_reduces_nothing():
+    import small_network
+    graph = Towers(small_network.NAME, 1, batchsize=2, rate=1e-3).graph
+    assert not [op for op in graph.get_operations() if 'Collective' in op.type or 'replica' in op.name]
+
+
+@pytest.mark.slow
+def test_layers_with_rates_of_their_own_have_them_in_all_replicas():
+    import small_network
+    towers = Towers(small_network.NAME, 2, batchsize=2, rate=1e-3,
+                    recipe=Recipe('sgd', 0.9, 5e-4, factors=True))
+    towers.session.run(towers.training.copy)
+    for seed in range(3):
+        towers.run(towers.training.step, random_batch(2, seed=seed))
+    values = towers.session.run(towers.variables)
+    copies = [name for name in values if name.startswith('replica_1/')]
+    assert copies
+    for name in copies:
+        np.testing.assert_array_equal(values[name], values[name[len('replica_1/'):]], err_msg=name)
+
+
+def test_devices_of_a_cluster_are_those_of_the_own_process():
+    cluster = Cluster(('node1:2222', 'node2:2222'), 1)
+    devices, config = tower_devices(2, 2, cluster)
+    assert devices == ['/job:worker/task:1/gpu:0', '/job:worker/task:1/gpu:1']
+    assert list(config.device_filters) == ['/job:worker/task:1']
 
 
 def test_gpu_towers_need_as_many_gpus():

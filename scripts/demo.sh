@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Skeletons on your own photographs, with the weights that come with the project.
+#
+#   [TF=1|2] bash scripts/demo.sh PHOTO_OR_FOLDER [OUTPUT_FOLDER]
+#
+# Makes the environment first where there is none. OUTPUT_FOLDER is `demo` unless given; SCALE the short edge in pixels to
+# which photographs are brought: people are found best when they are about 150 pixels tall there.
+set -euo pipefail
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+[ $# = 1 ] || [ $# = 2 ] || fail "give a photograph or a folder of photographs: bash scripts/demo.sh PHOTO_OR_FOLDER"
+[ -e "$1" ] || fail "there is no photograph or folder $1; give the path of one"
+photos=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
+output=${2:-demo}
+case $output in /*) ;; *) output=$PWD/$output ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Weights that have seen real people go first.
+weights=
+for file in etcs/weights/mobilenet_thin_lspet.npy etcs/weights/mobilenet_thin_rendered.npy; do
+    [ -n "$weights" ] || [ ! -f "$file" ] || weights=$file
+done
+[ -n "$weights" ] || fail "this checkout has no etcs/weights/*.npy; get a complete one, or run scripts/quickstart.sh first"
+
+bash scripts/setup_env.sh
+python=.venv/bin/python
+[ "${TF:-}" != 2 ] || python=.venv-tf2/bin/python
+
+if [ ! -d "$photos" ]; then
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    ln -s "$photos" "$folder/"
+    photos=$folder
+fi
+echo "finding people with $weights"
+"$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-256}" --output-dir="$output"
+echo "look at $output/*_rendered.png"

@@ -1,0 +1,40 @@
+"""One process of a cluster without TensorFlow: peer.py INDEX WORKERS FACTS; what it hears goes to its output.
+
+It agrees on FACTS (JSON), says so, and lives until its input is closed ('fail' there: it fails; 'hold': it keeps Python
+busy for some seconds).
+"""
+import json
+import logging
+import sys
+import time
+
+import pose_cli
+from pose_cli import StopSignal, UserError
+from training.cluster import Cluster
+from training.liveness import Peers
+
+
+def main():
+    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
+    cluster = Cluster(tuple(sys.argv[2].split(',')), int(sys.argv[1]))
+    with Peers(cluster, StopSignal(), link_timeout=3, report_seconds=1) as peers:
+        peers.agree('facts', json.loads(sys.argv[3]))
+        logging.info('agreed with %s', peers.exchange('name', {'name': 'worker %d' % cluster.index}))
+        for line in sys.stdin:
+            if line.strip() == 'fail':
+                raise UserError('the data ran out')
+            if line.strip() == 'hold':
+                sys.setswitchinterval(60)
+                end = time.monotonic() + 8
+                while time.monotonic() < end:
+                    pass
+                logging.info('held')
+            if line.strip() == 'stop?':
+                logging.info('stop: %s', peers())
+        logging.info('ended')
+
+
+try:
+    pose_cli.run(main)
+except pose_cli.Stopped as stopped:
+    print(stopped)

@@ -1,0 +1,85 @@
+"""Weights of a run as one small file, and the ways into which it goes."""
+import json
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import networks
+from conftest import assert_user_error, run_command
+from graphs import freeze
+from networks import about, pretrained
+from networks.npy import half_precision
+from pose_skeleton import COCO
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """(folder of a checkpoint of mobilenet_fast as it starts, with its run.json; the file made of it)."""
+    folder = tmp_path_factory.mktemp('run')
+    run = {'flags': {'model': 'mobilenet_fast'}, 'skeleton': COCO.to_json()}
+    (folder / 'run.json').write_text(json.dumps(run))
+    with tf.Graph().as_default():
+        networks.get_network('mobilenet_fast', tf.placeholder(tf.float32, [1, 32, 32, 3]), is_training=True)
+        tf.get_variable('conv/Adam', [3])
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            tf.train.Saver().save(session, str(folder / 'model'), 7, write_meta_graph=False)
+    result = run_command('scripts/export_weights.py', '--checkpoint=%s' % folder, '--output=%s' % (folder / 'w.npy'))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == '' and 'mobilenet_fast' in result.stdout
+    return folder, folder / 'w.npy'
+
+
+@pytest.mark.slow
+def test_it_holds_the_network_and_nothing_else_in_half_precision(exported):
+    folder, path = exported
+    weights, original = pretrained.read_weights(str(path)), pretrained.read_weights(str(folder))
+    assert set(weights) == set(original) - {'conv/Adam'}
+    assert {value.dtype for value in weights.values()} == {np.dtype(np.float16)}
+    for name, value in weights.items():
+        np.testing.assert_allclose(value, original[name], rtol=1e-3, atol=1e-7)
+    assert path.stat().st_size < 2.1 * sum(value.size for value in weights.values())
+
+
+@pytest.mark.slow
+def test_it_knows_what_it_is(exported):
+    assert about.model_of(str(exported[1])) == 'mobilenet_fast'
+    assert about.skeleton_of(str(exported[1])) == COCO
+
+
+@pytest.mark.slow
+def test_training_and_freezing_take_it(exported):
+    path = str(exported[1])
+    with tf.Graph().as_default():
+        network = networks.get_network('mobilenet_fast', tf.placeholder(tf.float32, [1, 32, 32, 3]), is_training=True)
+        match = pretrained.fit(network, path)
+    assert match.new == [] and match.unfit == []
+    assert {value.dtype for value in match.values.values()} == {np.dtype(np.float32)}
+    frozen = freeze.freeze(freeze.network_graph('mobilenet_fast'), path)
+    assert not any(node.op.startswith('Variable') for node in frozen.node)
+
+
+@pytest.mark.slow
+def test_pictures_with_it(exported, sample_coco, tmp_path):
+    result = run_command('pose_eval.py', '--weights=%s' % exported[1], '--images=%s' % (sample_coco / 'val2017'),
+                         '--limit=1', '--input-size=64x64', '--output-dir=%s' % (tmp_path / 'out'))
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / 'out').glob('*_rendered.png'))) == 1
+    result = run_command('scripts/export_weights.py', '--checkpoint=%s' % exported[0], '--model=cmu',
+                         '--output=%s' % (tmp_path / 'w.npy'))
+    assert_user_error(result, 'lacks', 'cmu')
+
+
+def test_what_is_too_large_for_half_precision_stays():
+    assert half_precision(np.array([1e5], np.float32)).dtype == np.float32
+    assert half_precision(np.array([6e4], np.float32)).dtype == np.float16
+
+
+def test_damage_is_told(tmp_path):
+    path = tmp_path / 'w.npy'
+    content = {'conv/weights': np.zeros(2, np.float16), 'about': np.frombuffer(b'{"model"', np.uint8)}
+    np.save(str(path), np.array(content, object))
+    for read in (pretrained.read_weights, about.model_of):
+        with pytest.raises(pretrained.UserError, match='w.npy is damaged'):
+            read(str(path))

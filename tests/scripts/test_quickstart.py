@@ -1,0 +1,81 @@
+"""scripts/quickstart.sh and scripts/demo.sh, in a copy of the checkout whose environment is there, on few steps."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from checkout import copy_checkout
+from conftest import ROOT, assert_user_error, run_command
+
+WEIGHTS = 'etcs/weights/mobilenet_thin_rendered.npy'
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    """A checkout with weights in it, made from a training of one step where the project has none yet."""
+    folder = copy_checkout(tmp_path_factory.mktemp('checkout'))
+    if not (folder / WEIGHTS).exists():
+        data, model = folder / 'other_data', folder / 'model'
+        for command in (['scripts/make_sample_coco.py', '--output-dir=%s' % data, '--train=4', '--val=1'],
+                        ['train.py', '--model=mobilenet_thin', '--pretrained=none', '--datapath=%s' % data,
+                         '--batchsize=2', '--input-width=64', '--input-height=64', '--max-steps=1', '--workers=1',
+                         '--valid-every=0', '--modelpath=%s' % model]):
+            result = run_command(*command)
+            assert result.returncode == 0, result.stderr
+        (folder / WEIGHTS).parent.mkdir(exist_ok=True)
+        result = run_command('scripts/export_weights.py', '--checkpoint=%s' % model, '--output=%s' % (folder / WEIGHTS))
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def run_script(checkout, name, *args, **variables):
+    return subprocess.run(['bash', 'scripts/' + name] + list(args), cwd=str(checkout), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=900,
+                          env=dict(os.environ, MPLBACKEND='Agg', **variables))
+
+
+@pytest.mark.slow
+def test_quickstart(checkout):
+    """Small: few images and one step; everything that it says is there."""
+    script = checkout / 'scripts' / 'quickstart.sh'
+    text = script.read_text()
+    for large, small in (('--train=160 --val=32', '--train=8 --val=2'), ('--input-width=192 --input-height=192',
+                         '--input-width=64 --input-height=64'), ('320x320', '64x64'), ('--runs=10', '--runs=1')):
+        assert large in text
+        text = text.replace(large, small)
+    script.write_text(text)
+    result = run_script(checkout, 'quickstart.sh', 'quick', STEPS='1')
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'Restore pretrained weights... ' + WEIGHTS in result.stderr
+    lines = result.stdout.splitlines()
+    graphs = [line for line in lines if line.startswith('quick/graph/') and ' MB, ' in line]
+    assert [line.split(':')[0] for line in graphs][0] == 'quick/graph/graph_opt.pb'
+    assert ('quick/graph/graph_int8.tflite' in result.stdout) == (sys.version_info >= (3, 10))
+    assert lines[-len(graphs) - 2].startswith('AP ') and 'before this training' in lines[-len(graphs) - 2]
+    assert lines[-1] == 'labelled people beside the people found: quick/people/people_val2017.png'
+    for path in ('samples/contact_sheet.png', 'model/logs/validation.png', 'loss_ll_paf.png',
+                 'people/people_val2017.png', 'graph/graph_opt.pb'):
+        assert (checkout / 'quick' / path).stat().st_size > 0, path
+
+
+@pytest.mark.slow
+def test_demo_on_one_photograph(checkout, sample_coco):
+    photograph = sorted((sample_coco / 'val2017').iterdir())[0]
+    shutil.copy(str(photograph), str(checkout / 'a photo.jpg'))
+    result = run_script(checkout, 'demo.sh', 'a photo.jpg', SCALE='64')
+    assert result.returncode == 0, result.stderr
+    assert (checkout / 'demo' / 'a photo_rendered.png').stat().st_size > 0
+    assert 'people' in json.loads((checkout / 'demo' / 'a photo_keypoints.json').read_text())
+    assert result.stdout.splitlines()[-1].endswith('demo/*_rendered.png')
+
+
+@pytest.mark.parametrize('script, args, mention', [
+    ('demo.sh', [], 'PHOTO_OR_FOLDER'), ('demo.sh', ['nowhere.jpg'], 'nowhere.jpg'),
+    ('quickstart.sh', ['--fast'], '--from-scratch')])
+def test_wrong_calls(script, args, mention):
+    result = run_script(ROOT, script, *args)
+    assert_user_error(result, mention)
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ''

@@ -1,0 +1,126 @@
+"""The real train.py in several processes: stopped, killed, started differently, diverging; and what goes on from it."""
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from cluster_run import ClusterRun
+from conftest import is_running, descendants
+from saved_weights import load_all, saved_step
+from training.liveness import LOST_EXIT_CODE
+
+pytestmark = pytest.mark.slow
+SAVE_EVERY = 3
+FOREVER = ['--max-steps=1000000', '--batchsize=12', '--save-every=%d' % SAVE_EVERY]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('cluster_runs')
+
+
+@pytest.fixture(scope='module')
+def start_run(sample_coco):
+    runs = []
+
+    def start_run(model, processes, *flags, **kwargs):
+        runs.append(ClusterRun(sample_coco, model, processes, *flags, **kwargs))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture(scope='module')
+def killed(start_run, folder):
+    """Three processes of one tower; one of them was killed."""
+    run = start_run(folder / 'model', 3, *FOREVER)
+    run.wait_until(lambda: all(run.logged_steps(k) and run.logged_steps(k)[-1] > 7 for k in range(3)))
+    children = [pid for process in run.processes for pid in descendants(process.pid)]
+    run.processes[1].kill()
+    run.killed = time.monotonic()
+    run.codes = run.exit_codes(60)
+    run.children = children
+    run.reached = run.logged_steps(0)[-1]
+    return run
+
+
+def test_a_killed_process_ends_the_others_with_a_line_and_a_code_of_its_own(killed):
+    assert killed.codes == [LOST_EXIT_CODE, -signal.SIGKILL, LOST_EXIT_CODE]
+    for k in (0, 2):
+        line, = killed.errors(k)
+        assert killed.workers[1] in line and 'start the same commands again' in line
+        assert 'Traceback' not in killed.log(k)
+
+
+def test_nothing_is_left_running(killed):
+    deadline = time.monotonic() + 30
+    while any(map(is_running, killed.children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert killed.children and not any(map(is_running, killed.children))
+
+
+@pytest.fixture(scope='module')
+def stopped(start_run, folder, killed):
+    """The run goes on with two processes of two towers, until the second one gets SIGTERM."""
+    before = saved_step(folder / 'model')
+    run = start_run(folder / 'model', 2, '--gpus=2', *FOREVER)
+    run.wait_until(lambda: all(run.logged_steps(k) for k in range(2)))
+    run.processes[1].send_signal(signal.SIGTERM)
+    run.before, run.codes = before, run.exit_codes()
+    return run
+
+
+def test_it_resumes_with_other_processes_at_most_one_interval_back(killed, stopped):
+    assert killed.reached - stopped.before <= SAVE_EVERY
+    assert stopped.logged_steps(0)[0] == stopped.logged_steps(1)[0] == stopped.before + 1
+    assert 'resuming from' in stopped.log(0) and 'resuming from' not in stopped.log(1)
+
+
+def test_a_signal_to_one_ends_all_at_the_same_step(stopped, folder):
+    assert stopped.codes == [0, 0], stopped.all_logs()
+    steps = [int(re.search(r'stopped by a signal at step (\d+)', stopped.log(k)).group(1)) for k in range(2)]
+    assert steps[0] == steps[1] == saved_step(folder / 'model') == stopped.logged_steps(0)[-1]
+
+
+def test_all_log_the_same_losses_and_the_slowest(stopped):
+    lines = [[re.search(r'step=(\d+),.* loss=([\d.e+]+),.* slowest=(127\S+) data_wait=\d+%, the others wait', line)
+              .groups() for line in stopped.log(k).splitlines() if 'examples/sec' in line] for k in range(2)]
+    assert lines[0] == lines[1] and set(line[2] for line in lines[0]) <= set(stopped.workers)
+
+
+def test_tensorflow_s_open_port_is_told(stopped):
+    assert all('runs whatever graph reaches it' in stopped.log(k) for k in range(2))
+
+
+def test_a_checkpoint_has_one_replica(stopped, folder):
+    weights = load_all(str(folder / 'model' / ('model-%d' % saved_step(folder / 'model'))))
+    assert not [name for name in weights if 'replica' in name]
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert sorted(path.name for path in folder.glob('model/*.json')) == ['run.json']
+
+
+def test_each_sample_is_used_once_an_epoch(sample_coco):
+    """The shares of two processes are together the batch of one."""
+    from pose_order import batch_positions
+    for number in range(5):
+        whole = list(batch_positions(number, 8))
+        assert whole == [p for share in range(2) for p in batch_positions(number, 4, share, 2)]
+
+
+def test_different_flags_are_refused_before_the_first_step(start_run, folder):
+    run = start_run(folder / 'differs', 2, *FOREVER, different={1: ['--lr=0.01', '--workers=2']})
+    assert run.exit_codes() == [2, 2]
+    for k in range(2):
+        line, = run.errors(k)
+        assert '%s has --lr=[0.001], %s has --lr=[0.01]' % tuple(run.workers) in line and '--workers' not in line
+    assert not list((folder / 'differs').glob('model-*'))
+
+
+def test_divergence_ends_all_with_code_3(start_run, folder):
+    run = start_run(folder / 'diverges', 2, '--lr=1e30', '--warmup-steps=0', *FOREVER)
+    assert run.exit_codes() == [3, 3], run.all_logs()
+    assert all('became NaN or infinite' in run.errors(k)[0] for k in range(2))
