@@ -13,7 +13,7 @@ import pytest
 
 from check_attacks import connect, shake_hands
 from conftest import PATIENCE, run_command, wait_for
-from remote import door, wire
+from remote import door
 from remote.trainer import BatchReceiver
 from remote.worker import ConnectionLost, TrainerConnection
 from wire_ends import RECEIVER, SENDER, SETTINGS, introduce, made_up_batch, next_batch, reports, save_batches
@@ -88,7 +88,7 @@ def test_one_host_cannot_take_all_connections(address, many, monkeypatch):
         connections = many(60, host='127.0.0.2')
         wait_for(lambda: sum(map(is_open, connections)) <= 20, 'they are not shown out')
         assert sum(map(is_open, many(10, host='127.0.0.3'))) == 10
-        worker.send_batch(credit[0], wire.encode_batch(made_up_batch(0, SETTINGS)))
+        worker.send_batch(credit[0], made_up_batch(0, SETTINGS))
         next_batch(receiver)
         lines = wait_for(lambda: [line for line in receiver.report() if 'more than 20 connections' in line], 'not told')
         assert '127.0.0.2' in lines[0]
@@ -133,13 +133,13 @@ def test_a_message_without_end_is_ended(address):
             while time.monotonic() < deadline:
                 connection.sendall(frame)
                 sent += len(frame)
-        wait_for(lambda: any('more bytes than it may send' in line for line in receiver.report()), 'not told')
+        wait_for(lambda: any('more bytes than it may send' in line for line in receiver.report()), 'not told', 30)
         assert psutil.Process().memory_info().rss < before + sent + 16e6
 
 
 def test_a_worker_that_sends_for_long_is_no_attacker(address):
     """What frames cost beside their bytes does not add up."""
-    arrays = wire.encode_batch(made_up_batch(0, SETTINGS))
+    arrays = made_up_batch(0, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as worker:
         receiver._door._max_bytes = 100000
         _, credit = introduce(receiver, worker)
