@@ -107,6 +107,7 @@ def endless_message(host, port, begun):
         connection = connect(host, port)
         with contextlib.suppress(AttributeError, OSError):
             shake_hands(connection)
+            time.sleep(PAUSE)
             while True:
                 connection.sendall(frame)
 
