@@ -23,5 +23,5 @@ cd "$root"
 if command -v shellcheck >/dev/null; then
     shellcheck scripts/*.sh .ci/run
 fi
-export MPLBACKEND=Agg TF_CPP_MIN_LOG_LEVEL=2
+export MPLBACKEND=Agg
 exec "$venv/bin/python" -m pytest "$@"

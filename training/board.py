@@ -1,7 +1,8 @@
 """A run as TensorBoard shows it: two "runs", train and validation, whose curves of the same name share a chart.
 
 TensorBoard sorts charts by name. The first page has the AP, then the losses, the last stage's first as a share of what
-predicting only background costs; then learning rate and speed. Pictures, flags and graph are on pages of their own.
+predicting only background costs; then that cost, learning rate and speed. Pictures, flags and graph have pages of their
+own.
 """
 import os
 import socket
@@ -10,7 +11,8 @@ import time
 import tensorflow.compat.v1 as tf
 
 TRAIN, VALIDATION = 'train', 'validation'
-GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed'}
+GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
+          'loss_ll_background': 'reference'}
 SHARE = 'loss/0_share_of_background'
 
 

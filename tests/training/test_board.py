@@ -60,7 +60,7 @@ def test_training_and_validation_share_their_charts(server):
 
     found = wait_for(tags, 'the server reads no scalars')
     assert set(found) == {'train', 'validation'}
-    losses = {'loss/' + name for name in LOSSES} | {'loss/loss_ll_background', 'loss/0_share_of_background'}
+    losses = {'loss/' + name for name in LOSSES} | {'reference/loss_ll_background', 'loss/0_share_of_background'}
     assert set(found['train']) == losses | {'schedule/lr', 'speed/examples_per_sec', 'speed/queue', 'speed/data_wait'}
     assert set(found['validation']) == losses | {'AP/AP'}
     for run, factor in (('train', 1), ('validation', 2)):
