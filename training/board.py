@@ -1,7 +1,8 @@
 """A run as TensorBoard shows it: two "runs", train and validation, whose curves of the same name share a chart.
 
 TensorBoard sorts charts by name. The first page has the AP, then the losses, the last stage's first as a share of what
-predicting only background costs; then that cost, learning rate and speed. Pictures, flags and graph are on pages of their own.
+predicting only background costs; then that cost, learning rate and speed. Pictures, flags and graph have pages of their
+own.
 """
 import os
 import socket
