@@ -238,15 +238,18 @@ def join_pieces(people, part, position, limbs):
         people in the same form.
     """
     parts = max(map(max, limbs)) + 1
+    first, second = zip(*limbs)
     is_limb = np.zeros((parts, parts), bool)
-    is_limb[tuple(zip(*limbs))] = True
-    is_limb |= is_limb.T
+    is_limb[first, second] = is_limb[second, first] = True
     people = [list(person) for person in people]
-    owner, has = np.empty(len(part), np.int64), np.zeros((len(people), parts), bool)
+    owner = np.empty(len(part), np.int64)
+    places = np.full((len(people), parts, 2), np.nan)
     for number, person in enumerate(people):
         owner[person] = number
-        has[number, part[person]] = True
-    length = np.array([_longest_limb(part[person], position[person], is_limb) for person in people])
+        places[number, part[person]] = position[person]
+    has = np.isfinite(places[:, :, 0])
+    # Each piece's longest limb; 0 where it has none.
+    length = np.nan_to_num(np.linalg.norm(places[:, first] - places[:, second], axis=2)).max(axis=1)
 
     gaps = []
     for absent in range(parts):
@@ -263,12 +266,6 @@ def join_pieces(people, part, position, limbs):
             people[b], merged[b] = [], a
             has[a] |= has[b]
     return [person for person in people if person]
-
-
-def _longest_limb(part, position, is_limb):
-    """Of one piece, in pixels; 0 where it has none."""
-    start, end = np.nonzero(np.triu(is_limb[part[:, None], part]))
-    return np.hypot(*(position[start] - position[end]).T).max() if len(start) else 0.0
 
 
 def _gaps_between(ends, owner, has, position, length):

@@ -35,7 +35,7 @@ from networks.about import model_of
 from networks.pretrained import find_checkpoint, is_weights_file
 from pose_cli import UserError
 from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
-from pose_finder import Finder, Job, Picture, start_decoders
+from pose_finder import MAX_HELD_BYTES, Finder, Job, Picture, start_decoders
 from pose_image import BadSample, read_photograph, write_picture
 from pose_metrics import evaluate, labelled_people, oracle_maps
 
@@ -99,11 +99,11 @@ def draw_photographs(predict_maps, skeleton, args, decoders):
         for name, picture, keypoints, scores in tqdm(found, 'finding people', len(names), unit='image', disable=None):
             summary['images'] += 1
             summary['people'] += len(scores)
-            writing.append(writers.submit(write_photograph, outputs[name], name, picture.pixels, keypoints, scores,
-                                          skeleton))
-            while len(writing) > 2 * WRITERS:
-                writing.popleft().result()
-        for future in writing:
+            writing.append((picture.pixels.nbytes, writers.submit(write_photograph, outputs[name], name, picture.pixels,
+                                                                  keypoints, scores, skeleton)))
+            while len(writing) > 2 * WRITERS or sum(size for size, _ in writing) > MAX_HELD_BYTES:
+                writing.popleft()[1].result()
+        for _, future in writing:
             future.result()
     if not summary['images']:
         raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))

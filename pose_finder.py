@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -32,13 +33,16 @@ MAX_DECODERS = 8
 READERS = 4
 # What goes through the network at once, in pixels: bounds its memory for large inputs, which then go one by one.
 MAX_BATCH_PIXELS = 8 * 368 * 496
+# What waits for the network, or after it for its people, in bytes of images: large photographs wait one by one.
+MAX_HELD_BYTES = 128 << 20
 
 # key: the caller's; read: function () -> Picture, or None to leave it out. It is called in a thread.
 Job = collections.namedtuple('Job', 'key read')
 # pixels: uint8 (H, W, 3), the image at 1 / reduction of its size; views: its pose_average.Views;
 # joints: (people, parts, 2) labels in image pixels, or None.
 Picture = collections.namedtuple('Picture', 'pixels reduction views joints')
-_Item = collections.namedtuple('_Item', 'key picture images joints')  # images and joints: of each view
+# images, joints: of each view; size: of all images, in bytes.
+_Item = collections.namedtuple('_Item', 'key picture images joints size')
 
 
 class Finder:
@@ -77,7 +81,8 @@ class Finder:
                 begin = time.perf_counter()
                 for item, item_maps in zip(batch, maps):
                     decoding.append((item, self._decode(item_maps, item.picture.views)))
-                while decoding and (len(decoding) > self._ahead or decoding[0][1].done()):
+                while decoding and (len(decoding) > self._ahead or decoding[0][1].done()
+                                    or sum(item.size for item, _ in decoding) > MAX_HELD_BYTES):
                     yield self._decoded(decoding.popleft())
                 self._batches.append((len(batch), network, waited + time.perf_counter() - begin))
             while decoding:
@@ -100,7 +105,8 @@ class Finder:
         batch, begin = [], time.perf_counter()
         for item in items:
             sizes = [image.shape for image in item.images]
-            if batch and (len(batch) == self._batchsize or sizes != [image.shape for image in batch[0].images]):
+            if batch and (len(batch) == self._batchsize or sizes != [image.shape for image in batch[0].images]
+                          or (len(batch) + 1) * item.size > MAX_HELD_BYTES):
                 yield batch, time.perf_counter() - begin
                 batch, begin = [], time.perf_counter()
             batch.append(item)
@@ -135,7 +141,7 @@ class Finder:
             raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
 
     def _decoded(self, item):
-        (key, picture, _, _), future = item
+        (key, picture, *_), future = item
         try:
             keypoints, scores, seconds = future.result()
         except concurrent.futures.process.BrokenProcessPool:
@@ -172,20 +178,19 @@ class _Done:
 
 
 def _read_ahead(jobs, ahead, skeleton):
-    """An _Item of each job, read by threads at most `ahead` jobs before their turn."""
+    """An _Item of each job, read by threads at most `ahead` jobs before their turn; fewer where images are large."""
     jobs = iter(jobs)
-    waiting = collections.deque()
+    waiting, size = collections.deque(), MAX_HELD_BYTES  # of an image; the first one is read alone
     executor = concurrent.futures.ThreadPoolExecutor(READERS)
     try:
         while True:
-            for job in jobs:
-                waiting.append(executor.submit(_read, job, skeleton))
-                if len(waiting) >= ahead:
-                    break
+            room = max(1, min(ahead, MAX_HELD_BYTES // size)) - len(waiting)
+            waiting.extend(executor.submit(_read, job, skeleton) for job in itertools.islice(jobs, max(0, room)))
             if not waiting:
                 return
             item = waiting.popleft().result()
             if item is not None:
+                size = item.size
                 yield item
     finally:
         for future in waiting:
@@ -200,7 +205,7 @@ def _read(job, skeleton):
     images = [pose_average.view_image(picture.pixels, view, picture.reduction) for view in picture.views]
     joints = [None if picture.joints is None else pose_augment.transform_joints(picture.joints, view.matrix, skeleton)
               for view in picture.views]
-    return _Item(job.key, picture, images, joints)
+    return _Item(job.key, picture, images, joints, sum(image.nbytes for image in [picture.pixels] + images))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,12 @@
 
 Maps are ground truth, rendered from people in random places, at 368x368 unless said otherwise, stride 8. `enlarged`
 only does what comes first in the usual way: 18 heatmaps enlarged to the input's size, smoothed, and searched for peaks.
+
+In crowds people hide each other: a part near a limb of somebody nearer is not labelled. `AP` is COCO's, but over all
+the people of an image where COCO counts the first 20; `noisy` maps have noise added, as a network's have.
 """
+import contextlib
+import io
 import json
 import time
 
@@ -12,16 +17,24 @@ import cv2
 import numpy as np
 
 from bench_inputs import flag_parser, random_people, render_maps
+from pycocotools.cocoeval import COCOeval
+
 import pose_cli
+import pose_coco
 import pose_decode
-import pose_skeleton
+import pose_metrics
+from pose_skeleton import COCO
 
 STRIDE = 8
 CASES = ((1, 368), (5, 368), (25, 368), (5, 736), (25, 736), (50, 736))
+CROWD = 25
+CROWD_SIZES = (368, 736)
+HIDING = 0.04  # of a person's height: half the width of what limbs hide
+NOISE = 0.02  # of the largest value of a label
 
 
 def find_peaks_enlarged(maps, width, height):
-    for part in range(len(pose_skeleton.COCO.parts)):
+    for part in range(len(COCO.parts)):
         heatmap = cv2.resize(maps[:, :, part], (width, height), interpolation=cv2.INTER_CUBIC)
         heatmap = cv2.GaussianBlur(heatmap, (0, 0), 3)
         np.nonzero((heatmap == cv2.dilate(heatmap, np.ones((3, 3)))) & (heatmap > pose_decode.PEAK_THRESHOLD))
@@ -47,9 +60,54 @@ def measure(people, size, repeats, rng):
             'enlarged_to_decode': round(enlarged / decode, 2)}
 
 
+def crowd(rng, people, size):
+    """People behind each other, the nearest first: float64 (people, 18, 2), NaN where somebody nearer hides a part."""
+    joints = random_people(rng, people, size, size)
+    seen = joints.copy()
+    steps = np.linspace(0, 1, 8)[:, None]
+    for number, nearer in enumerate(joints):
+        limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO.limbs])
+        distance = np.linalg.norm(joints[number + 1:, :, None] - limbs, axis=3).min(axis=2)
+        seen[number + 1:][distance < HIDING * np.ptp(nearer[:, 1])] = np.nan
+    neck, shoulders = COCO.parts.index('Neck'), [COCO.parts.index(name) for name in ('LShoulder', 'RShoulder')]
+    seen[:, neck] = seen[:, shoulders].mean(axis=1)  # as annotation files give it
+    return seen
+
+
+def measure_crowds(images, size, noise, rng):
+    """AP and decoding time on crowds of CROWD people."""
+    annotations, results, milliseconds = [], [], []
+    for image_id in range(1, images + 1):
+        people = crowd(rng, CROWD, size)
+        maps = render_maps(people, size, size, STRIDE)
+        maps += noise * cv2.GaussianBlur(rng.normal(0, 1, maps.shape), (0, 0), 1).astype(np.float32) * 3.5
+        milliseconds.append(median_ms(lambda: pose_decode.decode_people(maps, STRIDE, min_parts=1), 3))
+        results += pose_metrics.coco_results(image_id, *pose_decode.decode_people(maps, STRIDE, min_parts=1))
+        for person in people[:, list(COCO.part_of_keypoint)]:
+            labelled = np.isfinite(person[:, 0])
+            if not labelled.any():
+                continue
+            box = np.concatenate([np.nanmin(person, axis=0), np.nanmax(person, axis=0) - np.nanmin(person, axis=0)])
+            keypoints = np.concatenate([np.nan_to_num(person), 2.0 * labelled[:, None]], axis=1)
+            annotations.append({'id': len(annotations) + 1, 'image_id': image_id, 'category_id': 1, 'iscrowd': 0,
+                                'keypoints': keypoints.ravel().tolist(), 'num_keypoints': int(labelled.sum()),
+                                'bbox': box.tolist(), 'area': float(0.5 * box[2] * box[3])})
+    entries = [{'id': image_id, 'file_name': '', 'width': size, 'height': size} for image_id in range(1, images + 1)]
+    coco = pose_coco.as_pycocotools(pose_coco.Dataset(COCO, entries, annotations, {}, {}))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco, coco.loadRes(results), 'keypoints')
+        evaluation.params.maxDets = [CROWD + 5]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval['precision'][:, :, 0, 0, 0]
+    return {'AP': round(float(precision.mean()), 3), 'AP50': round(float(precision[0].mean()), 3),
+            'found': round(len(results) / images, 1), 'decode_ms': round(float(np.median(milliseconds)), 2)}
+
+
 def parse_flags(args=None):
     parser = flag_parser('Time the decoding of maps into people.')
     parser.add_argument('--repeats', type=pose_cli.positive_int, default=15)
+    parser.add_argument('--crowds', type=pose_cli.positive_int, default=20, help='images of %d people' % CROWD)
     return parser.parse_args(args)
 
 
@@ -62,6 +120,12 @@ def main():
         row = figures['people_%d_size_%d' % (people, size)] = measure(people, size, flags.repeats, rng)
         print('%6d  %dx%d  %5d  %9.1f  %11.1f  %15.1f'
               % (people, size, size, row['found'], row['decode_ms'], row['enlarged_ms'], row['enlarged_to_decode']))
+    print('crowds of %d     found  decode ms     AP   AP50' % CROWD)
+    for size in CROWD_SIZES:
+        for name, noise in (('labels', 0), ('noisy', NOISE)):
+            row = figures['crowd_%d_%s' % (size, name)] = measure_crowds(flags.crowds, size, noise, rng)
+            print('%dx%d %-7s %5.1f  %9.1f  %.3f  %.3f' % (size, size, name, row['found'], row['decode_ms'], row['AP'],
+                                                           row['AP50']))
     if flags.json:
         print(json.dumps(figures))
 

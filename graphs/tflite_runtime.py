@@ -6,18 +6,12 @@ are fast in ai-edge-litert only: tflite-runtime computes them there with referen
 """
 import collections
 import os
-import struct
 
 import numpy as np
 
 from pose_cli import UserError
 
-IDENTIFIER = b'TFL3'  # bytes 4 to 8 of every .tflite file
-
-# Numbers of fields in the schema of TensorFlow Lite.
-OPERATOR_CODES, SUBGRAPHS, BUFFERS = 1, 2, 4  # of a model
-TENSORS, OPERATORS = 0, 3  # of a subgraph
-BUFFER_DATA = 0
+from .tflite_file import check_file
 
 
 def load_network(path, threads=None):
@@ -92,68 +86,3 @@ def count_ops(path):
     # The one way to them in Python; what stands for a group of the others is no op of the file.
     names = [op['op_name'] for op in interpreter._get_ops_details()]
     return dict(collections.Counter(name for name in names if name != 'DELEGATE').most_common())
-
-
-def check_file(path):
-    """Raises UserError when a .tflite file is missing, cut short or something else.
-
-    tflite-runtime does not check, and ends the process when it follows an offset out of the file. So the offsets that
-    lead to the operators, tensors and weights are followed here.
-    """
-    try:
-        with open(path, 'rb') as file:
-            data = file.read()
-    except OSError as error:
-        raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
-    if data[4:8] != IDENTIFIER:
-        raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made'
-                        % path)
-    try:
-        model = _target(data, 0)
-        _tables(data, model, OPERATOR_CODES)
-        for subgraph in _tables(data, model, SUBGRAPHS):
-            _tables(data, subgraph, TENSORS)
-            _tables(data, subgraph, OPERATORS)
-        for buffer in _tables(data, model, BUFFERS):
-            _vector(data, buffer, BUFFER_DATA, item_bytes=1)
-    except (struct.error, IndexError):
-        raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
-
-
-# FlatBuffers: a table starts with the distance back to a list of its fields' places; a vector with its length.
-
-def _target(data, at):
-    return at + struct.unpack_from('<I', data, at)[0]
-
-
-def _field(data, table, number):
-    """The place of a table's field, or None when it is left out."""
-    places = table - struct.unpack_from('<i', data, table)[0]
-    if places < 0:
-        raise IndexError
-    places_bytes, table_bytes = struct.unpack_from('<HH', data, places)
-    if places + places_bytes > len(data) or table + table_bytes > len(data):
-        raise IndexError
-    place = struct.unpack_from('<H', data, places + 4 + 2 * number)[0] if 4 + 2 * number < places_bytes else 0
-    return table + place if place else None
-
-
-def _vector(data, table, number, item_bytes):
-    """(start, length) of the vector that is a table's field."""
-    field = _field(data, table, number)
-    if field is None:
-        return 0, 0
-    start = _target(data, field)
-    length = struct.unpack_from('<I', data, start)[0]
-    if start + 4 + length * item_bytes > len(data):
-        raise IndexError
-    return start + 4, length
-
-
-def _tables(data, table, number):
-    """The places of the tables in the vector that is a table's field; all of each is in the data."""
-    start, length = _vector(data, table, number, item_bytes=4)
-    tables = [_target(data, start + 4 * i) for i in range(length)]
-    for entry in tables:
-        _field(data, entry, 0)
-    return tables

@@ -13,6 +13,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 import pose_cli
 from bare_processes import BareProcesses
 from pose_cli import UserError, positive_int
+from pose_samples import check_input_size
 import networks
 
 WARM_UP, AGREE = 2, 1e-3
@@ -54,7 +55,7 @@ def measure(flags, model, processes, towers, gpus):
 
 
 def parse_flags():
-    parser = pose_cli.ArgumentParser(prog='check_gpus.sh', description='Check that several GPUs train as one.')
+    parser = pose_cli.ArgumentParser(description='Check that several GPUs train as one.')
     parser.add_argument('--models', default='mobilenet_thin,cmu', help='names, with commas between them')
     parser.add_argument('--towers', type=positive_int, help='at most so many (default: all GPUs, or 2 CPU devices)')
     parser.add_argument('--batchsize', type=positive_int, default=8, help='images of a tower')
@@ -63,7 +64,7 @@ def parse_flags():
     parser.add_argument('--json', action='store_true', help='print one JSON object of the figures on the last line')
     flags = parser.parse_args()
     for model in flags.models.split(','):
-        networks.stride(model)
+        check_input_size(*flags.input_size, stride=networks.stride(model), flag='--input-size')
     return flags
 
 

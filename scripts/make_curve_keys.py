@@ -10,8 +10,8 @@
 
 The trainer needs trainer.key_secret and accepted_workers/; a worker needs worker.key_secret and trainer.key. On one
 machine, or a file system that both see, both can be given the same folder; to another machine, copy keys/NAME only:
-trainer.key_secret stays with the trainer. Removing a file from accepted_workers/ locks that worker out at its next
-connection.
+trainer.key_secret stays with the trainer. Removing a file from accepted_workers/ ends that worker's connection within
+a minute, and locks it out.
 """
 import os
 import re

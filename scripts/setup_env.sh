@@ -7,6 +7,10 @@
 #   TF=0 bash scripts/setup_env.sh     .venv-worker  no TensorFlow: what pose_dataworker.py needs on a helper node
 #   TF=lite bash scripts/setup_env.sh  .venv-infer   no TensorFlow: what pose_eval.py needs to run .tflite files
 #
+# With TensorFlow 2 on Linux x86_64, where nvidia-smi answers, CUDA's libraries are installed too (tensorflow[and-cuda]);
+# GPU=1 and GPU=0 before the command force that or leave them out. TensorFlow 1.15 needs CUDA 10.0 and cuDNN 7 from
+# elsewhere: it is said whether they load.
+#
 # PYTHON=/path/to/python names the interpreter to build on; otherwise PATH, pyenv and conda are searched.
 # --dry-run says what would be chosen and changes nothing.
 # Exit codes: 0 ready, 1 the installation failed (run it again), 2 no suitable Python or a wrong setting.
@@ -19,11 +23,14 @@ export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { echo "setup_env: $*"; }
 fail() { echo "error: ${*:2}" >&2; exit "$1"; }
 
+# Run a command that might hang (an interpreter found somewhere on PATH) for at most 20 seconds, where `timeout` exists.
+limited() { if command -v timeout >/dev/null; then timeout 20 "$@"; else "$@"; fi; }
+
 dry_run=
 for flag in "$@"; do
     case $flag in
         --dry-run) dry_run=1 ;;
-        *) fail 2 "unknown flag $flag: there is --dry-run, and the variables TF (1, 2, 0 or lite) and PYTHON" ;;
+        *) fail 2 "unknown flag $flag: there is --dry-run, and the variables TF (1, 2, 0 or lite), GPU (1 or 0) and PYTHON" ;;
     esac
 done
 
@@ -38,11 +45,19 @@ case ${TF:-} in
     lite) venv=.venv-infer; wanted="$tf2_pythons 3.7"; requirements='requirements-infer.txt' ;;
     *) fail 2 "TF=$TF is not a choice: set TF=1, TF=2, TF=0 or TF=lite (no TensorFlow), or leave it unset" ;;
 esac
+# Whether the GPUs are to be used, and why.
+gpu= gpu_why=
+case ${GPU:-} in
+    '') if { [ -z "${TF:-}" ] || [ "$TF" = 1 ] || [ "$TF" = 2 ]; } && [[ $OSTYPE = linux* && $HOSTTYPE = x86_64 ]] &&
+                command -v nvidia-smi >/dev/null && limited nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU '; then
+            gpu=1 gpu_why='nvidia-smi answers'
+        fi ;;
+    1) gpu=1 gpu_why='GPU=1 asks for them' ;;
+    0) ;;
+    *) fail 2 "GPU=$GPU is not a choice: set GPU=1 (with CUDA's libraries), GPU=0 (without), or leave it unset" ;;
+esac
 # 'building', or three lines: checksum of the requirements, Python version, what was chosen and why.
 stamp=$root/$venv/setup_env.stamp
-
-# Run a command that might hang (an interpreter found somewhere on PATH) for at most 20 seconds, where `timeout` exists.
-limited() { if command -v timeout >/dev/null; then timeout 20 "$@"; else "$@"; fi; }
 
 # Prints "version|system machine|missing module or empty|base prefix|path of the interpreter itself", or fails.
 # A virtual environment is looked through to the Python below it, so that it never becomes its own base.
@@ -138,6 +153,11 @@ choose() {
     ! tensorflow_1 "$version" || tensorflow='TensorFlow 1.15'
     [ "${TF:-}" != 0 ] || tensorflow='no TensorFlow'
     [ "${TF:-}" != lite ] || tensorflow='TensorFlow Lite alone'
+    if [ -n "$gpu" ] && [ "$tensorflow" = 'TensorFlow 2' ]; then
+        [ "$system" = 'Linux x86_64' ] ||
+            fail 2 "GPU=1: CUDA's libraries are for Linux x86_64, not $system; unset GPU"
+        tensorflow="$tensorflow with CUDA's libraries ($gpu_why)"
+    fi
     chosen="$venv gets Python $version ($python) and $tensorflow: $why"
 }
 
@@ -160,7 +180,7 @@ make_venv() {
 
 install() {
     local pip=("$root/$venv/bin/python" -m pip) log=$root/$venv/setup_env.log
-    local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter=
+    local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter= cuda=
     [ "${TF:-}" = lite ] || modules="msgpack, tensorpack, zmq, $modules"
     case $version in
         3.6) ;;
@@ -176,8 +196,10 @@ install() {
     [ "$("${pip[@]}" --version | sed 's/^pip \([0-9]*\).*/\1/')" -ge 21 ] ||
         "${pip[@]}" install --quiet 'pip>=21.3,<25' >&2 ||
         fail 1 "upgrading pip in $venv failed (see above): check the network and $again"
-    say "installing $requirements into $venv (this can take minutes; log: $log)"
-    "${pip[@]}" install -r "$root/$requirements" 2>&1 | tee "$log" >&2 ||
+    [[ $chosen != *'CUDA'* ]] ||
+        cuda=$(sed -n "s/^tensorflow==\([0-9.]*\).*/tensorflow[and-cuda]==\1/p" "$root/requirements.txt")
+    say "installing $requirements${cuda:+ and $cuda} into $venv (this can take minutes; log: $log)"
+    "${pip[@]}" install -r "$root/$requirements" ${cuda:+"$cuda"} 2>&1 | tee "$log" >&2 ||
         fail 1 "installing $requirements failed: $(grep '^ERROR' "$log" | tail -n 1): check the network and $again"
     # It runs with TensorFlow 1.15's numpy, but asks for a newer one.
     ! tensorflow_1 "$version" || [ -z "$interpreter" ] ||
@@ -189,10 +211,19 @@ install() {
     rm -f "$log.import"
 }
 
+# Says whether CUDA's libraries load, which TensorFlow itself tells only among many other lines.
+report_cuda() {
+    local major=2
+    ! tensorflow_1 "$version" || major=1
+    [ -z "$gpu" ] || [ "${TF:-}" = 0 ] || [ "${TF:-}" = lite ] ||
+        (cd "$root" && "$venv/bin/python" -c "from training import cuda; print('setup_env: ' + cuda.report($major))")
+}
+
 # In a function, so that bash has read all of it before it starts: the file may change under a run (git pull).
 main() {
     checksum=$(cd "$root" && cat constraints.txt requirements-infer.txt requirements-worker.txt "$requirements" | cksum | tr ' ' '-') ||
         fail 2 "$root lacks its requirements files: get a complete checkout"
+    checksum=$checksum${gpu:+-gpu}
 
     if [ -z "$dry_run" ] && ready; then
         say "$chosen (ready)"
@@ -224,6 +255,7 @@ main() {
     install
     printf '%s\n' "$checksum" "$version" "$chosen" >"$stamp.new"
     mv -f "$stamp.new" "$stamp"
+    report_cuda
     say "$venv is ready: $venv/bin/python"
 }
 

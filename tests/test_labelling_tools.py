@@ -58,6 +58,22 @@ def test_files_of_tools(tool, tmp_path, caplog):
     assert [image['file_name'] for image in dataset.images] == [name.decode() for name in annotations.file_name]
 
 
+def test_image_folders_are_found_by_the_first_file_name(tmp_path):
+    """Also where an export has no folder for the split, or the names start from one above; --imgpath has its way."""
+    split = tool_files.write_cvat(tmp_path / 'cvat', IMAGES, PEOPLE)
+    images = tmp_path / 'cvat' / 'images'
+    for name, _, _, _ in IMAGES:
+        (images / split / name).rename(images / name)
+    assert pose_annotations.find_split(str(tmp_path / 'cvat'), split)[1] == str(images)
+    (images / split).rmdir()
+    assert pose_annotations.find_split(str(tmp_path / 'cvat'), split)[1] == str(images)
+    split = tool_files.write_label_studio(tmp_path / 'studio', IMAGES, PEOPLE, tool_files.LIMBS)
+    for path in (split, str(tmp_path / 'studio' / split)):
+        assert pose_annotations.find_split(str(tmp_path / 'studio'), path)[1] == str(tmp_path / 'studio')
+    with pytest.raises(UserError, match='no image folder .*--imgpath'):
+        pose_annotations.find_split(str(tmp_path / 'studio'), split, str(tmp_path / 'absent'))
+
+
 def test_label_studio_knows_no_limbs(tmp_path):
     split = tool_files.write_label_studio(tmp_path, IMAGES, PEOPLE)
     file, folder = pose_annotations.find_split(str(tmp_path), split)

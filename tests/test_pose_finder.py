@@ -2,6 +2,7 @@
 import os
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_large_images_go_one_by_one():
     todo, people = jobs([(1200, 1200)] * 2, flip=True)
     check(list(Finder(predict_maps, batchsize=8).find(todo)), people)
     assert [shape[0] for shape in seen] == [1] * 4 and MAX_BATCH_PIXELS < 2 * 1200 * 1200
+
+
+def test_large_photographs_wait_one_by_one(monkeypatch):
+    """Memory: twenty photographs of 3 MB where 4 MB may wait on each side of the network. Without the bound, 13 waited
+    before it and 8 after it."""
+    monkeypatch.setattr('pose_finder.MAX_HELD_BYTES', 4 << 20)
+    views = pose_average.make_views(1000, 1000, short_edge=64, scales=(0.5, 1, 1.5), flip=True)
+    alive, most = weakref.WeakSet(), []
+
+    class Pixels(np.ndarray):
+        __hash__ = object.__hash__
+
+    def read():
+        pixels = np.zeros((1000, 1000, 3), np.uint8).view(Pixels)
+        alive.add(pixels)
+        most.append(len(alive))
+        return Picture(pixels, 1, views, np.zeros((0, 18, 2)))
+    finder = Finder(pose_metrics.oracle_maps(STRIDE), batchsize=4)
+    assert len(list(key for key, *_ in finder.find(Job(key, read) for key in range(20)))) == 20
+    assert max(most) <= 4  # one being read, one in the network, one after it, one in the caller's hands
 
 
 def test_errors_of_readers_and_decoders_arrive():

@@ -361,6 +361,21 @@ def test_the_hint_names_what_loading_depends_on():
         assert '--datapath' in loader.hint() and '\n' not in loader.hint()
 
 
+def test_stopped_workers_die_with_a_killed_supervisor():
+    with watched_loader(200, workers=2) as (loader, supervisor):
+        take(loader, 2)
+        workers = descendants(supervisor)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        os.kill(supervisor, signal.SIGKILL)
+        wait_for(lambda: not any(map(is_running, workers)), 'workers are left over', 20)
+
+
+def test_batches_that_memory_cannot_hold_are_one_line():
+    with pytest.raises(UserError, match='batches of 100000000 samples .* take a smaller --batchsize'):
+        BatchLoader(NumberedDataset(50), 100000000, workers=1, seed=1)
+
+
 @pytest.mark.parametrize('stopped', ['supervisor', 'all'])
 def test_stopped_processes_do_not_hold_up_the_end(sample_coco, stopped):
     loader = BatchLoader(PoseDataset(str(sample_coco), 'train2017', 64, 64, 8), 2, workers=1, seed=0)

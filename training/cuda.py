@@ -11,6 +11,7 @@ LIBRARIES = {
     2: ('libcudart.so.12', 'libcublas.so.12', 'libcublasLt.so.12', 'libcufft.so.11', 'libcusolver.so.11',
         'libcusparse.so.12', 'libcudnn.so.9'),
 }
+NEEDS = {1: 'TensorFlow 1.15 needs CUDA 10.0 and cuDNN 7', 2: 'TensorFlow 2 needs CUDA 12 and cuDNN 9'}
 REMEDIES = {1: 'install CUDA 10.0 and cuDNN 7, with their folders in LD_LIBRARY_PATH',
             2: 'run GPU=1 TF=2 bash scripts/setup_env.sh, or install CUDA 12 and cuDNN 9'}
 
@@ -44,3 +45,10 @@ def why_no_gpu(tensorflow_version, present=None):
         return ' though there is one, and all its libraries load: TF_CPP_MIN_LOG_LEVEL=0 shows why'
     return ' though there is one: %s cannot be loaded; %s' % (
         ' and '.join(missing), 'install the driver' if 'libcuda.so.1' in missing else REMEDIES[major])
+
+
+def report(major):
+    """In one line, what TensorFlow `major` needs and whether it loads."""
+    missing = missing_libraries(LIBRARIES[major])
+    return '%s: %s' % (NEEDS[major], 'cannot load %s, so the GPUs stay unused; %s' % (
+        ', '.join(missing), REMEDIES[major]) if missing else 'all their libraries load')

@@ -35,8 +35,10 @@ def test_data():
 
 
 def test_decode():
-    values = figures('bench_decode.py', '--repeats=1')
+    values = figures('bench_decode.py', '--repeats=1', '--crowds=1')
     assert values['people_1_size_368']['found'] == 1 and values['people_5_size_736']['found'] == 5
+    crowds = [values.pop('crowd_%d_%s' % (size, maps)) for size in (368, 736) for maps in ('labels', 'noisy')]
+    assert all(set(row) == {'AP', 'AP50', 'found', 'decode_ms'} and row['AP'] > 0.2 for row in crowds)
     assert all(set(row) == {'found', 'decode_ms', 'enlarged_ms', 'enlarged_to_decode'} for row in values.values())
 
 

@@ -90,7 +90,8 @@ def test_the_costliest_message_costs_little_more_than_an_honest_one():
 def test_mutated_headers_are_right_or_refused(data):
     packed = data.draw(st.sampled_from(FROM_WORKER + FROM_TRAINER))
     header = bytearray(packed)
-    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(header) - 1), st.integers(0, 255)), max_size=4)):
+    changes = st.tuples(st.integers(0, len(header) - 1), st.integers(0, 255))
+    for place, value in data.draw(st.lists(changes, max_size=4)):
         header[place] = value
     header = bytes(header[:data.draw(st.integers(0, len(header)))]) + data.draw(st.binary(max_size=4))
     changed = dict(msgpack.unpackb(packed, raw=False))

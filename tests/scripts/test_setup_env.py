@@ -137,6 +137,37 @@ def test_tensorflow_1_is_not_tried_on_other_processors(machine):
     assert 'TensorFlow 2' in chosen(machine.setup('--dry-run'))
 
 
+def test_gpus_that_answer_bring_cuda(machine):
+    """Only with TensorFlow 2; GPU=0 and GPU=1 overrule it."""
+    fake_python(machine.bin / 'python3.7', '3.7')
+    fake_python(machine.bin / 'python3.13', '3.13')
+    assert 'CUDA' not in chosen(machine.setup('--dry-run', TF='2'))
+    assert "TensorFlow 2 with CUDA's libraries (GPU=1 asks" in chosen(machine.setup('--dry-run', TF='2', GPU='1'))
+    smi = executable(machine.bin / 'nvidia-smi', 'echo "GPU 0: NVIDIA H100 (UUID: GPU-1)"\n')
+    assert "TensorFlow 2 with CUDA's libraries (nvidia-smi answers)" in chosen(machine.setup('--dry-run', TF='2'))
+    for variables in ({'TF': '2', 'GPU': '0'}, {'TF': '1'}, {'TF': '0'}):
+        assert 'CUDA' not in chosen(machine.setup('--dry-run', **variables))
+    executable(smi, 'echo "NVIDIA-SMI has failed because it could not communicate with the driver."\nexit 9\n')
+    assert 'CUDA' not in chosen(machine.setup('--dry-run', TF='2'))
+    assert_user_error(machine.setup('--dry-run', GPU='yes'), 'GPU=yes', 'GPU=1', 'GPU=0')
+    fake_python(machine.home / 'arm', '3.12', system='Linux aarch64')
+    assert_user_error(machine.setup(TF='2', GPU='1', PYTHON=str(machine.home / 'arm')), 'Linux x86_64',
+                      'Linux aarch64')
+
+
+@pytest.mark.slow
+def test_cuda_is_installed_in_the_pinned_version(machine):
+    """pip is asked for it; its index is an empty folder."""
+    index = machine.home / 'index'
+    index.mkdir(parents=True)
+    result = machine.setup(TF='2' if sys.version_info >= (3, 10) else '', GPU='1', PYTHON=sys.executable,
+                           PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX='1', PIP_FIND_LINKS=str(index))
+    assert result.returncode == 1
+    pin, = [line.split(' ;')[0] for line in pins('requirements.txt') if line.startswith('tensorflow==')]
+    wanted = ' and %s into' % pin.replace('==', '[and-cuda]==')
+    assert (wanted in result.stdout) == (sys.version_info >= (3, 10)), result.stdout
+
+
 def test_unknown_flag(machine):
     assert_user_error(machine.setup('--force'), '--force', '--dry-run')
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import train
 from pose_cli import UserError
 from saved_weights import load_all, saved_step
 from training import checkpoint
+from training.session import open_session
 from training.towers import Training
 
 
@@ -30,9 +30,9 @@ class TinyTraining:
         self.best = checkpoint.BestCheckpoint(self.saver, folder)
         network = types.SimpleNamespace(variables=[self.weight])
         hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
-            network, tf.identity(self.step), tf.constant(0.25), {}, self.health))
+            network, tf.identity(self.step), tf.constant(0.25), {}, self.health, [], tf.no_op(), None, None, 0))
         self.session = self._stack.enter_context(
-            train.open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
+            open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
 
     def run(self, steps=1, **feed):
         for _ in range(steps):

@@ -189,6 +189,26 @@ def test_ctrl_c_while_waiting_for_data(start_run, resumed, diverging):  # diverg
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 3
 
 
+def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, resumed):
+    """Of the loader processes: with it stopped SIGTERM ends the run; when it is killed the run saves and says so."""
+    model = resumed[0]
+    flags = ['--max-steps=1000', '--save-every=100000', '--valid-every=0']
+    run = start_run(model, *flags)
+    run.wait_until(lambda: run.last_logged_step() > 0)
+    supervisor, = psutil.Process(run.process.pid).children()
+    supervisor.suspend()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(timeout=120) == 0, run.log()
+    before = saved_step(model)
+    run = start_run(model, *flags)
+    run.wait_until(lambda: run.last_logged_step() > before)
+    psutil.Process(run.process.pid).children()[0].kill()
+    assert run.process.wait(timeout=120) == 2, run.log()
+    assert [line for line in run.log().splitlines() if line.startswith('error: ')] == [
+        'error: the loader processes were killed; start the command again']
+    assert saved_step(model) == run.last_logged_step() > before
+
+
 def test_divergence_ends_the_run_with_code_3(diverging, folder):
     run, _ = diverging
     assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()

@@ -16,7 +16,7 @@ from graphs import predict
 from pose_cli import UserError
 from training import checkpoint, recovery, runlog
 
-FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48}
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam'}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
          'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
          + data[len(data) // 4 + 1:]}
