@@ -27,6 +27,7 @@ import zmq
 from bench_inputs import ROOT, made_up_batches
 import bench_remote
 import pose_cli
+from pose_batches import encode_batch
 from remote import trainer
 
 SETTINGS = {'input_width': 96, 'input_height': 96, 'stride': 8, 'batchsize': 4, 'seed': 0}
@@ -106,6 +107,7 @@ def endless_message(host, port, begun):
         connection = connect(host, port)
         with contextlib.suppress(AttributeError, OSError):
             shake_hands(connection)
+            time.sleep(PAUSE)
             while True:
                 connection.sendall(frame)
 
@@ -302,7 +304,8 @@ def parse_flags(args=None):
 
 def main():
     flags = parse_flags()
-    batches = made_up_batches(*(SETTINGS[name] for name in ('batchsize', 'input_width', 'input_height', 'stride')), 2)
+    shape = [SETTINGS[name] for name in ('batchsize', 'input_width', 'input_height', 'stride')]
+    batches = [encode_batch(*batch) for batch in made_up_batches(*shape, 2)]
     print('%-26s %9s %7s %7s %7s %7s %7s %6s %7s' % ('attack', 'batches/s', 'MB', 'during', 'CPU', 'after', 'most MB',
                                                      'failed', 'close s'))
     with tempfile.TemporaryDirectory() as keys:

@@ -118,7 +118,8 @@ class BatchReceiver:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            self._receive(0)
+            if not self._socket.closed:
+                self._receive(0)
             while not self._socket.closed:
                 while self._queue:
                     batch = self._take()
