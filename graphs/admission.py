@@ -31,6 +31,10 @@ INTEGER_TYPES = {dtype.as_datatype_enum for dtype in INTEGERS}
 ALLOWED_TYPES = {dtype.as_datatype_enum for dtype in INTEGERS + FLOATS + (
     tf.bool, tf.uint8, tf.int8, tf.quint8, tf.qint8, tf.quint16, tf.qint16, tf.qint32)}
 
+# Of the attributes that are text: TensorFlow 1.15 ends the process over others.
+ALLOWED_TEXTS = {b'', b'NHWC', b'NCHW', b'SAME', b'VALID', b'EXPLICIT', b'REFLECT', b'SYMMETRIC', b'MIN_COMBINED',
+                 b'MIN_FIRST', b'SCALED', b'HALF_AWAY_FROM_ZERO', b'HALF_TO_EVEN'}
+
 MAX_NODES = 100000
 MAX_ELEMENTS = 2 ** 28  # of all constants together, and of any tensor: more than any network here needs
 MAX_INTEGERS = 1024  # of a constant: shapes, axes and paddings; TensorFlow computes with these while it imports
@@ -76,6 +80,9 @@ def _check_attributes(node):
                 kind == 'tensor' and node.op != 'Const'):
             raise UserError('the node %s (%s) has the attribute %s, a %s; nothing of the graph was run'
                             % (node.name, node.op, name, 'function' if kind == 'list' else kind))
+        if not {value.s, *value.list.s} <= ALLOWED_TEXTS:
+            raise UserError('the node %s (%s) has the attribute %s=%.40r, which no network needs'
+                            % (node.name, node.op, name, value.s or list(value.list.s)))
         for dtype in [value.type] * (kind == 'type') + list(value.list.type):
             if dtype not in ALLOWED_TYPES:
                 raise UserError('the node %s (%s) is not of numbers (its %s is %d)' % (node.name, node.op, name, dtype))
@@ -177,7 +184,7 @@ def _parts(graph):
 
 
 def _computes_integers(node):
-    return any(tf.as_dtype(node.attr[name].type) in INTEGERS
+    return any(node.attr[name].type in INTEGER_TYPES
                for name in ('T', 'DstT', 'out_type', 'dtype') if name in node.attr)
 
 

@@ -38,6 +38,7 @@ def read_npy(file, path):
         UserError: truncated, not a dictionary of arrays, or a pickle of anything else.
     """
     try:
+        file = io.BytesIO(file.read())  # of a file, as many bytes would be asked for as a damaged length says
         version = np.lib.format.read_magic(file)
         shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0,
                            (2, 0): np.lib.format.read_array_header_2_0}[version](file)

@@ -49,7 +49,7 @@ def test_four_formats_are_read_whole_and_not_in_part(extension, tmp_path):
 
 
 def test_size_is_bounded_by_the_header(tmp_path):
-    """400 million pixels in 60 kB would take gigabytes; not one of them is decoded."""
+    """400 million pixels in 49 kB would take gigabytes; not one of them is decoded."""
     (tmp_path / 'a.png').write_bytes(png_bomb(20000, 20000))
     begin = time.process_time()
     for read in (lambda: read_photograph(str(tmp_path / 'a.png')),

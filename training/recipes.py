@@ -8,7 +8,7 @@ import math
 
 from pose_cli import UserError, non_negative_int, positive_int
 
-# Measured from scratch (etcs/experiments.md): enough for vgg at 0.001, and no loss for the others.
+# Measured from scratch (etcs/experiments.md): vgg at 0.001 then does not explode in its first steps.
 WARMUP_STEPS = 50
 
 # What the flags leave open, by --recipe. `paper` is the solver of the original's authors: their rate falls to 0.333 of

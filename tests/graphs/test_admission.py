@@ -90,6 +90,16 @@ def test_nor_does_an_attribute_call_one(tmp_path):
     refused(graph, tmp_path, 'has the attribute then, a func')
 
 
+def test_attributes_are_of_known_types_and_texts(tmp_path):
+    """TensorFlow 1.15 ends the process over a data_format that is none."""
+    for change, mention in ((lambda node: setattr(node.attr['data_format'], 's', b'NH\xcfC'), 'attribute data_format='),
+                            (lambda node: setattr(node.attr['T'], 'i', 0), 'refuses it'),
+                            (lambda node: setattr(node.attr['T'], 'type', 0), 'not of numbers')):
+        graph = plain()
+        change(next(node for node in graph.node if node.op == 'Conv2D'))
+        refused(graph, tmp_path, mention)
+
+
 def changed_constant(graph, change):
     change(next(node for node in graph.node if node.op == 'Const' and len(node.attr['value'].tensor.tensor_content)))
     return graph
