@@ -6,6 +6,7 @@ was cut is seen from the connection, which ZeroMQ's own thread keeps alive also 
 collectives would wait for ever for such a process: so a thread ends this one, whatever the main thread does.
 """
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from remote.link import LINK_TIMEOUT
 DIVERGED_EXIT_CODE = 3  # NaN: all processes see it at the same step
 LOST_EXIT_CODE = 4
 BEAT_SECONDS = 1.0
+BIND_SECONDS = 10.0
 RETURN_SECONDS = 10.0  # for a broken connection to come back
 REPORT_SECONDS = 30.0
 FAREWELL_SECONDS = 15.0
@@ -66,7 +68,7 @@ class Peers:
         self._own = self._context.socket(zmq.PUB)
         self._own.setsockopt(zmq.LINGER, 2000)
         try:
-            self._own.bind('tcp://%s:%d' % _own_address(cluster))
+            _bind(self._own, 'tcp://%s:%d' % _own_address(cluster))
         except (zmq.ZMQError, OSError) as error:
             self._context.destroy(linger=0)
             raise UserError('cannot listen on %s:%d (%s); start each worker on the machine that the cluster names for '
@@ -81,6 +83,7 @@ class Peers:
     def _subscribe(self, name, address, link_timeout):
         subscriber = self._context.socket(zmq.SUB)
         subscriber.setsockopt(zmq.LINGER, 0)
+        subscriber.setsockopt(zmq.RECONNECT_IVL, 1000)
         subscriber.setsockopt(zmq.HEARTBEAT_IVL, int(link_timeout * 250))
         subscriber.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000))
         subscriber.setsockopt(zmq.IPV6, '[' in address)
@@ -246,6 +249,19 @@ class Peers:
 
 def _listed(facts, names):
     return ', '.join('%s=%s' % (name, json.dumps(facts.get(name))) for name in names)
+
+
+def _bind(publisher, address):
+    """Bind, for BIND_SECONDS again and again: what tries to connect to a port of its own machine on which nobody
+    listens yet may be given that very port to come from, and holds it for a moment."""
+    deadline = time.monotonic() + BIND_SECONDS
+    while True:
+        try:
+            return publisher.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def _own_address(cluster):
