@@ -8,7 +8,8 @@ import pytest
 
 from conftest import ROOT, assert_user_error, run_command
 
-NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*.py') if path.name != 'bench_inputs.py')
+NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
+               if path.name.startswith(('bench_', 'check_')) and path.name != 'bench_inputs.py')
 
 
 def figures(name, *flags):
