@@ -50,6 +50,7 @@ def test_finder():
     assert values['single']['time'] == 1
 
 
+@pytest.mark.slow
 def test_coco_scale(tmp_path):
     for _ in range(2):  # with the files of the first time
         values = figures('bench_coco_scale.py', '--scale=0.001', '--folder=%s' % tmp_path)

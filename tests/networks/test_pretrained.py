@@ -178,6 +178,7 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
     assert set(match.missing) == backbone - set(values)
 
 
+@pytest.mark.slow
 def test_own_checkpoint_comes_back_whole(tmp_path):
     """With an optimizer's slots in it; named by its prefix, one of its files or its folder; restored by a Scaffold."""
     with tf.Graph().as_default(), tf.Session() as session:
@@ -219,6 +220,7 @@ class FastTwoStages(MobilenetFast):
     stage_count = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('known', (False, True), ids=('by shapes', 'by run.json'))
 def test_weights_of_another_skeleton(tmp_path, known):
     """Hidden layers are restored; the layers that make maps or read them start anew and are named. Other keypoints in
