@@ -183,7 +183,7 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     for n, frames in enumerate(hostile_messages(rng, 10000, bomb)):
         if n % 10 == 0:  # some of them introduce themselves properly first, and so get further
             sockets.append(context.socket(zmq.DEALER))
-            sockets[-1].setsockopt(zmq.RECONNECT_IVL, -1)  # who has been shown out stays out
+            sockets[-1].setsockopt(zmq.RECONNECT_IVL, 1000000)  # who has been shown out stays out
             sockets[-1].connect(address)
             if len(sockets) > 50:
                 sockets.popleft().close(0)
@@ -201,7 +201,8 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     after = reports(trainer)[-1]
     context.destroy(linger=0)
     assert trainer.poll() is None and worker.poll() is None
-    assert after['rss'] < before['rss'] + 16e6, 'memory grew by %.0f MB' % ((after['rss'] - before['rss']) / 1e6)
+    # Fifty connections at a time may each hold what the door allows; that much stays in the heap.
+    assert after['rss'] < before['rss'] + 64e6, 'memory grew by %.0f MB' % ((after['rss'] - before['rss']) / 1e6)
     assert any('127.0.0.1' in line for line in dropped())
     assert not bomb.exists()
     assert trainer.log.read_text().count('WARNING') < 500  # counted, not one line each
