@@ -213,7 +213,7 @@ def test_divergence_ends_the_run_with_code_3(diverging, folder):
     run, _ = diverging
     assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()
     message, = [line for line in run.log().splitlines() if line.startswith('error: ')]
-    assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+(29|30);' % (run.last_logged_step() + 1), message)
+    assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+\d\d;' % (run.last_logged_step() + 1), message)
     assert str(folder / 'diverged' / 'model-0') in message
 
 
