@@ -194,7 +194,7 @@ def _import_part(tf_graph, part):
     try:
         tf.import_graph_def(part, name='', input_map={ref: tf_graph.get_tensor_by_name(ref) for ref in earlier})
     except (ValueError, KeyError, tf.errors.OpError) as error:
-        raise UserError('TensorFlow %s refuses it: %s' % (tf.__version__, error))
+        raise UserError('TensorFlow %s refuses it: %.300s' % (tf.__version__, error))
 
 
 def _check_sizes(op, name):

@@ -7,7 +7,7 @@
 # Without GPUs it does the same on CPU devices. Exit codes: 0 all agree, 1 they do not, 2 a wrong call.
 # Runs with $PYTHON if set, else with .venv-tf2 under TF=2, the activated environment, the project's .venv, or python3.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
 choices=("${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" python3)
 [ "${TF:-}" != 2 ] || choices=("$root/.venv-tf2/bin/python")

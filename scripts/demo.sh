@@ -14,10 +14,10 @@ fail() { echo "error: $*" >&2; exit 2; }
 photos=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
 output=${2:-demo}
 case $output in /*) ;; *) output=$PWD/$output ;; esac
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 # Weights that have seen real people go first.
-weights=
+weights=''
 for file in etcs/weights/mobilenet_thin_lspet.npy etcs/weights/mobilenet_thin_rendered.npy; do
     [ -n "$weights" ] || [ ! -f "$file" ] || weights=$file
 done

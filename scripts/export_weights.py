@@ -35,9 +35,10 @@ def parse_flags():
 
 def network_weights(model, skeleton, checkpoint):
     """{variable name: float32 array} of a network. Raises UserError when the checkpoint lacks one or is another's."""
-    from graphs import freeze, graphdef  # TensorFlow comes with it
-    names = [node.name for node in freeze.network_graph(model, skeleton=skeleton).node
-             if node.op in graphdef.VARIABLES]
+    import tensorflow.compat.v1 as tf
+    with tf.Graph().as_default():
+        image = tf.placeholder(tf.float32, [None, None, None, 3])
+        names = [v.op.name for v in networks.get_network(model, image, False, skeleton).variables]
     weights = read_weights(checkpoint)
     missing = sorted(set(names) - set(weights))
     if missing:

@@ -13,14 +13,14 @@ weights=etcs/weights/mobilenet_thin_rendered.npy
 folder=quickstart model=model
 for argument in "$@"; do
     case $argument in
-        --from-scratch) weights= model=model_from_scratch ;;
+        --from-scratch) weights='' model=model_from_scratch ;;
         -*) echo "error: unknown flag $argument: there is --from-scratch, and a folder" >&2; exit 2 ;;
         *) folder=$argument ;;
     esac
 done
 if [ -n "$weights" ] && [ ! -f "$weights" ]; then
     echo "no $weights in this checkout: training starts from scratch"
-    weights= model=model_from_scratch
+    weights='' model=model_from_scratch
 fi
 
 bash scripts/setup_env.sh
@@ -29,6 +29,7 @@ python=.venv/bin/python
 begin=$SECONDS
 say() { echo "== $1 ($((SECONDS - begin)) s so far)"; }
 
+mkdir -p "$folder"
 say "1/6 sample data: rendered people in COCO's format"
 data=$folder/data
 # Other people than those that the weights were trained on: another seed.
@@ -58,10 +59,10 @@ else
     echo "no graph_int8.tflite here: on Python 3.7 its layers are slow (README, \"Optimization for inference\")"
 fi
 PYTHON="$python" bash scripts/freeze_and_optimize.sh --model=mobilenet_thin --checkpoint="$folder/$model" \
-    --output-dir="$folder/graph" --input-size=320x320 --datapath="$data" --runs=10 ${int8[@]+"${int8[@]}"}
+    --output-dir="$folder/graph" --input-size=256x256 --datapath="$data" --runs=10 ${int8[@]+"${int8[@]}"}
 
 say "5/6 people found in unseen images"
-evaluate=("$python" pose_eval.py --datapath="$data" --input-size=320x320)
+evaluate=("$python" pose_eval.py --datapath="$data" --input-size=256x256)
 "${evaluate[@]}" --graph="$folder/graph/graph_opt.pb" --output-dir="$folder/people" 2>&1 | tee "$folder/people.txt"
 if [ -n "$weights" ]; then
     say "6/6 the same with the weights as they were before this training"
@@ -104,7 +105,7 @@ with open(os.path.join(folder, 'graph', 'report.json')) as file:
     for name, row in json.load(file).items():
         if name != 'graph_frozen':
             suffix = '.tflite' if row['runtime'] != 'TensorFlow' else '.pb'
-            print('%s: %.1f MB, %.0f ms an image of 320x320'
+            print('%s: %.1f MB, %.0f ms an image of 256x256'
                   % (os.path.join(folder, 'graph', name + suffix), row['bytes'] / 1e6, row['latency_ms']))
 print('labelled people beside the people found: ' + os.path.join(folder, 'people', 'people_val2017.png'))
 END

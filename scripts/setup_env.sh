@@ -46,7 +46,7 @@ case ${TF:-} in
     *) fail 2 "TF=$TF is not a choice: set TF=1, TF=2, TF=0 or TF=lite (no TensorFlow), or leave it unset" ;;
 esac
 # Whether the GPUs are to be used, and why.
-gpu= gpu_why=
+gpu='' gpu_why=''
 case ${GPU:-} in
     '') if { [ -z "${TF:-}" ] || [ "$TF" = 1 ] || [ "$TF" = 2 ]; } && [[ $OSTYPE = linux* && $HOSTTYPE = x86_64 ]] &&
                 command -v nvidia-smi >/dev/null && limited nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU '; then
@@ -180,7 +180,7 @@ make_venv() {
 
 install() {
     local pip=("$root/$venv/bin/python" -m pip) log=$root/$venv/setup_env.log
-    local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter= cuda=
+    local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter='' cuda=''
     [ "${TF:-}" = lite ] || modules="msgpack, tensorpack, zmq, $modules"
     case $version in
         3.6) ;;

@@ -55,7 +55,8 @@ def test_five_keypoints_all_the_way(sample_coco, data, others, address, start, t
     model, graphs, out = (tmp_path / name for name in ('model', 'graphs', 'out'))
     result = run_command('train.py', '--model=mobilenet_thin', '--checkpoint=%s' % others, '--remote-data=' + address,
                          '--datapath=%s' % data, '--valid-split=check', '--input-width=64', '--input-height=64',
-                         '--batchsize=4', '--max-steps=2', '--eval-every=2', '--modelpath=%s' % model)
+                         '--batchsize=4', '--max-steps=2', '--eval-every=2', '--modelpath=%s' % model,
+                         timeout=3 * PATIENCE)
     assert result.returncode == 0, result.stderr
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
     assert 'for other keypoints, so these layers start anew: Openpose/MConv_Stage1_L1_5, ' in result.stderr

@@ -106,6 +106,7 @@ def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
                                   env=environment), 'worker.key_secret', 'make_curve_keys.py')
 
 
+@pytest.mark.slow
 def test_training_with_two_workers(address, start, sample_coco, tmp_path):
     """train.py goes on when a worker is killed; the other waits while train.py is stopped, and ends when it is done."""
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
@@ -131,6 +132,7 @@ def test_training_with_two_workers(address, start, sample_coco, tmp_path):
     assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_its_figures(sample_coco):
     result = run_command('benchmarks/bench_remote.py', '--seconds=1', '--rounds=1', '--input-size=64x64',
                          '--batchsize=2', '--json')

@@ -165,9 +165,9 @@ def test_files_that_are_no_graph_are_refused(tmp_path):
 
 def test_a_graph_of_another_kind_is_refused(tmp_path):
     """Right names, wrong contents: 19 channels as of a network without PAFs, or maps for another batch size."""
-    for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), 'for 1 images')):
-        predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
+    for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), '2, 8, 8, 57. for an input')):
         with pytest.raises(UserError, match=mention):
+            predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
             job = Job('photo', lambda: Picture(np.zeros((64, 64, 3), np.uint8), 1, make_views(64, 64, (64, 64)), None))
             list(Finder(predict_maps).find([job]))
 
@@ -198,19 +198,21 @@ def test_impossible_flags(monkeypatch, args, mention):
         parse(monkeypatch, *args)
 
 
-def test_data_is_found_through_the_environment(monkeypatch):
+def test_data_is_found_through_the_environment(monkeypatch, tmp_path):
+    (tmp_path / 'g.pb').write_bytes(b'')
     monkeypatch.setenv('COCO_DIR', '/data/coco')
     assert parse(monkeypatch, '--oracle').datapath == '/data/coco'
     assert parse(monkeypatch, '--oracle', '--datapath=d').datapath == 'd'
-    assert parse(monkeypatch, '--graph=g.pb', '--images=photos').datapath is None
+    assert parse(monkeypatch, '--graph=%s' % (tmp_path / 'g.pb'), '--images=photos').datapath is None
 
 
 @pytest.mark.parametrize('args, mention', [
     (['--oracle', '--datapath={folder}', '--split=test2017'], 'test2017'),
-    (['--graph=graph.pb', '--images={folder}'], 'no photographs'),
+    (['--graph={folder}/graph.pb', '--images={folder}'], 'no photographs'),
 ])
 def test_errors_of_the_command_are_one_line(tmp_path, args, mention):
     """They come before TensorFlow is imported, and leave nothing behind."""
+    (tmp_path / 'graph.pb').write_bytes(b'')
     result = run_command('pose_eval.py', *[arg.format(folder=tmp_path) for arg in args],
                          '--output-dir=%s' % (tmp_path / 'out'))
     assert_user_error(result, mention)

@@ -103,6 +103,7 @@ def test_names_need_not_be_text(tmp_path):
     assert read_photograph(os.fsdecode(name)).shape == read_photograph(name).shape == (480, 640, 3)
 
 
+@pytest.mark.slow
 def test_no_damaged_image_ends_the_process(tmp_path):
     """160 files with bytes changed, cut out and doubled: an array or a BadSample."""
     rng, results = random.Random(1), {True: 0, False: 0}

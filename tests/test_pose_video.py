@@ -126,8 +126,10 @@ def test_the_command(video, tmp_path):
 
 def test_files_that_are_no_videos(tmp_path):
     (tmp_path / 'broken.mp4').write_bytes(b'no video at all' * 100)
+    (tmp_path / 'g.pb').write_bytes(b'')
     for source in (tmp_path / 'absent.mp4', tmp_path / 'broken.mp4', '97'):
-        result = run_command('pose_eval.py', '--graph=g.pb', '--video=%s' % source, '--output-dir=%s' % tmp_path)
+        result = run_command('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % source,
+                             '--output-dir=%s' % (tmp_path / 'out'))
         assert_user_error(result, source)
         assert len(result.stderr.splitlines()) == 1, result.stderr
 

@@ -243,7 +243,7 @@ def test_good_flags_are_accepted(good):
     ('--datapath=', ['--datapath', '--remote-data']),
     ('--checkpoint=/nowhere/model-1', ['/nowhere/model-1']),
     ('--pretrained=/nowhere.npy', ['/nowhere.npy', '--pretrained=none']),
-    ('--modelpath=/proc/models', ['/proc/models']),
+    ('--modelpath=/dev/null/models', ['/dev/null/models']),
     ('--seed=-1', ['--seed']),
     ('--save-every=0', ['--save-every']),
     ('--max-steps=-5', ['--max-steps']),

@@ -60,7 +60,7 @@ class Together:
         seconds, self._seconds = self._seconds, np.zeros_like(self._seconds)
         slowest = int(seconds.sum(axis=1).argmax())
         total = max(seconds[slowest].sum(), 1e-9)
-        idle = 1 - seconds.sum(axis=1).mean() / total
+        idle = 1 - np.delete(seconds.sum(axis=1), slowest).mean() / total
         return ', slowest=%s data_wait=%.0f%%, the others wait %.0f%% for it' % (
             self._peers.cluster.workers[slowest], 100 * seconds[slowest, 0] / total, 100 * idle)
 

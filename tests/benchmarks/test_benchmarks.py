@@ -8,7 +8,8 @@ import pytest
 
 from conftest import ROOT, assert_user_error, run_command
 
-NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*.py') if path.name != 'bench_inputs.py')
+NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
+               if path.name.startswith(('bench_', 'check_')) and path.name != 'bench_inputs.py')
 
 
 def figures(name, *flags):
@@ -49,6 +50,7 @@ def test_finder():
     assert values['single']['time'] == 1
 
 
+@pytest.mark.slow
 def test_coco_scale(tmp_path):
     for _ in range(2):  # with the files of the first time
         values = figures('bench_coco_scale.py', '--scale=0.001', '--folder=%s' % tmp_path)

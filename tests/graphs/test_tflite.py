@@ -60,6 +60,7 @@ def files(frozen, images, tmp_path_factory):
     return {name: folder / (name + '.tflite') for name in contents}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('int8', 0.15)])
 def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path, kind, tolerance):
     np.save(str(tmp_path / 'images.npy'), images)
@@ -133,6 +134,7 @@ def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expect
     np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_threads_of_the_first_session_hold_for_tensorflow(frozen, tmp_path):
     """The pool of threads is made once in a process; --threads comes before whatever else opens a session."""
     freeze.save_graph(frozen, str(tmp_path / 'graph.pb'))

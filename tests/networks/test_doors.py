@@ -160,7 +160,7 @@ def test_round_trip(cmu, tmp_path, name, write):
 @pytest.mark.slow
 def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
     """pose_eval.py and freeze_and_optimize.sh take them for a checkpoint: the frozen graph gives the same maps."""
-    monkeypatch.setitem(networks.NETWORKS, 'cmu', OneStage)
+    monkeypatch.setattr(networks, 'network_class', lambda name: OneStage)
     values, image, expected = random_network(OneStage)
     write_caffemodel(tmp_path / 'w.caffemodel', values)
     predict_maps, size = predict.load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')

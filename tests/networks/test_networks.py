@@ -59,6 +59,7 @@ def test_equals_the_published_network(name, oracles):
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_table_of_all_models():
     """`python3 -m networks` at 368x368."""
     result = run_command('-m', 'networks')
@@ -144,6 +145,7 @@ def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4 * np.abs(outputs[0]).max())
 
 
+@pytest.mark.slow
 def test_batch_norm_trains_and_infers():
     random = np.random.RandomState(1)
     pixels = random.randint(0, 256, (3, 64, 64, 3))
@@ -193,6 +195,7 @@ def test_moving_averages_warm_up():
             assert abs(session.run(decay) - expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_towers_share_variables_on_the_callers_device():
     def place(op):
         return '/cpu:0' if op.type == 'VariableV2' else '/cpu:1'
@@ -217,6 +220,7 @@ def test_towers_share_variables_on_the_callers_device():
         np.testing.assert_allclose(first, second, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network_class', (VggInTwoStages, ThinInTwoStages))
 def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
     """So the first loss is about that of background alone, in every stage, and not a hundred times as much."""

@@ -1,5 +1,6 @@
 """Reading weights made elsewhere: .npy dictionaries, checkpoints, slim's files; hostile and broken files."""
 import codecs
+import json
 import os
 import pickle
 
@@ -177,6 +178,7 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
     assert set(match.missing) == backbone - set(values)
 
 
+@pytest.mark.slow
 def test_own_checkpoint_comes_back_whole(tmp_path):
     """With an optimizer's slots in it; named by its prefix, one of its files or its folder; restored by a Scaffold."""
     with tf.Graph().as_default(), tf.Session() as session:
@@ -218,10 +220,11 @@ class FastTwoStages(MobilenetFast):
     stage_count = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('known', (False, True), ids=('by shapes', 'by run.json'))
 def test_weights_of_another_skeleton(tmp_path, known):
     """Hidden layers are restored; the layers that make maps or read them start anew and are named. Other keypoints in
-    the same number show only in what is known of the file."""
+    the same number show only in the run.json beside the file."""
     skeleton = pose_skeleton.from_category(tool_files.category(name='dancer'), 'f')
     other = skeleton._replace(parts=tuple('other_' + name for name in skeleton.parts)) if known else pose_skeleton.COCO
 
@@ -237,8 +240,10 @@ def test_weights_of_another_skeleton(tmp_path, known):
         assert [tensor.shape.as_list()[3] for tensor in network.stages[-1]] == [10, 6]
         if known:
             assert not pretrained.fit(network, path).new
-            assert not pretrained.fit(network, path, skeleton=skeleton._replace(name='singer')).new
-        match = pretrained.fit(network, path, skeleton=other if known else None)
+            for written in (skeleton._replace(name='singer'), other):
+                assert not pretrained.fit(network, path).new
+                (tmp_path / pose_skeleton.RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
+        match = pretrained.fit(network, path)
         assert set(match.new) == set(match.renewed) == network.skeleton_variables and not match.unfit
         layers = ['Openpose/MConv_Stage%d_L%d_%d' % layer for layer in
                   ((1, 1, 5), (1, 2, 5), (2, 1, 1), (2, 1, 5), (2, 2, 1), (2, 2, 5))]

@@ -30,16 +30,18 @@ def can_open_files():
 
 def train():
     with BatchReceiver(address, settings, keys, link_timeout=link_timeout) as receiver:
-        numbers, last = [], 0
+        batches, numbers, last = 0, [], 0  # numbers: of the batches since the last line
         files = True
         while not stop.is_set():
             files = can_open_files() and files
             if receiver.get(0.2) is not None:
+                batches += 1
                 numbers.append(receiver.number)
             if time.monotonic() - last > 0.5:
                 last = time.monotonic()
-                print(json.dumps({'batches': len(numbers), 'numbers': numbers[-10000:], 'files': files,
+                print(json.dumps({'batches': batches, 'numbers': numbers, 'files': files,
                                   'rss': psutil.Process().memory_info().rss, 'report': receiver.report()}), flush=True)
+                numbers = []
 
 
 pose_cli.run(train)

@@ -7,7 +7,8 @@ from pose_skeleton import COCO
 from remote.settings import augmentation_ranges, check_settings, definitions
 from wire_ends import RANGES, SETTINGS
 
-GOOD = dict(SETTINGS, augmentation=RANGES, definitions=definitions(), skeleton=COCO.to_json(), category='')
+GOOD = dict(SETTINGS, augmentation=RANGES, definitions=definitions(), skeleton=COCO.to_json(), category='',
+            negatives=0.0)
 
 
 @pytest.mark.parametrize('change, mention', [

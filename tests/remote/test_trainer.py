@@ -194,7 +194,8 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     def dropped():
         return [line for report in reports(trainer) for line in report['report'] if line.startswith('dropped ')]
 
-    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 3000, "bad messages are not counted", 60)
+    # Of each of the 1,000 connections, what was read before it was shown out: how much depends on who is faster.
+    wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 500, "bad messages are not counted")
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'training stopped')
     after = reports(trainer)[-1]
@@ -279,7 +280,7 @@ def test_no_batch_is_lost_or_doubled_when_workers_are_killed(address, start_prog
     wait_for(lambda: trainer.log.read_text().count('data worker left') == 3, 'a death goes unnoticed')
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'no batches')
-    numbers = reports(trainer)[-1]['numbers']
+    numbers = [number for report in reports(trainer) for number in report['numbers']]
     assert len(set(numbers)) == len(numbers)
     settled = len(numbers) - 2 * 2 * headers.MAX_CREDIT  # the last ones are on the way
     assert set(range(settled)) <= set(numbers)

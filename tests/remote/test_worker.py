@@ -111,7 +111,7 @@ class NoBatches:
 
 
 WELCOME = [headers.pack('welcome', settings=dict(SETTINGS, augmentation=RANGES, definitions=definitions(), category='',
-                                                 skeleton=COCO.to_json()))]
+                                                 skeleton=COCO.to_json(), negatives=0.0))]
 
 
 @pytest.mark.parametrize('answers', [

@@ -57,6 +57,23 @@ def test_quickstart(checkout):
     assert any(argument.endswith('my folder/data') for call in calls for argument in call)
 
 
+def test_demo(checkout):
+    without_setup(checkout)
+    weights = checkout.root / 'etcs' / 'weights' / 'mobilenet_thin_rendered.npy'
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (checkout.root / 'my photos').mkdir()
+    _, calls = checkout('demo.sh', 'my photos', 'found people')
+    assert calls[-1][:2] == [str(checkout.root), 'pose_eval.py']
+    assert '--images=%s' % (checkout.root / 'my photos') in calls[-1]
+    assert '--output-dir=%s' % (checkout.root / 'found people') in calls[-1]
+
+
+def test_check_gpus(checkout):
+    _, calls = checkout('check_gpus.sh', '--models=cmu', PYTHON=str(checkout.root / '.venv' / 'bin' / 'python'))
+    assert calls[-1][1:] == [str(checkout.root / 'scripts' / 'check_gpus.py'), '--models=cmu']
+
+
 def test_run_tests(checkout):
     without_setup(checkout)
     (checkout.root / '.ci').mkdir()

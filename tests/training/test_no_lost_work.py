@@ -189,9 +189,9 @@ def test_ctrl_c_while_waiting_for_data(start_run, resumed, diverging):  # diverg
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 3
 
 
-def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, resumed):
+def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, tmp_path):
     """Of the loader processes: with it stopped SIGTERM ends the run; when it is killed the run saves and says so."""
-    model = resumed[0]
+    model = tmp_path / 'model'
     flags = ['--max-steps=1000', '--save-every=100000', '--valid-every=0']
     run = start_run(model, *flags)
     run.wait_until(lambda: run.last_logged_step() > 0)
