@@ -117,7 +117,7 @@ def test_quantized_graph_is_smaller(run_folder):
 def test_quantize_says_that_it_needs_tensorflow_1(thin, tmp_path):
     result = run_script('--model=mobilenet_thin', '--checkpoint=%s' % thin, '--quantize',
                         '--output-dir=%s' % (tmp_path / 'out'))
-    assert_user_error(result, '--quantize', 'TF=1', tf.__version__)
+    assert_user_error(result, '--quantize=nodes', 'TensorFlow 1.x', 'TF=1', '--quantize=int8')
     assert not (tmp_path / 'out').exists()
 
 
