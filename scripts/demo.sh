@@ -15,6 +15,8 @@ photos=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
 output=${2:-demo}
 case $output in /*) ;; *) output=$PWD/$output ;; esac
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/interpreter.sh
+. scripts/interpreter.sh
 
 # Weights that have seen real people go first.
 weights=''
@@ -24,8 +26,7 @@ done
 [ -n "$weights" ] || fail "this checkout has no etcs/weights/*.npy; get a complete one, or run scripts/quickstart.sh first"
 
 bash scripts/setup_env.sh
-python=.venv/bin/python
-[ "${TF:-}" != 2 ] || python=.venv-tf2/bin/python
+python=$(environment_folder)/bin/python
 
 if [ ! -d "$photos" ]; then
     folder=$(mktemp -d)

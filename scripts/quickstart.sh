@@ -8,6 +8,8 @@
 # setup_env.sh; STEPS the length of the training.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/interpreter.sh
+. scripts/interpreter.sh
 
 weights=etcs/weights/mobilenet_thin_rendered.npy
 folder=quickstart model=model
@@ -24,8 +26,7 @@ if [ -n "$weights" ] && [ ! -f "$weights" ]; then
 fi
 
 bash scripts/setup_env.sh
-python=.venv/bin/python
-[ "${TF:-}" != 2 ] || python=.venv-tf2/bin/python
+python=$(environment_folder)/bin/python
 begin=$SECONDS
 say() { echo "== $1 ($((SECONDS - begin)) s so far)"; }
 

@@ -7,8 +7,9 @@
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-venv=.venv
-[ "${TF:-}" != 2 ] || venv=.venv-tf2
+# shellcheck source=scripts/interpreter.sh
+. "$root/scripts/interpreter.sh"
+venv=$(environment_folder)
 
 bash "$root/scripts/setup_env.sh"
 # The tests of helper nodes run without TensorFlow; any supported Python will do for them.

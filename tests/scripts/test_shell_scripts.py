@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, assert_user_error
 from test_layout import project_files
 
 PYTHON = '#!/bin/sh\nprintf "%%s|" "$PWD" "$@" >> %r\necho >> %r\n'
@@ -74,6 +74,28 @@ def test_check_gpus(checkout):
     assert calls[-1][1:] == [str(checkout.root / 'scripts' / 'check_gpus.py'), '--models=cmu']
 
 
+@pytest.mark.parametrize('variables, wanted', [
+    ({}, '.venv'), ({'TF': '1'}, '.venv'), ({'TF': '2'}, '.venv-tf2'),
+    ({'VIRTUAL_ENV': '.venv-worker'}, '.venv-worker'), ({'VIRTUAL_ENV': 'removed'}, '.venv'),
+    ({'TF': '2', 'PYTHON': '.venv/bin/python'}, '.venv')])
+def test_interpreter(checkout, variables, wanted):
+    """Which environment's Python `find_python` of interpreter.sh prints."""
+    (checkout.root / 'scripts' / 'which.sh').write_text('. scripts/interpreter.sh\nfind_python "$PWD"\n')
+    variables = {name: value if name == 'TF' else str(checkout.root / value) for name, value in variables.items()}
+    out, _ = checkout('which.sh', **variables)
+    assert out == '%s\n' % (checkout.root / wanted / 'bin' / 'python')
+
+
+@pytest.mark.parametrize('script', ['freeze_and_optimize.sh', 'check_gpus.sh'])
+def test_a_python_without_what_it_needs_is_named_with_the_remedy(tmp_path, script):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\nexit 1\n')
+    python.chmod(0o755)
+    result = subprocess.run(['bash', str(ROOT / 'scripts' / script), '--help'], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True, env=dict(os.environ, PYTHON=str(python)))
+    assert_user_error(result, '%s has no TensorFlow and OpenCV' % python, 'scripts/setup_env.sh')
+
+
 def test_run_tests(checkout):
     without_setup(checkout)
     (checkout.root / '.ci').mkdir()
@@ -107,4 +129,4 @@ def test_shellcheck_has_nothing_to_say():
 
 def test_each_script_has_a_test_here():
     here = open(__file__).read()
-    assert [path for path in project_files('scripts/*.sh') if "'%s'" % os.path.basename(path) not in here] == []
+    assert [path for path in project_files('scripts/*.sh') if os.path.basename(path) not in here] == []
