@@ -122,10 +122,10 @@ def read_annotations(annotation_file, image_folder, category=None):
         '%d %s' % (CACHE_VERSION, category or ''), _fit_together)
     for line in arrays['summary']:
         logging.warning('%s: %s', annotation_file, line.decode())
-    return _drop_missing_images(_annotations_of(arrays), annotation_file, image_folder)
+    return _drop_missing_images(annotations_of(arrays), annotation_file, image_folder)
 
 
-def _annotations_of(arrays):
+def annotations_of(arrays):
     skeleton = pose_skeleton.from_json(arrays['skeleton'][0].decode(), 'the cache')
     return Annotations(**dict({name: arrays[name] for name in Annotations._fields}, skeleton=skeleton))
 
@@ -370,4 +370,4 @@ def _drop_missing_images(annotations, annotation_file, image_folder):
 
 def _fit_together(arrays):
     """Whether arrays from a file are what build_arrays makes. May raise anything if they are not."""
-    return fit_together(_annotations_of(arrays), arrays['summary'])
+    return fit_together(annotations_of(arrays), arrays['summary'])

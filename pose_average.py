@@ -148,11 +148,11 @@ def _resampled(maps, columns, rows):
     """maps (h, w, channels) at the given columns and rows, in cells: float32 (len(rows), len(columns), channels)."""
     maps = np.asarray(maps, np.float32)
     for axis, positions in ((0, rows), (1, columns)):
-        maps = _interpolated(maps, positions, axis)
+        maps = interpolated(maps, positions, axis)
     return maps
 
 
-def _interpolated(maps, positions, axis):
+def interpolated(maps, positions, axis):
     """Cubic interpolation along one axis; outside, the border's value goes on.
 
     Four weighted sums and no matrix product: several decoding processes would fight over a BLAS library's threads.

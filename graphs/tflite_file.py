@@ -49,15 +49,15 @@ def check_file(path):
 
 
 def _check_model(data):
-    model = _target(data, 0)
-    codes = [_code(data, table) for table in _tables(data, model, OPERATOR_CODES)]
-    buffers = _tables(data, model, BUFFERS)
+    model = find_target(data, 0)
+    codes = [_code(data, table) for table in find_tables(data, model, OPERATOR_CODES)]
+    buffers = find_tables(data, model, BUFFERS)
     for buffer in buffers:
-        _vector(data, buffer, BUFFER_DATA, '<B')
-    subgraphs = _tables(data, model, SUBGRAPHS)
+        find_vector(data, buffer, BUFFER_DATA, '<B')
+    subgraphs = find_tables(data, model, SUBGRAPHS)
     if len(subgraphs) != 1:
         raise UserError('it has %d graphs; a network has one' % len(subgraphs))
-    tensors = _tables(data, subgraphs[0], TENSORS)
+    tensors = find_tables(data, subgraphs[0], TENSORS)
     for tensor in tensors:
         shape = _numbers(data, tensor, SHAPE)
         elements = 1
@@ -67,7 +67,7 @@ def _check_model(data):
             raise UserError('a tensor has the shape %s' % (shape[:MAX_RANK],))
         _within([_number(data, tensor, BUFFER, '<I')], len(buffers))
     _within(_numbers(data, subgraphs[0], INPUTS) + _numbers(data, subgraphs[0], OUTPUTS), len(tensors))
-    for operator in _tables(data, subgraphs[0], OPERATORS):
+    for operator in find_tables(data, subgraphs[0], OPERATORS):
         code = _number(data, operator, OPCODE, '<I')
         _within([code], len(codes))
         if codes[code] in REFUSED:
@@ -78,7 +78,7 @@ def _check_model(data):
 
 def _code(data, table):
     """The number of an operator; 32 for one that has a name of its own."""
-    if _field(data, table, CUSTOM_CODE) is not None:
+    if find_field(data, table, CUSTOM_CODE) is not None:
         return 32
     old = _number(data, table, OLD_CODE, '<b')
     return max(old, _number(data, table, CODE, '<i')) if old in (0, OLD_CODES) else old
@@ -89,11 +89,11 @@ def _within(numbers, count, least=0):
         raise IndexError
 
 
-def _target(data, at):
+def find_target(data, at):
     return at + struct.unpack_from('<I', data, at)[0]
 
 
-def _field(data, table, number):
+def find_field(data, table, number):
     """The place of a table's field, or None when it is left out."""
     places = table - struct.unpack_from('<i', data, table)[0]
     if places < 0:
@@ -107,16 +107,16 @@ def _field(data, table, number):
 
 def _number(data, table, number, form):
     """A table's field as a number; 0 where it is left out."""
-    field = _field(data, table, number)
+    field = find_field(data, table, number)
     return struct.unpack_from(form, data, field)[0] if field else 0
 
 
-def _vector(data, table, number, form):
+def find_vector(data, table, number, form):
     """(start, length) of the vector that is a table's field."""
-    field = _field(data, table, number)
+    field = find_field(data, table, number)
     if field is None:
         return 0, 0
-    start = _target(data, field)
+    start = find_target(data, field)
     length = struct.unpack_from('<I', data, start)[0]
     if start + 4 + length * struct.calcsize(form) > len(data):
         raise IndexError
@@ -125,18 +125,18 @@ def _vector(data, table, number, form):
 
 def _numbers(data, table, number):
     """The int32 vector that is a table's field, as a list."""
-    start, length = _vector(data, table, number, '<i')
+    start, length = find_vector(data, table, number, '<i')
     if length > MAX_TABLES:
         raise IndexError
     return list(struct.unpack_from('<%di' % length, data, start))
 
 
-def _tables(data, table, number):
+def find_tables(data, table, number):
     """The places of the tables in the vector that is a table's field; all of each is in the data."""
-    start, length = _vector(data, table, number, '<I')
+    start, length = find_vector(data, table, number, '<I')
     if length > MAX_TABLES:
         raise IndexError
-    tables = [_target(data, start + 4 * i) for i in range(length)]
+    tables = [find_target(data, start + 4 * i) for i in range(length)]
     for entry in tables:
-        _field(data, entry, 0)
+        find_field(data, entry, 0)
     return tables

@@ -12,6 +12,7 @@ import pose_labels
 import pose_metrics
 import pose_skeleton
 from annotation_files import keypoints, person
+from pose_annotation_checks import fit_together
 from pose_cli import UserError
 
 OUTLINE = [[40, 50, 100, 50, 100, 130, 40, 130]]
@@ -61,8 +62,8 @@ def mutate(tree, random, kind, value):
 
 def read_for_training(path):
     arrays = pose_annotations.build_arrays(pose_coco.read_dataset(path), path)
-    assert pose_annotations._fit_together(arrays)  # so that a cache of it is taken
-    annotations = pose_annotations._annotations_of(arrays)
+    annotations = pose_annotations.annotations_of(arrays)
+    assert fit_together(annotations, arrays['summary'])  # so that a cache of it is taken
     for image, (width, height) in enumerate(annotations.image_size):
         if width * height < 10 ** 6:
             mask = pose_labels.render_mask(*pose_annotations.ignored_regions(annotations, image), np.eye(2, 3), 8, 8, 8)

@@ -82,11 +82,11 @@ def test_cubic_interpolation_is_exact_for_parabolas():
     positions = np.linspace(1, 10, 37)
     maps = np.tile((0.3 * cells ** 2 - cells + 2)[None, :, None], (5, 1, 3)).astype(np.float32)
     for axis, laid in ((1, maps), (0, maps.transpose(1, 0, 2))):
-        values = pose_average._interpolated(laid, positions, axis).take(0, axis=1 - axis)[:, 0]
+        values = pose_average.interpolated(laid, positions, axis).take(0, axis=1 - axis)[:, 0]
         assert np.allclose(values, 0.3 * positions ** 2 - positions + 2, atol=1e-4)
-        outside = pose_average._interpolated(laid, np.array([-5.0, 30.5]), axis).take(0, axis=1 - axis)[:, 0]
+        outside = pose_average.interpolated(laid, np.array([-5.0, 30.5]), axis).take(0, axis=1 - axis)[:, 0]
         assert np.allclose(outside, maps[0, [0, 11], 0])
-        assert np.array_equal(pose_average._interpolated(laid, cells[::-1], axis), np.flip(laid, axis))
+        assert np.array_equal(pose_average.interpolated(laid, cells[::-1], axis), np.flip(laid, axis))
 
 
 def test_panoramas_stay_within_bounds():

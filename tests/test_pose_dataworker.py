@@ -10,17 +10,16 @@ import zlib
 import psutil
 import pytest
 
-from conftest import PATIENCE, ROOT, assert_user_error, run_command, wait_for
-
+from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
 from pose_batches import decode_batch
 from remote.trainer import BatchReceiver
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
-WITHOUT_TENSORFLOW = ROOT / 'tests' / 'programs' / 'dataworker_without_tensorflow.py'
+WITHOUT_TENSORFLOW = (PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py')
 
 
 def worker_command(address, folder, python=sys.executable, workers=1):
-    return [python, WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
+    return [python, *WITHOUT_TENSORFLOW, '--master=' + address, '--datapath=%s' % folder, '--workers=%d' % workers]
 
 
 def receive(receiver, count):
@@ -36,8 +35,14 @@ def test_workers_make_the_samples_that_the_trainer_asked_for(address, start, sam
     with BatchReceiver(address, SETTINGS) as receiver:
         workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
         batches = receive(receiver, 4)
-        wait_for(lambda: receiver.get(0.1) and sum(peer.ready for peer in list(receiver._peers.values())) == 2,
-                 'one worker does not join')
+        joined = []
+
+        def both_joined():
+            receiver.get(0.1)
+            joined.extend(line for line in receiver.report() if 'data worker joined: ' in line)
+            return len(joined) == 2
+
+        wait_for(both_joined, 'one worker does not join')
         batches += receive(receiver, 20)
         loaders = [process for worker in workers for process in children(worker.pid)]
         assert len(loaders) == 4  # for each worker a supervisor and a loader process
@@ -97,12 +102,12 @@ def test_a_worker_needs_no_tensorflow(address, start, sample_coco):
     (['--master=tcp://h:1'], ['--datapath', '$COCO_DIR'])])
 def test_wrong_flags(flags, mentions):
     environment = {name: value for name, value in os.environ.items() if name != 'COCO_DIR'}
-    assert_user_error(run_command(WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
+    assert_user_error(run_command(*WITHOUT_TENSORFLOW, *flags, env=environment), *mentions)
 
 
 def test_coco_dir_and_missing_keys(sample_coco, tmp_path):
     environment = dict(os.environ, COCO_DIR=str(sample_coco))
-    assert_user_error(run_command(WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
+    assert_user_error(run_command(*WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path,
                                   env=environment), 'worker.key_secret', 'make_curve_keys.py')
 
 

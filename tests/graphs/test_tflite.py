@@ -1,27 +1,15 @@
 """TensorFlow Lite files: converted here, run by an interpreter that is not TensorFlow's, and broken in many ways."""
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 import networks
-from conftest import ROOT
+from conftest import run_program
 from graphs import freeze, graphdef, optimize, saved_model, tflite, tflite_runtime
 from graphs.predict import graph_network, load_network
 from pose_cli import UserError
 
 SIZE = 64
-WITHOUT_TENSORFLOW = '''
-import sys
-import numpy as np
-sys.path.insert(0, %r)
-from graphs.predict import load_network
-predict_maps, size = load_network(sys.argv[1], threads=1)
-np.save(sys.argv[3], predict_maps(np.load(sys.argv[2]), None))
-assert not [name for name in sys.modules if name.split('.')[0] == 'tensorflow']
-''' % str(ROOT)
 
 
 @pytest.fixture(scope='module')
@@ -64,8 +52,8 @@ def files(frozen, images, tmp_path_factory):
 @pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('int8', 0.15)])
 def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path, kind, tolerance):
     np.save(str(tmp_path / 'images.npy'), images)
-    subprocess.run([sys.executable, '-c', WITHOUT_TENSORFLOW, str(files[kind]), str(tmp_path / 'images.npy'),
-                    str(tmp_path / 'maps.npy')], check=True, timeout=240)
+    result = run_program('predict_without_tensorflow.py', files[kind], tmp_path / 'images.npy', tmp_path / 'maps.npy')
+    assert result.returncode == 0, result.stderr
     maps = np.load(str(tmp_path / 'maps.npy'))
     assert maps.shape == expected.shape and maps.dtype == np.float32
     assert np.abs(expected).max() > 0.1
@@ -138,13 +126,6 @@ def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expect
 def test_threads_of_the_first_session_hold_for_tensorflow(frozen, tmp_path):
     """The pool of threads is made once in a process; --threads comes before whatever else opens a session."""
     freeze.save_graph(frozen, str(tmp_path / 'graph.pb'))
-    program = ('import os, sys; sys.path.insert(0, %r); import numpy as np; from graphs import predict; '
-               'predict.limit_threads(1); import tensorflow.compat.v1 as tf; tf.Session().close(); '
-               'predict_maps, _ = predict.load_network(%r, threads=1); images = np.zeros((1, 64, 64, 3), np.uint8); '
-               'predict_maps(images, None); begin = os.times(); import time; wall = time.time(); '
-               '[predict_maps(images, None) for _ in range(50)]; end = os.times(); '
-               'print((end.user + end.system - begin.user - begin.system) / (time.time() - wall))'
-               % (str(ROOT), str(tmp_path / 'graph.pb')))
-    result = subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, universal_newlines=True,
-                            check=True)
+    result = run_program('one_thread.py', tmp_path / 'graph.pb')
+    assert result.returncode == 0, result.stderr
     assert float(result.stdout.split()[-1]) < 1.3  # processor seconds in a second

@@ -30,19 +30,19 @@ def patched(data, at, number, size=4):
 
 def test_numbers_that_lead_nowhere(good, tmp_path):
     check(good, tmp_path)
-    model = tflite_file._target(good, 0)
-    subgraph, = tflite_file._tables(good, model, tflite_file.SUBGRAPHS)
-    operator = tflite_file._tables(good, subgraph, tflite_file.OPERATORS)[0]
-    tensor = tflite_file._tables(good, subgraph, tflite_file.TENSORS)[0]
-    code = tflite_file._tables(good, model, tflite_file.OPERATOR_CODES)[0]
-    inputs, _ = tflite_file._vector(good, operator, tflite_file.OPERATOR_INPUTS, '<i')
-    shape, _ = tflite_file._vector(good, tensor, tflite_file.SHAPE, '<i')
+    model = tflite_file.find_target(good, 0)
+    subgraph, = tflite_file.find_tables(good, model, tflite_file.SUBGRAPHS)
+    operator = tflite_file.find_tables(good, subgraph, tflite_file.OPERATORS)[0]
+    tensor = tflite_file.find_tables(good, subgraph, tflite_file.TENSORS)[0]
+    code = tflite_file.find_tables(good, model, tflite_file.OPERATOR_CODES)[0]
+    inputs, _ = tflite_file.find_vector(good, operator, tflite_file.OPERATOR_INPUTS, '<i')
+    shape, _ = tflite_file.find_vector(good, tensor, tflite_file.SHAPE, '<i')
     for changed, mention in (
             (patched(good, inputs, 9999), 'damaged'), (patched(good, inputs, -2), 'damaged'),
             (patched(good, shape, -5), 'has the shape'), (patched(good, shape, 10 ** 9), 'has the shape'),
             (patched(good, inputs - 4, 2 ** 31), 'damaged'),
-            (patched(good, tflite_file._field(good, code, tflite_file.OLD_CODE), 119, 1), 'the operator WHILE'),
-            (patched(good, tflite_file._field(good, code, tflite_file.OLD_CODE), 32, 1), 'the operator CUSTOM')):
+            (patched(good, tflite_file.find_field(good, code, tflite_file.OLD_CODE), 119, 1), 'the operator WHILE'),
+            (patched(good, tflite_file.find_field(good, code, tflite_file.OLD_CODE), 32, 1), 'the operator CUSTOM')):
         assert changed != good and len(changed) == len(good)
         with pytest.raises(UserError, match='a.tflite .*' + mention):
             check(changed, tmp_path)

@@ -1,5 +1,4 @@
 """Calls around TensorFlow Lite that cannot work: each ends with one line that names the reason, and writes nothing."""
-import subprocess
 import sys
 
 import numpy as np
@@ -8,18 +7,15 @@ import tensorflow.compat.v1 as tf
 
 import pose_cli
 import pose_eval
-from conftest import ROOT, assert_user_error
+from conftest import assert_user_error, run_program
 from graphs import freeze, graphdef, tflite
 
 SIZE = 64
-BLOCKED = ('import runpy, sys; sys.path.insert(0, %r); sys.argv = sys.argv[1:]; '
-           'sys.modules.update(dict.fromkeys(%r)); runpy.run_path(sys.argv[0], run_name="__main__")')
 
 
 def run_without(packages, *args):
     """Run a command with Python packages that cannot be imported."""
-    return subprocess.run([sys.executable, '-c', BLOCKED % (str(ROOT), packages)] + [str(arg) for arg in args],
-                          cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return run_program('without_packages.py', ','.join(packages), *args)
 
 
 @pytest.fixture(scope='module')
