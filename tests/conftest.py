@@ -132,6 +132,13 @@ def address():
         return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
 
 
+@pytest.fixture(scope='module')
+def close_at_end():
+    """close_at_end(thing) gives the thing back; its close() is called when the file's tests have ended."""
+    with contextlib.ExitStack() as stack:
+        yield lambda thing: stack.enter_context(contextlib.closing(thing))
+
+
 @pytest.fixture
 def start(tmp_path):
     """start(*command) runs it in a process that ends with the test; its output goes to process.log."""

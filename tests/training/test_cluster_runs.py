@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from cluster_run import ClusterRun
-from conftest import is_running, descendants
+from conftest import PATIENCE, descendants, free_ports, is_running
 from saved_weights import load_all, saved_step
+from test_pose_dataworker import worker_command
+from train_runs import ClusterRun
 from training.liveness import LOST_EXIT_CODE
 
 pytestmark = pytest.mark.slow
@@ -22,16 +23,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def start_run(sample_coco):
-    runs = []
-
+def start_run(sample_coco, close_at_end):
     def start_run(model, processes, *flags, **kwargs):
-        runs.append(ClusterRun(sample_coco, model, processes, *flags, **kwargs))
-        return runs[-1]
-
-    yield start_run
-    for run in runs:
-        run.close()
+        return close_at_end(ClusterRun(sample_coco, model, processes, *flags, **kwargs))
+    return start_run
 
 
 @pytest.fixture(scope='module')
@@ -124,3 +119,21 @@ def test_divergence_ends_all_with_code_3(start_run, folder):
     run = start_run(folder / 'diverges', 2, '--lr=1e30', '--warmup-steps=0', *FOREVER)
     assert run.exit_codes() == [3, 3], run.all_logs()
     assert all('became NaN or infinite' in run.errors(k)[0] for k in range(2))
+
+
+def test_each_process_listens_for_its_own_data_workers(start_run, start, sample_coco, folder):
+    """Two trainers to the end of the run, each with one real data worker, which needs no TensorFlow."""
+    addresses = ['tcp://127.0.0.1:%d' % port for port in free_ports(2)]
+    run = start_run(folder / 'remote', 2, '--batchsize=4', '--max-steps=6', '--save-every=100',
+                    different={k: ['--remote-data=%s' % address] for k, address in enumerate(addresses)})
+    workers = [start(*worker_command(address, sample_coco)) for address in addresses]
+    assert run.exit_codes() == [0, 0], run.all_logs()
+    assert [worker.wait(PATIENCE) for worker in workers] == [0, 0]
+    for k, worker in enumerate(workers):
+        assert run.logged_steps(k) == [1, 2, 3, 4, 5, 6] and 'done: step 6' in run.log(k)
+        joined = re.findall(r'data worker joined: \S+:(\d+)', run.log(k))
+        assert joined == [str(worker.pid)]
+        assert 'training has ended' in worker.log.read_text()
+    losses = [re.findall(r' loss=([\d.e+]+),', run.log(k)) for k in range(2)]
+    assert losses[0] == losses[1]
+    assert saved_step(folder / 'remote') == 6

@@ -15,38 +15,25 @@ import psutil
 import pytest
 import tensorflow.compat.v1 as tf
 
-from conftest import ROOT
 from saved_weights import load_all, saved_step
+from train_runs import TrainRun
 
 pytestmark = pytest.mark.slow
 SAVE_EVERY = 2
 
 
-class Run:
-    """train.py in a process group of its own, as under a terminal; its log goes to a file."""
+class Run(TrainRun):
+    """One train.py."""
+    poll_seconds = 0.001  # a save is short
 
     def __init__(self, data, model, *flags):
-        self.model, self.log_path = model, '%s.log' % model
-        with open(self.log_path, 'w') as log:
-            self.process = subprocess.Popen(
-                [sys.executable, 'train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none',
-                 '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1']
-                + list(flags), cwd=str(ROOT), stderr=log, start_new_session=True)
-
-    def log(self):
-        with open(self.log_path) as file:
-            return file.read()
-
-    def wait_until(self, happened, seconds=300):
-        """Poll until happened() is true, or the process ends."""
-        deadline = time.monotonic() + seconds
-        while not happened():
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.001)
+        super().__init__(model, [[
+            sys.executable, 'train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none',
+            '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1'] + list(flags)])
+        self.process, = self.processes
 
     def last_logged_step(self):
-        return int(([0] + re.findall(r' step=(\d+),', self.log()))[-1])
+        return ([0] + self.logged_steps())[-1]
 
     def kill(self):
         """kill -9 of the trainer alone: its loader processes have to notice."""
@@ -61,12 +48,6 @@ class Run:
         os.killpg(self.process.pid, number)
         assert self.process.wait(timeout=300) == 0, self.log()
 
-    def close(self):
-        """End it, however the test ended: a process that is left over would disturb what comes next."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # also those that a test has suspended
-            self.process.wait()
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -74,17 +55,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def start_run(sample_coco):
+def start_run(sample_coco, close_at_end):
     """start_run(model, *flags) starts a Run, which ends with this file's tests."""
-    runs = []
-
-    def start_run(model, *flags):
-        runs.append(Run(sample_coco, model, *flags))
-        return runs[-1]
-
-    yield start_run
-    for run in runs:
-        run.close()
+    return lambda model, *flags: close_at_end(Run(sample_coco, model, *flags))
 
 
 @pytest.fixture(scope='module')
@@ -204,15 +177,14 @@ def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, tmp_path):
     run.wait_until(lambda: run.last_logged_step() > before)
     psutil.Process(run.process.pid).children()[0].kill()
     assert run.process.wait(timeout=120) == 2, run.log()
-    assert [line for line in run.log().splitlines() if line.startswith('error: ')] == [
-        'error: the loader processes were killed; start the command again']
+    assert run.errors() == ['error: the loader processes were killed; start the command again']
     assert saved_step(model) == run.last_logged_step() > before
 
 
 def test_divergence_ends_the_run_with_code_3(diverging, folder):
     run, _ = diverging
     assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()
-    message, = [line for line in run.log().splitlines() if line.startswith('error: ')]
+    message, = run.errors()
     assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+\d\d;' % (run.last_logged_step() + 1), message)
     assert str(folder / 'diverged' / 'model-0') in message
 
@@ -233,7 +205,7 @@ def test_full_disk_leaves_the_previous_checkpoint(full_disk):
     if isinstance(full_disk, str):
         pytest.skip('mounting a small file system needs root: %s' % full_disk)
     assert full_disk.process.wait(timeout=300) == 2 and 'Traceback' not in full_disk.log()
-    message, = [line for line in full_disk.log().splitlines() if line.startswith('error: ')]
+    message, = full_disk.errors()
     assert 'disk of %s is full' % full_disk.model in message and 'model-0' in message
     weights = load_all(tf.train.latest_checkpoint(str(full_disk.model)))
     assert weights['global_step'] == 0 and all(np.isfinite(value).all() for value in weights.values())

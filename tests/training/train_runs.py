@@ -1,4 +1,4 @@
-"""train.py in several processes on this machine, with the small network; their logs go to files."""
+"""train.py in one or several processes on this machine; their logs go to files."""
 import json
 import os
 import re
@@ -13,36 +13,30 @@ SMALL = ['--model=small', '--pretrained=none', '--input-width=64', '--input-heig
          '--valid-every=0']
 
 
-class ClusterRun:
-    """`processes` trainers that share each batch, started together.
+class TrainRun:
+    """Trainers, each in a process group of its own, as under a terminal.
 
     Args:
-        data: COCO folder.  model: --modelpath.  flags: further ones.
-        different: {number of a process: further flags of that one}.
-        hosts: of the processes (default: this machine); prefixes: what to put before each command, as lists.
+        model: their --modelpath.
+        commands: list of [argument, ...].
+        environments: their environments; by default that of this process.
     """
+    poll_seconds = 0.01
 
-    def __init__(self, data, model, processes, *flags, different=None, hosts=None, prefixes=None):
+    def __init__(self, model, commands, environments=None):
         self.model = model
-        ports = free_ports(processes)
-        hosts = hosts or ['127.0.0.1'] * processes
-        self.workers = ['%s:%d' % pair for pair in zip(hosts, ports)]
-        self.log_paths = ['%s.%d.log' % (model, k) for k in range(processes)]
+        self.log_paths = ['%s.%d.log' % (model, k) for k in range(len(commands))]
         self.processes = []
-        for k in range(processes):
-            config = {'cluster': {'worker': self.workers}, 'task': {'type': 'worker', 'index': k}}
-            with open(self.log_paths[k], 'w') as log:
-                self.processes.append(subprocess.Popen(
-                    (prefixes[k] if prefixes else []) + [sys.executable, str(PROGRAMS / 'train_small.py')] + SMALL
-                    + ['--datapath=%s' % data, '--modelpath=%s' % model] + list(flags) + (different or {}).get(k, []),
-                    cwd=str(ROOT), stderr=log, env=program_environment(TF_CONFIG=json.dumps(config)),
-                    start_new_session=True))
+        for command, environment, log_path in zip(commands, environments or [None] * len(commands), self.log_paths):
+            with open(log_path, 'w') as log:
+                self.processes.append(subprocess.Popen(command, cwd=str(ROOT), stderr=log, env=environment,
+                                                       start_new_session=True))
 
-    def log(self, k):
+    def log(self, k=0):
         with open(self.log_paths[k]) as file:
             return file.read()
 
-    def logged_steps(self, k):
+    def logged_steps(self, k=0):
         return [int(step) for step in re.findall(r' step=(\d+),', self.log(k))]
 
     def wait_until(self, happened, seconds=400):
@@ -51,7 +45,7 @@ class ClusterRun:
         while not happened():
             assert all(process.poll() is None for process in self.processes), self.all_logs()
             assert time.monotonic() < deadline, self.all_logs()
-            time.sleep(0.01)
+            time.sleep(self.poll_seconds)
 
     def all_logs(self):
         return '\n'.join(self.log(k)[-3000:] for k in range(len(self.processes)))
@@ -66,11 +60,29 @@ class ClusterRun:
                 raise AssertionError(self.all_logs())
         return [process.returncode for process in self.processes]
 
-    def errors(self, k):
+    def errors(self, k=0):
         return [line for line in self.log(k).splitlines() if line.startswith('error: ')]
 
     def close(self):
+        """End them, however the test ended: a process that is left over would disturb what comes next."""
         for process in self.processes:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # also those that a test has suspended
                 process.wait()
+
+
+class ClusterRun(TrainRun):
+    """`processes` trainers of the small network that share each batch, started together.
+
+    Args:
+        data: COCO folder.  model: --modelpath.  flags: further ones.
+        different: {number of a process: further flags of that one}.
+    """
+
+    def __init__(self, data, model, processes, *flags, different=None):
+        self.workers = ['127.0.0.1:%d' % port for port in free_ports(processes)]
+        configs = [{'cluster': {'worker': self.workers}, 'task': {'type': 'worker', 'index': k}}
+                   for k in range(processes)]
+        commands = [[sys.executable, str(PROGRAMS / 'train_small.py'), '--datapath=%s' % data, '--modelpath=%s' % model]
+                    + SMALL + list(flags) + (different or {}).get(k, []) for k in range(processes)]
+        super().__init__(model, commands, [program_environment(TF_CONFIG=json.dumps(config)) for config in configs])
