@@ -10,12 +10,13 @@ from . import NAMES
 from .npy import is_npy, read_npy, take_about
 
 
-def skeleton_of(path):
+def skeleton_of(path, about=None):
     """The Skeleton that weights were trained for, as their file or the run that they are in says; else None.
 
+    about: what the file says about itself (npy.take_about), where it has been read already.
     Raises UserError when the file is a .npy and cannot be read.
     """
-    text = _about(path).get('skeleton')
+    text = (_about(path) if about is None else about).get('skeleton')
     if text:
         return pose_skeleton.from_json(text, path)
     for run_file, run in _runs_around(path):

@@ -120,7 +120,7 @@ def fit(network, path, flag='--pretrained'):
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
     """
-    weights = read_weights(path)
+    weights, about = _read(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
     if _SlimMobilenet.MARK in set(weights):
         weights = _SlimMobilenet(weights)
@@ -137,7 +137,7 @@ def fit(network, path, flag='--pretrained'):
         else:
             values[name] = checked_values(value, name, path)
     renewed = []
-    skeleton = skeleton_of(path)
+    skeleton = skeleton_of(path, about)
     others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
         renewed = sorted(network.skeleton_variables & names) if others else []
@@ -211,21 +211,26 @@ def read_weights(path):
 
     Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
+    return _read(path)[0]
+
+
+def _read(path):
+    """The same, and what a .npy file says about itself (take_about); {} for other files."""
     if os.path.isdir(path):
-        return _Checkpoint(find_checkpoint(path))
+        return _Checkpoint(find_checkpoint(path)), {}
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
                 weights = read_npy(file, path)
-                take_about(weights, path)
-                return weights
+                about = take_about(weights, path)
+                return weights, about
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
         if suffix in DOORS:
-            return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path)
+            return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path), {}
     find_start(None, path)
-    return _Checkpoint(checkpoints.prefix(path))
+    return _Checkpoint(checkpoints.prefix(path)), {}
 
 
 class _Checkpoint(Mapping):
