@@ -25,6 +25,17 @@ def flag_parser(description):
     return parser
 
 
+def throughput_parser(description, batchsize):
+    """flag_parser for samples per second of made-up batches, of `batchsize` samples by default."""
+    parser = flag_parser(description)
+    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
+    parser.add_argument('--rounds', type=pose_cli.positive_int, default=3, help='the table shows the median of so many')
+    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=batchsize)
+    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
+    parser.add_argument('--people', type=pose_cli.positive_int, default=3, help='per sample')
+    return parser
+
+
 def render_sample_data(folder, train, val):
     """Render a data set of so many images (scripts/make_sample_coco.py) into a new folder; returns the folder."""
     subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_sample_coco.py'), '--output-dir=' + folder,

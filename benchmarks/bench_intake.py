@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 
-from bench_inputs import flag_parser, made_up_batches
+from bench_inputs import made_up_batches, throughput_parser
 import pose_cli
 import tensorflow.compat.v1 as tf
 
@@ -86,13 +86,8 @@ def strides(text):
 
 
 def parse_flags(args=None):
-    parser = flag_parser(__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
-    parser.add_argument('--rounds', type=pose_cli.positive_int, default=3, help='the table shows the median of so many')
-    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=64)
-    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
+    parser = throughput_parser(__doc__.splitlines()[0], batchsize=64)
     parser.add_argument('--strides', type=strides, default=[8, 4], help='separated by commas')
-    parser.add_argument('--people', type=pose_cli.positive_int, default=3, help='per sample')
     flags = parser.parse_args(args)
     for stride in flags.strides:
         check_input_size(*flags.input_size, stride=stride, flag='--input-size')

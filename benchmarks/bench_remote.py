@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from bench_inputs import ROOT, flag_parser, made_up_batches
+from bench_inputs import ROOT, made_up_batches, throughput_parser
 import pose_cli
 import pose_dataworker
 from pose_batches import encode_batch
@@ -186,13 +186,8 @@ def measure_data_workers(flags):
 
 
 def parse_flags(args=None):
-    parser = flag_parser(__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=pose_cli.positive_int, default=5, help='per measurement')
-    parser.add_argument('--rounds', type=pose_cli.positive_int, default=3, help='the table shows the median of so many')
-    parser.add_argument('--batchsize', type=pose_cli.positive_int, default=10)
-    parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
+    parser = throughput_parser(__doc__.splitlines()[0], batchsize=10)
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8)
-    parser.add_argument('--people', type=pose_cli.positive_int, default=3, help='per sample')
     parser.add_argument('--datapath', help='COCO folder for the measurement with real data workers')
     flags = parser.parse_args(args)
     check_input_size(*flags.input_size, stride=flags.stride, flag='--input-size')

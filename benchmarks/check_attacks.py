@@ -99,31 +99,37 @@ def speechless(host, port, begun):
     connections(host, port, begun, 500, begin=shake_hands)
 
 
-def endless_message(host, port, begun):
-    """A message whose last frame never comes."""
+def one_after_the_other(host, port, begun, go_on):
+    """For ever a connection that shakes hands and goes on until go_on(connection) is done or the trainer ends it."""
     begun.set()
-    frame = b'\x03' + struct.pack('>Q', 65536) + bytes(65536)
     while True:
         connection = connect(host, port)
         with contextlib.suppress(AttributeError, OSError):
             shake_hands(connection)
             time.sleep(PAUSE)
-            while True:
-                connection.sendall(frame)
+            go_on(connection)
+
+
+def endless_message(host, port, begun):
+    """A message whose last frame never comes."""
+    frame = b'\x03' + struct.pack('>Q', 65536) + bytes(65536)
+
+    def send(connection):
+        while True:
+            connection.sendall(frame)
+
+    one_after_the_other(host, port, begun, send)
 
 
 def flood_and_reset(host, port, begun):
     """More messages than a trainer that is busy reads, then a reset of the connection."""
-    begun.set()
-    while True:
-        connection = connect(host, port)
-        with contextlib.suppress(AttributeError, OSError):
-            shake_hands(connection)
-            time.sleep(PAUSE)
-            connection.sendall(b'\x00\x05hello' * 100)
-            time.sleep(PAUSE)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-            connection.close()
+    def send(connection):
+        connection.sendall(b'\x00\x05hello' * 100)
+        time.sleep(PAUSE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        connection.close()
+
+    one_after_the_other(host, port, begun, send)
 
 
 def port_scan(host, port, begun):

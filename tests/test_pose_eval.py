@@ -12,7 +12,6 @@ import tensorflow.compat.v1 as tf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import networks
 import pose_skeleton
 import pose_augment
 import pose_eval
@@ -127,40 +126,6 @@ def test_pictures_and_json_of_a_folder(photo_graph, tmp_path):
         assert error < 1
         x, y = np.round(points[here, :2]).astype(int).clip(0, [639, 391]).T
         assert (np.abs(drawn[y, x].astype(int) - photo[y, x]).max(axis=1) > 25).mean() > 0.9
-
-
-@pytest.mark.slow
-def test_a_checkpoint_runs_as_its_network_would(tmp_path):
-    """The same output as the network restored by tf.train.Saver; another model's checkpoint is named as such."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        image = tf.placeholder(tf.float32, (1, 64, 96, 3), name='image')
-        network = networks.get_network('mobilenet_fast', image, False)
-        session.run(tf.global_variables_initializer())
-        tf.train.Saver().save(session, str(tmp_path / 'model'), global_step=7)
-        pixels = np.random.RandomState(0).randint(0, 256, (1, 64, 96, 3), np.uint8)
-        expected = session.run(network.output, {image: pixels})
-    predict_maps, fixed_size = pose_eval.load_network(checkpoint=str(tmp_path), model='mobilenet_fast')
-    assert fixed_size is None
-    maps = predict_maps(pixels, None)
-    assert maps.shape == (1, 16, 24, 57) and np.abs(maps - expected).max() < 1e-4
-    assert predict_maps(np.zeros((1, 32, 32, 3), np.uint8), None).shape == (1, 8, 8, 57)
-
-    with pytest.raises(UserError, match='conv1_1'):
-        pose_eval.load_network(checkpoint=str(tmp_path / 'model-7'), model='cmu')
-    with pytest.raises(UserError, match='no_such'):
-        pose_eval.load_network(checkpoint=str(tmp_path / 'no_such'), model='cmu')
-
-
-def test_files_that_are_no_graph_are_refused(tmp_path):
-    garbage = tmp_path / 'garbage.pb'
-    garbage.write_bytes(b'\x00\x01garbage' * 100)
-    other = tmp_path / 'other.pb'
-    with tf.Graph().as_default() as graph:
-        tf.placeholder(tf.float32, (None, 3), name='x')
-        other.write_bytes(graph.as_graph_def().SerializeToString())
-    for path, mention in ((garbage, 'garbage.pb'), (other, 'image'), (tmp_path / 'absent.pb', 'absent.pb')):
-        with pytest.raises(UserError, match=mention):
-            pose_eval.load_network(graph_file=str(path))
 
 
 def test_a_graph_of_another_kind_is_refused(tmp_path):
