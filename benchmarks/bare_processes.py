@@ -76,6 +76,11 @@ class BareProcesses:
         first, *_ = [self._answer(process) for process in self._processes]
         return first['seconds'], first['loss']
 
+    def cpu_seconds(self):
+        """Of processor time that all the processes took since they started."""
+        times = [psutil.Process(process.pid).cpu_times() for process in self._processes]
+        return sum(time.user + time.system for time in times)
+
     def memory(self):
         """Resident bytes of all the processes."""
         return sum(psutil.Process(process.pid).memory_info().rss for process in self._processes)

@@ -5,7 +5,8 @@
 Ours is the train op of train.py (forward, backward, Adam, moving averages) on a batch that lies in memory in the form
 in which it reaches the tower. The reference is reference_thin.py: the same layers and losses in float32 as one would
 build them after the published description, fed with dense maps. Each is a process of its own, and they take turns for a
-few steps each. `ratio`, below 1 when ours is faster, is the median over the rounds.
+few steps each. `ratio`, below 1 when ours is faster, is the median over the rounds. `cpu_ratio`, that of the processor
+time of all rounds, tells more where the machine has other work.
 
 The published trainer runs on TensorFlow 1.15: with --reference-python, such an environment's interpreter, ours on this
 TensorFlow is compared with the reference on that one.
@@ -26,18 +27,34 @@ import networks
 MODEL = 'mobilenet_thin'
 
 
+class WithCpuSeconds:
+    """A BareProcesses, and the processor seconds of each call of its `steps`."""
+
+    def __init__(self, processes):
+        self._processes = processes
+        self.cpu_seconds = []
+
+    def steps(self, count):
+        before = self._processes.cpu_seconds()
+        result = self._processes.steps(count)
+        self.cpu_seconds.append(self._processes.cpu_seconds() - before)
+        return result
+
+
 def measure(flags):
     """The figures that --json prints."""
     arguments = ['--input-size=%dx%d' % flags.input_size, '--batchsize=%d' % flags.batchsize]
     with BareProcesses(1, '--model=' + MODEL, '--precision=' + flags.precision, *arguments) as ours, \
             BareProcesses(1, *arguments, program='reference_thin.py', python=flags.reference_python) as reference:
-        times = take_turns(ours, reference, flags.rounds, flags.steps)
+        sides = WithCpuSeconds(ours), WithCpuSeconds(reference)
+        times = take_turns(*sides, flags.rounds, flags.steps)
     milliseconds = 1000 * np.median(times, axis=0)
+    warm = [sum(side.cpu_seconds[1:]) for side in sides]  # without the steps that warm up
     ratios = times[:, 0] / times[:, 1]
     return {'model': MODEL, 'input_size': flags.input_size, 'batchsize': flags.batchsize, 'precision': flags.precision,
             'tensorflow': ours.ready['tensorflow'], 'reference_tensorflow': reference.ready['tensorflow'],
             'step_ms': milliseconds[0], 'reference_ms': milliseconds[1], 'ratio': float(np.median(ratios)),
-            'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max()}
+            'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max(), 'cpu_ratio': warm[0] / warm[1]}
 
 
 def parse_flags(args=None):
@@ -69,8 +86,8 @@ def main():
                                                           figures['step_ms']))
     print('%-10s TensorFlow %-8s %-8s %8.0f ms a step' % ('reference', figures['reference_tensorflow'], 'float32',
                                                           figures['reference_ms']))
-    print('ours / reference %.2f (%.2f to %.2f in single rounds)'
-          % (figures['ratio'], figures['lowest_ratio'], figures['highest_ratio']))
+    print('ours / reference %.2f (%.2f to %.2f in single rounds), in processor time %.2f'
+          % (figures['ratio'], figures['lowest_ratio'], figures['highest_ratio'], figures['cpu_ratio']))
     if flags.json:
         print(json.dumps(figures))
 

@@ -65,6 +65,20 @@ def test_coco_scale(tmp_path):
 
 
 @pytest.mark.slow
+def test_intake():
+    values = figures('bench_intake.py', '--input-size=64x64', '--batchsize=2', '--seconds=1', '--rounds=1')
+    assert set(values) == {'%s_stride_%d_samples_per_%s' % (name, stride, unit) for name in ('intake', 'dense')
+                           for stride in (8, 4) for unit in ('s', 'cpu_s')}
+    assert min(values.values()) > 0
+
+
+@pytest.mark.slow
+def test_start():
+    values = figures('bench_start.py', '--commands', 'pose_dataset.py')
+    assert set(values) == {'pose_dataset.py'} and values['pose_dataset.py']['wrong_s'] > 0
+
+
+@pytest.mark.slow
 def test_networks():
     values = figures('bench_networks.py', '--models=mobilenet_thin', '--input-size=64x64', '--batchsize=1', '--steps=1')
     row, = values['models']
@@ -103,7 +117,7 @@ def test_towers(sample_coco):
 @pytest.mark.slow
 def test_train_step():
     values = figures('bench_train_step.py', '--input-size=64x64', '--batchsize=1', '--rounds=1', '--steps=1')
-    assert values['ratio'] == pytest.approx(values['step_ms'] / values['reference_ms'])
+    assert values['ratio'] == pytest.approx(values['step_ms'] / values['reference_ms']) and values['cpu_ratio'] > 0
     assert values['tensorflow'] == values['reference_tensorflow'] == tf.__version__
     assert values['model'] == 'mobilenet_thin' and values['precision'] == 'float32'
 
