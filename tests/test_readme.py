@@ -1,4 +1,4 @@
-"""Each command of README.md is one that the tests run, with its flags; or README says that it is not."""
+"""Each command of README.md and of its pages in etcs/ is one that the tests run, with its flags, or README names it."""
 import re
 
 import pytest
@@ -7,6 +7,10 @@ from bench_start import WRONG_CALLS
 from conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
+# Of experiments.md the commands take hours.
+PAGES = {path.name: path.read_text() for path in [ROOT / 'README.md', *sorted((ROOT / 'etcs').glob('*.md'))]
+         if path.name != 'experiments.md'}
+ALL_TEXT = ''.join(PAGES.values())
 UNTESTED = README[README.index('## Which of these commands are tested'):]
 # Their tests run them where there is nothing to download, or through the environment that they make.
 ELSEWHERE = {'scripts/download_pretrained.sh': 'test_download_pretrained.py',
@@ -15,9 +19,9 @@ EXCEPTIONS = ('ssh ', 'srun ')  # named in the list
 
 
 def commands():
-    """The lines of README's code blocks that run something of this project: [(script, flags)]."""
+    """The lines of the code blocks that run something of this project: [(script, flags)]."""
     found = []
-    for block in re.findall(r'(?:^    .*\n)+', README, re.M):
+    for block in re.findall(r'(?:^    .*\n)+', ALL_TEXT, re.M):
         for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
             match = re.search(r'(?:python3?|bash) ((?:scripts/)?\w+\.(?:py|sh))(.*)', line)
             if match and not line.strip().startswith(EXCEPTIONS):
@@ -57,4 +61,20 @@ def test_what_is_not_run_is_listed():
                  'Where graphs run'):
         assert word in UNTESTED, word
     for command in EXCEPTIONS:
-        assert '    ' + command in README or '        ' + command in README, 'the list names what is gone: ' + command
+        assert '    ' + command in ALL_TEXT, 'the list names what is gone: ' + command
+
+
+def test_it_takes_five_minutes():
+    """At 300 words a minute; code and the lines of tables are looked at, not read."""
+    assert len(re.findall(r'\w[^ |]*', re.sub(r'(?m)^(    |\|).*$', '', README))) < 1300
+
+
+@pytest.mark.parametrize('name', sorted(PAGES) + ['experiments.md'])
+def test_its_links_lead_somewhere(name):
+    path = ROOT / name if name == 'README.md' else ROOT / 'etcs' / name
+    for target, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#?([^)]*)\)', path.read_text()):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r'(?m)^#+ (.*)$', page.read_text())
+            assert anchor in [re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles], anchor
