@@ -1,4 +1,8 @@
-"""Processes of bare_training.py that take turns with each other: each does steps only when it is asked."""
+"""Processes of bare_training.py, or of another program, that take turns: each does steps only when it is asked.
+
+Such a program says that it is ready with a line of JSON, then reads how many steps to do from its input, a line each
+time, and answers with a line of JSON {"seconds": [each step's], "loss": the last one's}: see `answer`.
+"""
 import json
 import os
 import socket
@@ -6,37 +10,63 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import psutil
-
 
 from pose_cli import UserError
 
-PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'bare_training.py')
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+def answer(training, **ready):
+    """Such a program's end: `ready` first, then training.steps(count) for each line of the input."""
+    print(json.dumps(dict(ready, ready=True)), flush=True)
+    for line in sys.stdin:
+        seconds, loss = training.steps(int(line))
+        print(json.dumps({'seconds': seconds, 'loss': loss}), flush=True)
+
+
+def take_turns(candidate, reference, rounds, steps):
+    """Let two that have a method `steps` work in turns; who goes first alternates.
+
+    Returns:
+        Their median seconds a step in each round, float64 (rounds, 2), after two steps of each to warm up.
+    """
+    sides = candidate, reference
+    for side in sides:
+        side.steps(2)
+    medians = np.empty((rounds, 2))
+    for number in range(rounds):
+        for k in (0, 1) if number % 2 == 0 else (1, 0):
+            medians[number, k] = np.median(sides[k].steps(steps)[0])
+    return medians
 
 
 class BareProcesses:
     """One training in several processes on this machine.
 
     Args:
-        processes: how many.  flags: of bare_training.py, for each of them; its batchsize is that of a process.
+        processes: how many.  flags: of the program, for each of them; its batchsize is that of a process.
         environments: variables for each process, as dicts, such as CUDA_VISIBLE_DEVICES.
         prefixes: what to put before each command, as lists.
+        program: a file beside this one.  python: the interpreter, where it is another one.
     Attributes:
-        wire_bytes, gpus: as the first process tells them.
+        ready: what the first process told when it was.
     """
 
-    def __init__(self, processes, *flags, environments=None, prefixes=None):
+    def __init__(self, processes, *flags, environments=None, prefixes=None, program='bare_training.py',
+                 python=sys.executable):
         workers = ['127.0.0.1:%d' % port for port in _free_ports(processes)]
         self._errors = tempfile.TemporaryFile('w+')
         self._processes = []
         for k in range(processes):
             config = {'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': k}}
             variables = dict(os.environ, TF_CONFIG=json.dumps(config), **(environments[k] if environments else {}))
+            prefix = prefixes[k] if prefixes else []
             self._processes.append(subprocess.Popen(
-                (prefixes[k] if prefixes else []) + [sys.executable, PROGRAM] + list(flags), env=variables,
+                prefix + [python, os.path.join(FOLDER, program)] + list(flags), env=variables,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, universal_newlines=True))
-        first, *_ = [self._answer(process) for process in self._processes]
-        self.wire_bytes, self.gpus = first['wire_bytes'], first['gpus']
+        self.ready, *_ = [self._answer(process) for process in self._processes]
 
     def steps(self, count):
         """Do so many steps in all processes. Returns (seconds that each took in the first process, its last loss)."""
@@ -45,6 +75,11 @@ class BareProcesses:
             process.stdin.flush()
         first, *_ = [self._answer(process) for process in self._processes]
         return first['seconds'], first['loss']
+
+    def cpu_seconds(self):
+        """Of processor time that all the processes took since they started."""
+        times = [psutil.Process(process.pid).cpu_times() for process in self._processes]
+        return sum(time.user + time.system for time in times)
 
     def memory(self):
         """Resident bytes of all the processes."""

@@ -1,12 +1,10 @@
 """The train op of train.py in a session of its own, on batches that lie in TensorFlow's memory.
 
 As a program it is one process of a cluster (TF_CONFIG) or the only one, and does steps when asked, so that others can
-take turns with it: it reads how many steps to do from its input, a line each time, and answers with a line of JSON
-{"seconds": [each step's], "loss": the last one's}. All towers get the same samples, so that the losses are the same
-for any number of towers. bench_towers.py and scripts/check_gpus.py start it.
+take turns with it (see bare_processes.py). All towers get the same samples, so that the losses are the same for any
+number of towers. bench_towers.py, bench_train_step.py and scripts/check_gpus.py start it.
 """
 import argparse
-import json
 import os
 import sys
 import time
@@ -17,10 +15,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import networks
-from bench_inputs import made_up_batch
+from bare_processes import answer
+from bench_inputs import made_up_batch, made_up_weights
 from pose_batches import Batch, encode_batch
 from training.cluster import ALONE, read_cluster
 from training.optimizer import published_name
+from training.precision import enable_mixed
+from training.recipes import Recipe
 from training.session import start_server
 from training.towers import build_training, tower_devices
 
@@ -32,14 +33,16 @@ class BareTraining:
         model: one of networks.NAMES.  input_size: (width, height).
         batchsize: of all towers of this process together.
         towers: on GPUs, where TensorFlow sees any, else on CPU devices.
+        precision: as train.py's --precision.
     Attributes:
         wire_bytes: what a tower sends to others a step, between processes.
     """
 
-    def __init__(self, model, input_size, batchsize, towers, cluster=ALONE, threads=0):
+    def __init__(self, model, input_size, batchsize, towers, cluster=ALONE, threads=0, precision='float32'):
         with tf.Graph().as_default():
             gpus = len(tf.config.experimental.list_physical_devices('GPU'))
             devices, config = tower_devices(towers, gpus, cluster)
+            loss_scaling = precision == 'mixed' and enable_mixed(config, gpus)
             config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
             part = made_up_batch(np.random.RandomState(0), batchsize // towers, *input_size, networks.stride(model),
                                  people=3)
@@ -48,12 +51,12 @@ class BareTraining:
                 batch = Batch(*(tf.get_variable(name, initializer=value, trainable=False, use_resource=False)
                                 for name, value in encode_batch(*dense)._asdict().items()))
             training = build_training(model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000,
-                                      cluster=cluster)
+                                      recipe=Recipe(loss_scaling=loss_scaling), cluster=cluster)
             self.wire_bytes = training.wire_bytes
             self._fetches = [training.step, training.figures['loss']]
             self._feed = {training.stop: 0, training.waited: 0} if cluster.size > 1 else {}
             self._session = tf.Session(start_server(cluster, config), config=config)
-            self._session.run(tf.global_variables_initializer())
+            self._session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             _set_weights(self._session, training.network.variables)
             self._session.run(training.copy)
 
@@ -68,14 +71,9 @@ class BareTraining:
 
 
 def _set_weights(session, variables):
-    """The same values in every graph, near He's; in one that splits them over processes, each sets all of them."""
-    values = {}
-    for variable in variables:
-        shape = variable.shape.as_list()
-        if len(shape) == 4:
-            rng = np.random.RandomState(sum(published_name(variable.op.name).encode()))
-            fan_in = np.prod(shape[:2] if 'depthwise' in variable.op.name else shape[:3])
-            values[variable] = rng.standard_normal(shape).astype(np.float32) * np.float32((2 / fan_in) ** 0.5)
+    """The same values in every graph; in one that splits them over processes, each sets all of them."""
+    values = {variable: made_up_weights(published_name(variable.op.name), variable.shape.as_list())
+              for variable in variables if len(variable.shape) == 4}
     session.run([variable.initializer for variable in values],
                 {variable.initializer.inputs[1]: value for variable, value in values.items()})
 
@@ -87,14 +85,12 @@ def main():
     parser.add_argument('--batchsize', type=int, default=4)
     parser.add_argument('--towers', type=int, default=1)
     parser.add_argument('--threads', type=int, default=0)
+    parser.add_argument('--precision', default='float32')
     flags = parser.parse_args()
     training = BareTraining(flags.model, flags.input_size, flags.batchsize, flags.towers, read_cluster(os.environ),
-                            flags.threads)
-    print(json.dumps({'ready': True, 'wire_bytes': training.wire_bytes,
-                      'gpus': len(tf.config.experimental.list_physical_devices('GPU'))}), flush=True)
-    for line in sys.stdin:
-        seconds, loss = training.steps(int(line))
-        print(json.dumps({'seconds': seconds, 'loss': loss}), flush=True)
+                            flags.threads, flags.precision)
+    answer(training, wire_bytes=training.wire_bytes, tensorflow=tf.__version__,
+           gpus=len(tf.config.experimental.list_physical_devices('GPU')))
 
 
 if __name__ == '__main__':

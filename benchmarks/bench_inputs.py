@@ -89,3 +89,10 @@ def made_up_batches(*args):
     """The dense batches that a sender repeats, for (batchsize, width, height, stride, people)."""
     rng = np.random.RandomState(0)
     return [made_up_batch(rng, *args) for _ in range(BATCHES)]
+
+
+def made_up_weights(name, shape):
+    """Weights (height, width, channels, filters) of a layer, near He's: float32, the same for the same name."""
+    fan_in = np.prod(shape[:2] if 'depthwise' in name else shape[:3])
+    rng = np.random.RandomState(sum(name.encode()))
+    return rng.standard_normal(shape).astype(np.float32) * np.float32((2 / fan_in) ** 0.5)

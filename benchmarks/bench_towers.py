@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import tensorflow.compat.v1 as tf
 
-from bare_processes import BareProcesses
+from bare_processes import BareProcesses, take_turns
 from bare_training import BareTraining
 import networks
 from pose_batches import encode_batch
@@ -92,10 +92,8 @@ class RealTraining:
 
 def compare(candidate, reference, rounds, steps):
     """Median seconds a step of both, and the median over rounds of candidate / reference - 1."""
-    candidate.steps(2), reference.steps(2)  # warm up
-    times = [[np.median(side.steps(steps)[0]) for side in (candidate, reference)] for _ in range(rounds)]
-    overheads = [a / b - 1 for a, b in times]
-    return tuple(float(x) for x in (*np.median(times, axis=0), np.median(overheads)))
+    times = take_turns(candidate, reference, rounds, steps)
+    return tuple(float(x) for x in (*np.median(times, axis=0), np.median(times[:, 0] / times[:, 1]) - 1))
 
 
 def measure_processes(flags):
@@ -108,7 +106,7 @@ def measure_processes(flags):
                        prefixes=[['taskset', '-c', str(core)] for core in cores]) as two, \
             BareProcesses(1, '--batchsize=%d' % flags.batchsize, '--threads=2', *arguments,
                           prefixes=[['taskset', '-c', ','.join(map(str, cores))]]) as one:
-        return compare(two, one, flags.rounds, flags.steps), two.wire_bytes
+        return compare(two, one, flags.rounds, flags.steps), two.ready['wire_bytes']
 
 
 def measure_memory(flags):

@@ -51,7 +51,7 @@ def measure(flags, model, processes, towers, gpus):
     with BareProcesses(processes, *arguments, environments=environments) as training:
         training.steps(WARM_UP)
         seconds, loss = training.steps(flags.steps)
-        return flags.batchsize * towers * processes * len(seconds) / sum(seconds), loss, training.gpus
+        return flags.batchsize * towers * processes * len(seconds) / sum(seconds), loss, training.ready['gpus']
 
 
 def parse_flags():

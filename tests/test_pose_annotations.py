@@ -57,7 +57,8 @@ def test_arrays_by_hand(tmp_path):
                    segmentation={'size': [480, 640], 'counts': [480 * 10, 480, 480 * 629]})
     plain = person(4, 1, num_keypoints=0, segmentation=[[1, 2, 11, 2, 11, 22], [30, 30, 40, 30, 40, 40, 30, 40]])
     file, folder = write_split(tmp_path, [person(1, 1, bbox=[200, 50, 60, 80]), person(2, 7), crowd, plain,
-                                          person(5, 1, keypoints=keypoints(5, 5, 6), num_keypoints=6)], images)
+                                          person(5, 1, keypoints=keypoints(5, 5, 6), num_keypoints=6,
+                                                 segmentation=[[10, 20, 30, 20, 30, 60]])], images)
     a = read_annotations(file, folder)
     assert [name.decode() for name in a.file_name] == ['sub/b.jpg', 'nobody.jpg', 'a.jpg']
     assert list(zip(a.sample_image, a.sample_person)) == [(0, 0), (2, 1), (2, 2)]
@@ -65,9 +66,13 @@ def test_arrays_by_hand(tmp_path):
     assert boxes.tolist() == [[200, 50, 60, 80], [40, 50, 60, 80]]
     np.testing.assert_array_equal(joints[1], pose_skeleton.COCO.joints(keypoints(5, 5, 6))[0])
     assert len(people_of(a, 1)[0]) == 0
-    polygons, bitmaps, _ = ignored_regions(a, 2)
+    polygons, bitmaps, spared = ignored_regions(a, 2)
+    # The labelled people of an image with such regions count: inside their outlines, else their boxes.
+    assert [outline.tolist() for outline in spared] == [
+        [[199.5, 49.5], [259.5, 49.5], [259.5, 129.5], [199.5, 129.5]], [[9.5, 19.5], [29.5, 19.5], [29.5, 59.5]]]
     assert bitmaps == [] and polygons[0].tolist() == [[0.5, 1.5], [10.5, 1.5], [10.5, 21.5]] and len(polygons[1]) == 4
-    polygons, bitmaps, _ = ignored_regions(a, 0)
+    polygons, bitmaps, spared = ignored_regions(a, 0)
+    assert [outline.tolist() for outline in spared] == [[[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]]
     expected = np.zeros((480, 640))
     expected[:, 10] = 1
     assert polygons == []

@@ -160,6 +160,10 @@ def test_mask_worked_out_by_hand():
     bitmap = np.zeros((32, 48), np.uint8)
     bitmap[8:16, 8:32] = 1
     np.testing.assert_array_equal(render_mask([], [bitmap], [], IDENTITY, 4, 6, 8), expected)
+    # A labelled person in a crowd counts, whichever form the crowd's region has.
+    crowd = np.array([(0, 0), (47, 0), (47, 31), (0, 31)], np.float32)
+    for polygons, bitmaps in (([crowd], []), ([], [np.ones((32, 48), np.uint8)])):
+        np.testing.assert_array_equal(render_mask(polygons, bitmaps, [rectangle], IDENTITY, 4, 6, 8), 1 - expected)
     # Half a cell counts half, overlapping regions count once, what lies outside of the image counts fully.
     half = np.array([(8, 0), (15, 0), (15, 3), (8, 3)], np.float32)
     expected[0, 1] = 0.5

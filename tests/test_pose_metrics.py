@@ -23,7 +23,7 @@ def oracle_summary(folder, split, stride=8, **kwargs):
 def test_perfect_maps_of_real_photographs_reach_the_bound(coco_photos, split, stride):
     """Label geometry, decoding and the way back to image pixels, all at once."""
     summary = oracle_summary(coco_photos, split, stride, short_edge=736)
-    assert summary['AP'] >= 0.95 and summary['AP50'] == 1
+    assert summary['AP'] >= 0.983 and summary['AP50'] == 1
     assert (summary['images'], summary['people']) == ((3, 7) if split == 'train2017' else (1, 5))
 
 

@@ -4,8 +4,14 @@ Of check_kill_resume.py only --help: tests/training kills and resumes train.py i
 """
 import json
 
+import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
+import networks
+import reference_thin
+from bench_inputs import made_up_batch, made_up_weights
+from networks.losses import build_losses
 from conftest import ROOT, assert_user_error, run_command
 
 NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
@@ -59,6 +65,20 @@ def test_coco_scale(tmp_path):
 
 
 @pytest.mark.slow
+def test_intake():
+    values = figures('bench_intake.py', '--input-size=64x64', '--batchsize=2', '--seconds=1', '--rounds=1')
+    assert set(values) == {'%s_stride_%d_samples_per_%s' % (name, stride, unit) for name in ('intake', 'dense')
+                           for stride in (8, 4) for unit in ('s', 'cpu_s')}
+    assert min(values.values()) > 0
+
+
+@pytest.mark.slow
+def test_start():
+    values = figures('bench_start.py', '--commands', 'pose_dataset.py')
+    assert set(values) == {'pose_dataset.py'} and values['pose_dataset.py']['wrong_s'] > 0
+
+
+@pytest.mark.slow
 def test_networks():
     values = figures('bench_networks.py', '--models=mobilenet_thin', '--input-size=64x64', '--batchsize=1', '--steps=1')
     row, = values['models']
@@ -95,9 +115,71 @@ def test_towers(sample_coco):
 
 
 @pytest.mark.slow
+def test_train_step():
+    values = figures('bench_train_step.py', '--input-size=64x64', '--batchsize=1', '--rounds=1', '--steps=1')
+    assert values['ratio'] == pytest.approx(values['step_ms'] / values['reference_ms']) and values['cpu_ratio'] > 0
+    assert values['tensorflow'] == values['reference_tensorflow'] == tf.__version__
+    assert values['model'] == 'mobilenet_thin' and values['precision'] == 'float32'
+
+
+def step_of(build, values_of):
+    """What a graph computes with weights that follow from the variables' names, and what a step makes of them.
+
+    build: () -> (stages, loss, what to run for a step, {name: placeholder}).
+    """
+    with tf.Graph().as_default(), tf.Session() as session:
+        stages, loss, step, placeholders = build()
+        feed = {placeholder: values_of[name] for name, placeholder in placeholders.items()}
+        trained = tf.trainable_variables()
+        session.run(tf.global_variables_initializer())
+        values = {variable: made_up_weights(variable.op.name, variable.shape.as_list()) if len(variable.shape) == 4
+                  else np.linspace(-0.1, 0.2, variable.shape.as_list()[0], dtype=np.float32) for variable in trained}
+        session.run([variable.initializer for variable in trained],
+                    {variable.initializer.inputs[1]: value for variable, value in values.items()})
+        outputs, _ = session.run([[loss] + [maps for stage in stages for maps in stage], step], feed)
+        after = {variable.op.name: value for variable, value in
+                 session.run({variable: variable.read_value() for variable in tf.global_variables()}).items()}
+    return {variable.op.name: value for variable, value in values.items()}, outputs, after
+
+
+@pytest.mark.slow
+def test_the_reference_trainer_has_our_layers_and_losses():
+    """In training: a yardstick of other layers, or one that does less, would measure nothing."""
+    image, heatmap, paf, mask = made_up_batch(np.random.RandomState(0), 2, 64, 64, 8, people=1)
+    sample = {'image': image, 'heatmap': heatmap, 'paf': paf}
+
+    def ours():
+        pixels = tf.placeholder(tf.uint8, image.shape)
+        network = networks.get_network('mobilenet_thin', pixels, is_training=True)
+        loss = build_losses(network.stages, heatmap, paf, mask, len(image))['loss']
+        return network.stages, loss, tf.get_collection(tf.GraphKeys.UPDATE_OPS), {'image': pixels}
+
+    def reference():
+        built = reference_thin.build(2, 64, 64)
+        return built.stages, built.loss, built.step, {name: getattr(built, name) for name in sample}
+
+    (weights, outputs, after), (their_weights, their_outputs, their_after) = [
+        step_of(build, sample) for build in (ours, reference)]
+    assert {name: value.shape for name, value in their_weights.items()} == \
+        {name: value.shape for name, value in weights.items()}
+    assert len(outputs) == len(their_outputs) == 1 + 2 * 6
+    for output, theirs in zip(outputs, their_outputs):
+        assert np.abs(output - theirs).max() <= 1e-3 * np.abs(output).max()
+    for name, value in after.items():
+        if name.endswith(('/moving_mean', '/moving_variance')):
+            np.testing.assert_allclose(their_after[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert [name for name, value in their_weights.items() if np.array_equal(value, their_after[name])] == []
+
+
+@pytest.mark.slow
 def test_memory():
     values = figures('bench_memory.py', '--steps=40')
     assert values['steps'] == 40 and values['last_mib'] > 0
+
+
+def test_a_reference_that_no_program_runs():
+    assert_user_error(run_command('benchmarks/bench_train_step.py', '--reference-python=/nowhere/python'),
+                      '--reference-python=/nowhere/python')
 
 
 def test_input_that_does_not_fit_the_stride():

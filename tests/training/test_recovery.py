@@ -203,6 +203,15 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     assert 'stopped by a signal at step' in log and 'Traceback' not in log
     assert step_of(model) >= 4 and (model / 'damaged-model-4.index').exists()
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 2
+    # Step 3 has the same batch and, from the checkpoint, the same weights as before; another batch's loss differs.
+    before, after = losses(folder / 'model'), losses(model)
+    assert after[3] == pytest.approx(before[3], rel=1e-4) and abs(before[3] / before[1] - 1) > 1e-2
+
+
+def losses(model):
+    """{step: loss} of the training steps in a run's curves."""
+    return {int(row['step']): float(row['loss']) for row in runlog.read_curves(str(model / 'logs' / runlog.CURVES_FILE))
+            if row['kind'] == 'train'}
 
 
 @pytest.mark.slow
