@@ -122,9 +122,11 @@ def check_disk(flags, error):
     reason = pose_cli.disk_trouble(error)
     if reason:
         full = reason == os.strerror(errno.ENOSPC)
-        raise UserError('%s and run the same command again: it resumes from %s' % (
+        saved = latest_checkpoint(flags.modelpath)
+        raise UserError('%s and run the same command again: %s' % (
             'the disk of %s is full; free some space' % flags.modelpath if full else
-            'cannot write in %s: %s; mend that' % (flags.modelpath, reason), latest_checkpoint(flags.modelpath)))
+            'cannot write in %s: %s; mend that' % (flags.modelpath, reason),
+            'it resumes from %s' % saved if saved else 'nothing was saved yet'))
 
 
 def prepare_and_train(flags, peers):

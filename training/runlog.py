@@ -71,7 +71,7 @@ class RunLog(LogLines):
             self._open(first_step)
         except (OSError, tf.errors.OpError) as error:
             raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
-                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+                            % (logpath, pose_cli.reason_of(error)))
 
     def _open(self, first_step):
         self._board = Board(self.logpath, first_step)
@@ -129,7 +129,7 @@ class RunLog(LogLines):
         except (OSError, UserError, tf.errors.OpError) as error:
             if not self._failed:
                 logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
-                                self.logpath, str(error).splitlines()[0])
+                                self.logpath, pose_cli.reason_of(error))
             self._failed = True
 
 
