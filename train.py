@@ -150,7 +150,7 @@ def prepare_and_train(flags, peers):
             log_background_loss(validation, peers)
         if first:
             note_start(flags.modelpath, vars(flags), source.skeleton,
-                       resumes=latest_checkpoint(flags.modelpath) is not None)
+                       resumes=latest_checkpoint(flags.modelpath) is not None, samples=source.samples)
         train(flags, source, validation, peers)
 
 

@@ -227,10 +227,11 @@ def _git_revision():
         return 'unknown'
 
 
-def note_start(modelpath, flags, skeleton, resumes):
+def note_start(modelpath, flags, skeleton, resumes, samples=None):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
     skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    samples: of the training data; when a run that is resumed had another number, a line says what follows.
     Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
@@ -240,7 +241,13 @@ def note_start(modelpath, flags, skeleton, resumes):
                         'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
                                                                            for each in (before, skeleton))))
     earlier = read_run(modelpath).get('starts', []) if resumes else []
-    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
+    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions(),
+             'samples': samples}
+    had = earlier[-1].get('samples') if earlier and isinstance(earlier[-1], dict) else None
+    if had and samples and had != samples:
+        logging.warning('the training data has %d samples, and had %s at the last start of this run: epochs and what '
+                        'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
+                        'this run and mend the data', samples, had)
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     pose_cli.write_json(path, run, indent=1)
 
