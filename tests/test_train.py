@@ -246,6 +246,7 @@ def test_good_flags_are_accepted(good):
     ('--checkpoint=/nowhere/model-1', ['/nowhere/model-1']),
     ('--pretrained=/nowhere.npy', ['/nowhere.npy', '--pretrained=none']),
     ('--modelpath=/dev/null/models', ['/dev/null/models']),
+    ('--modelpath=models/\udcff', ['--modelpath', 'not UTF-8']),
     ('--seed=-1', ['--seed']),
     ('--save-every=0', ['--save-every']),
     ('--max-steps=-5', ['--max-steps']),
