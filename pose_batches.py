@@ -40,8 +40,9 @@ def check_memory(layout, batches):
     size = batches * sum(product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if size > memory:
-        raise UserError('%d batches of %d samples of %dx%d take %d MB, this machine has %d; take a smaller --batchsize '
-                        'or input, or fewer --workers' % (batches, batchsize, width, height, size >> 20, memory >> 20))
+        raise UserError('%d batch(es) of %d samples of %dx%d take %d MB, this machine has %d; take a smaller '
+                        '--batchsize or input, or fewer --workers'
+                        % (batches, batchsize, width, height, size >> 20, memory >> 20))
 
 
 def product(shape):

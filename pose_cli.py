@@ -53,6 +53,15 @@ def disk_trouble(error):
     return None
 
 
+def reason_of(error):
+    """Why an exception was raised, in a line; TensorFlow's messages have many, and the first may say nothing."""
+    if isinstance(error, UserError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and line != 'Graph execution error:']
+    return disk_trouble(error) or (telling[0] if telling else type(error).__name__)
+
+
 class Stopped(Exception):
     """Ends the run, or what goes on between two steps, because of a signal."""
 
@@ -219,7 +228,8 @@ def write_file(path, data):
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.remove(temporary)
-        raise UserError('cannot write %s: %s; free some space or choose another place' % (path, error.strerror))
+        remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'mend that'
+        raise UserError('cannot write %s: %s; %s, or choose another place' % (path, error.strerror, remedy))
 
 
 def write_json(path, value, indent=None, sort_keys=True):

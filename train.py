@@ -14,6 +14,7 @@ import tqdm.contrib.logging
 
 import networks.pretrained
 import pose_annotations
+import pose_batches
 import pose_cli
 import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
@@ -66,6 +67,10 @@ def check_flags(flags, cluster=ALONE):
     if flags.batchsize % (flags.gpus * cluster.size):
         raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
             flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
+    # One batch's images and masks: whoever makes batches counts the maps too, and how many batches it holds.
+    layout = pose_batches.batch_layout(flags.batchsize * flags.accumulate // cluster.size, flags.input_width,
+                                       flags.input_height, networks.stride(flags.model))
+    pose_batches.check_memory(layout[:2], 1)
     if not flags.datapath and not flags.remote_data:
         raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
     if flags.eval_every and not (flags.datapath and flags.valid_every):
@@ -117,9 +122,11 @@ def check_disk(flags, error):
     reason = pose_cli.disk_trouble(error)
     if reason:
         full = reason == os.strerror(errno.ENOSPC)
-        raise UserError('%s and run the same command again: it resumes from %s' % (
+        saved = latest_checkpoint(flags.modelpath)
+        raise UserError('%s and run the same command again: %s' % (
             'the disk of %s is full; free some space' % flags.modelpath if full else
-            'cannot write in %s: %s; mend that' % (flags.modelpath, reason), latest_checkpoint(flags.modelpath)))
+            'cannot write in %s: %s; mend that' % (flags.modelpath, reason),
+            'it resumes from %s' % saved if saved else 'nothing was saved yet'))
 
 
 def prepare_and_train(flags, peers):
@@ -143,7 +150,7 @@ def prepare_and_train(flags, peers):
             log_background_loss(validation, peers)
         if first:
             note_start(flags.modelpath, vars(flags), source.skeleton,
-                       resumes=latest_checkpoint(flags.modelpath) is not None)
+                       resumes=latest_checkpoint(flags.modelpath) is not None, samples=source.samples)
         train(flags, source, validation, peers)
 
 

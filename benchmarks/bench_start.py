@@ -14,7 +14,7 @@ from bench_inputs import ROOT, flag_parser
 from pose_cli import UserError
 
 WRONG_CALLS = {
-    'train.py': ['--model=openpose', '--batchsize=0', '--datapath=nowhere', '--lr=fast', '--no-such-flag'],
+    'train.py': ['--model=openpose', '--batchsize=100000000', '--datapath=nowhere', '--lr=fast', '--no-such-flag'],
     'pose_eval.py': ['--graph=nowhere.pb --images=benchmarks', '--checkpoint=nowhere --model=cmu --images=benchmarks',
                      '--weights=nowhere.npy --images=benchmarks', '--oracle --datapath=nowhere', '--no-such-flag'],
     'pose_dataset.py': ['--output-dir=out', '--datapath=nowhere --output-dir=out', '--datapath=benchmarks '

@@ -59,6 +59,14 @@ def run_until_killed(datapath, model, log_path, save_every, lifetime, in_a_save)
     return int(resumed.group(1)) if resumed else 0, int(LOGGED_STEP.findall(text)[-1]), is_saving(model)
 
 
+def resumed_well(logged, resumed, save_every):
+    """Whether a run that was killed after it had logged a step resumed no more than a save interval before it.
+
+    It may resume one step after it: a step is saved before it is logged, and the kill may come between.
+    """
+    return logged - save_every <= resumed <= logged + 1
+
+
 def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Kill a training run again and again; see that it always resumes.')
     parser.add_argument('--kills', type=pose_cli.positive_int, default=20)
@@ -77,8 +85,7 @@ def main():
         for kill in range(flags.kills + 1):
             resumed, last, in_save = run_until_killed(data, model, log, flags.save_every,
                                                       rng.uniform(0, MOST_SECONDS_TO_LIVE), in_a_save=kill % 2 == 1)
-            # A step is saved before it is logged: a kill in between leaves one more than the log knows of.
-            if resumed > reached + 1 or reached - resumed > flags.save_every:
+            if not resumed_well(reached, resumed, flags.save_every):
                 raise UserError('killed at step %d, resumed at step %d' % (reached, resumed), 1)
             reached, cut_short = last, cut_short + in_save
             print('run %d: resumed at step %d, killed at step %d%s'

@@ -267,8 +267,8 @@ class _SlimMobilenet(Mapping):
         self.weights = weights
 
     def __getitem__(self, name):
-        value = self.weights[name]
-        return value[:, :, ::-1] if name == self.FIRST else value
+        value = self.weights[name]  # one of another shape is left for fit to refuse
+        return value[:, :, ::-1] if name == self.FIRST and value.ndim == 4 else value
 
     def __iter__(self):
         return iter(self.weights)

@@ -372,7 +372,7 @@ def test_stopped_workers_die_with_a_killed_supervisor():
 
 
 def test_batches_that_memory_cannot_hold_are_one_line():
-    with pytest.raises(UserError, match='batches of 100000000 samples .* take a smaller --batchsize'):
+    with pytest.raises(UserError, match=r'batch\(es\) of 100000000 samples .* take a smaller --batchsize'):
         BatchLoader(NumberedDataset(50), 100000000, workers=1, seed=1)
 
 

@@ -224,6 +224,8 @@ def test_good_flags_are_accepted(good):
 @pytest.mark.parametrize('flag, mentions', [
     ('--batchsize=0', ['--batchsize', '0']),
     ('--batchsize=9.5', ['--batchsize', '9.5']),
+    ('--batchsize=100000000', ['100000000 samples of 64x64', 'a smaller --batchsize']),
+    ('--accumulate=100000000', ['6400000000 samples']),
     ('--gpus=3', ['--batchsize=64', '--gpus=3']),
     ('--gpus=0', ['--gpus']),
     ('--lr=fast', ['--lr', 'fast', '0.001']),
@@ -244,6 +246,7 @@ def test_good_flags_are_accepted(good):
     ('--checkpoint=/nowhere/model-1', ['/nowhere/model-1']),
     ('--pretrained=/nowhere.npy', ['/nowhere.npy', '--pretrained=none']),
     ('--modelpath=/dev/null/models', ['/dev/null/models']),
+    ('--modelpath=models/\udcff', ['--modelpath', 'not UTF-8']),
     ('--seed=-1', ['--seed']),
     ('--save-every=0', ['--save-every']),
     ('--max-steps=-5', ['--max-steps']),

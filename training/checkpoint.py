@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from networks.checkpoints import named_checkpoints
-from pose_cli import UserError, write_json
+from pose_cli import UserError, reason_of, write_json
 
 from .liveness import DIVERGED_EXIT_CODE
 from .recovery import BASENAME, recover, set_aside
@@ -114,7 +114,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         try:
             session.run_step_fn(lambda step_context: self.end(step_context.session))
         except (UserError, OSError, RuntimeError, ValueError, tf.errors.OpError) as failure:
-            logging.warning('could not save before the run ends: %s', str(failure).splitlines()[0])
+            logging.warning('could not save before the run ends: %s', reason_of(failure))
 
     def _save(self, session, when):
         step, weights = session.run(self._state)
@@ -153,7 +153,7 @@ class BestCheckpoint:
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             kept = set_aside(self._folder)
             logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
-                            str(error).splitlines()[0] if str(error) else type(error).__name__, kept)
+                            reason_of(error), kept)
             self.loss_ll = np.inf
 
     def _resume(self):

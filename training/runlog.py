@@ -71,7 +71,7 @@ class RunLog(LogLines):
             self._open(first_step)
         except (OSError, tf.errors.OpError) as error:
             raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
-                            % (logpath, pose_cli.disk_trouble(error) or str(error).splitlines()[0]))
+                            % (logpath, pose_cli.reason_of(error)))
 
     def _open(self, first_step):
         self._board = Board(self.logpath, first_step)
@@ -129,7 +129,7 @@ class RunLog(LogLines):
         except (OSError, UserError, tf.errors.OpError) as error:
             if not self._failed:
                 logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
-                                self.logpath, str(error).splitlines()[0])
+                                self.logpath, pose_cli.reason_of(error))
             self._failed = True
 
 
@@ -227,10 +227,11 @@ def _git_revision():
         return 'unknown'
 
 
-def note_start(modelpath, flags, skeleton, resumes):
+def note_start(modelpath, flags, skeleton, resumes, samples=None):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
     skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    samples: of the training data; when a run that is resumed had another number, a line says what follows.
     Raises UserError when the run that is resumed learned other keypoints.
     """
     path = os.path.join(modelpath, RUN_FILE)
@@ -240,7 +241,13 @@ def note_start(modelpath, flags, skeleton, resumes):
                         'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
                                                                            for each in (before, skeleton))))
     earlier = read_run(modelpath).get('starts', []) if resumes else []
-    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions()}
+    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions(),
+             'samples': samples}
+    had = earlier[-1].get('samples') if earlier and isinstance(earlier[-1], dict) else None
+    if had and samples and had != samples:
+        logging.warning('the training data has %d samples, and had %s at the last start of this run: epochs and what '
+                        'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
+                        'this run and mend the data', samples, had)
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     pose_cli.write_json(path, run, indent=1)
 

@@ -12,7 +12,7 @@ import pose_draw
 import pose_metrics
 from networks.losses import build_losses
 from pose_batches import Batch, batch_layout, encode_batch
-from pose_cli import Stopped, UserError
+from pose_cli import Stopped, UserError, reason_of
 from pose_samples import validation_samples
 
 from .maps import dense_maps
@@ -99,9 +99,8 @@ def only_reporting(what, step):
     except Stopped:
         pass
     except Exception as error:  # odd images, labels and libraries fail in many ways; none is worth the run
-        reason = str(error).strip().splitlines() or ['']
         name = '' if isinstance(error, UserError) else type(error).__name__ + ': '
-        logging.warning('%s at step %d left out: %s%s', what, step, name, reason[0][:300])
+        logging.warning('%s at step %d left out: %s%s', what, step, name, reason_of(error)[:300])
 
 
 def evaluate(session, validator, annotation_file, image_folder, category, step, log, stop):

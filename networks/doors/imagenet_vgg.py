@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 VGG_MEAN_RGB = (123.68, 116.78, 103.94)
+FIRST = 'conv1_1/weights', 'conv1_1/biases'
 SLIM, KERAS = 'vgg_19/conv1/conv1_1/weights', 'block1_conv1/weights'
 
 
@@ -34,17 +35,26 @@ class _Vgg(Mapping):
         self.names, self.weights, self.order = names, weights, order
 
     def __getitem__(self, name):
-        if name in ('conv1_1/weights', 'conv1_1/biases'):
-            kernel, biases = convert_conv1_1(self.weights[self.names['conv1_1/weights']],
-                                             self.weights[self.names['conv1_1/biases']], self.order)
-            return kernel if name == 'conv1_1/weights' else biases
-        return self.weights[self.names[name]]
+        value = self.weights[self.names[name]]
+        if name not in FIRST:
+            return value
+        kernel = self.weights[self.names[FIRST[0]]]
+        biases = self.weights[self.names[FIRST[1]]] if FIRST[1] in self.names else np.zeros(kernel.shape[3:])
+        if not can_be_converted(kernel, biases):
+            return value
+        return convert_conv1_1(kernel, biases, self.order)[FIRST.index(name)]
 
     def __iter__(self):
         return iter(self.names)
 
     def __len__(self):
         return len(self.names)
+
+
+def can_be_converted(kernel, biases):
+    """Whether arrays of a file can be those of VGG's first layer; others stay as they are, to be refused."""
+    return (kernel.ndim == 4 and kernel.shape[2] == 3 and kernel.shape[3:] == biases.shape
+            and kernel.dtype.kind in 'fiu' and biases.dtype.kind in 'fiu')
 
 
 def convert_conv1_1(weights, biases, order='RGB'):

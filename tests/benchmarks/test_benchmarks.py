@@ -1,6 +1,6 @@
 """The benchmarks at toy sizes: they run, and the last line of --json holds the figures that the README names.
 
-Of check_kill_resume.py only --help: tests/training kills and resumes train.py itself.
+Of check_kill_resume.py only --help and what it calls an error: tests/training kills and resumes train.py itself.
 """
 import json
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import check_kill_resume
 import networks
 import reference_thin
 from bench_inputs import made_up_batch, made_up_weights
@@ -30,6 +31,13 @@ def test_help(name):
     result = run_command('benchmarks/' + name, '--help')
     assert result.returncode == 0 and result.stdout.startswith('usage: benchmarks/%s' % name), result.stderr
     assert ('--json' in result.stdout) == name.startswith('bench_')
+
+
+@pytest.mark.parametrize('logged, resumed, good', [
+    (273, 274, True), (273, 273, True), (273, 271, True), (273, 270, False), (273, 275, False), (273, 0, False),
+    (0, 0, True), (1, 0, True)])
+def test_a_kill_between_save_and_log_is_no_false_alarm(logged, resumed, good):
+    assert check_kill_resume.resumed_well(logged, resumed, save_every=2) == good
 
 
 @pytest.mark.slow

@@ -19,10 +19,15 @@ def run_without(packages, *args):
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(sample_coco, tmp_path_factory):
     """Graphs, .tflite files and images, good and bad, by name."""
     folder = tmp_path_factory.mktemp('files')
     (folder / 'empty').mkdir()
+    (folder / 'folder.tflite').mkdir()
+    for name in ('annotations/person_keypoints_val2017.json', 'val2017'):
+        link = folder / 'val_only' / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(sample_coco / name)
     (folder / 'broken').mkdir()
     (folder / 'broken' / 'x.jpg').write_bytes(b'no image')
     with tf.Graph().as_default() as graph:
@@ -56,6 +61,8 @@ FREEZE = [
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/absent'], 'no .jpg or .png'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/broken'], 'x.jpg is not an image'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--datapath={0}/empty'], 'empty'),
+    (['--graph={0}/graph.pb', '--quantize=int8', '--datapath={0}/val_only'], 'train2017'),
+    (['--graph={0}/empty', '--quantize=int8', '--images={0}/val_only/val2017'], 'empty'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}', '--input-size=dynamic'], 'fixed size'),
     (['--graph={0}/graph.pb', '--tflite', '--input-size=dynamic'], 'fixed size'),
     (['--graph={0}/graph.pb', '--tflite', '--input-size=72x64'], '72'),
@@ -68,12 +75,14 @@ FREEZE = [
 ]
 EVALUATE = [
     (['--graph={0}/absent.tflite'], 'absent.tflite'),
+    (['--graph={0}/folder.tflite'], 'folder.tflite'),
     (['--graph={0}/cut.tflite'], 'damaged or only a part'),
     (['--graph={0}/renamed.tflite'], 'not a TensorFlow Lite file'),
     (['--graph={0}/foreign.tflite'], 'not a network of this project'),
     (['--graph={0}/good.tflite', '--scale=128'], 'fixed to 64x64'),
     (['--graph={0}/good.tflite', '--input-size=128x128'], 'fixed to 64x64'),
     (['--graph={0}/good.tflite', '--threads=many'], '--threads'),
+    (['--graph={0}/good.tflite', '--threads=0'], '--threads'),
     (['--graph={0}/good.tflite', '--model=cmu'], '--checkpoint'),
 ]
 

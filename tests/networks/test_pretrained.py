@@ -299,6 +299,20 @@ def test_slim_vgg_19_conv1_1_sees_what_it_was_trained_on(tmp_path, bgr):
     assert np.abs(ours - original_conv1_1(values, framed, 'VALID')).max() < 1e-3
 
 
+@pytest.mark.parametrize('name, shape, door', [
+    ('conv1_1/weights', (), '.npy'), ('conv1_1/weights', (), 'checkpoint'), ('conv1_1/weights', (3, 3, 4, 64), '.npy'),
+    ('conv1_1/biases', (), '.npy'), ('MobilenetV1/Conv2d_0/weights', (), 'checkpoint')])
+def test_a_first_layer_of_another_shape_is_one_line(tmp_path, name, shape, door):
+    """What is done to the first layer of weights made elsewhere is done to layers of its shape only."""
+    mobilenet = name.startswith('Mobilenet')
+    values = mobilenet_v1() if mobilenet else vgg_19()
+    values[name if mobilenet else 'vgg_19/conv1/' + name] = np.ones(shape, np.float32)
+    path = (save_npy(tmp_path / 'w.npy', values) if door == '.npy' else save_checkpoint(tmp_path / 'w.ckpt', values))
+    with tf.Graph().as_default(), pytest.raises(UserError) as error:
+        pretrained.fit(build(FastOneStage, 'mobilenet_fast') if mobilenet else build(OneStage, 'vgg'), path)
+    assert path in str(error.value) and '%s is %s in the file' % (name, shape) in str(error.value)
+
+
 def test_resolve(tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     monkeypatch.delenv('OPENPOSE_MODEL', raising=False)

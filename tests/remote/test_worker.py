@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 import pose_dataworker
-from conftest import PATIENCE, ROOT, wait_for
+from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
 from pose_cli import UserError
 from pose_skeleton import COCO
 from remote import headers
@@ -125,6 +125,15 @@ WELCOME = [headers.pack('welcome', settings=dict(SETTINGS, augmentation=RANGES, 
 def test_a_hostile_or_newer_trainer_ends_a_worker_with_one_line(address, answers):
     with fake_trainer(address, answers), pytest.raises(UserError):
         pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA))
+
+
+def test_a_batch_that_no_memory_holds_is_one_line_of_the_command(address, sample_coco):
+    answer = headers.pack('welcome', settings=dict(headers.unpack_from_trainer(WELCOME[0])['settings'],
+                                                   batchsize=100000000))
+    with fake_trainer(address, [[answer]]):
+        result = run_command(PROGRAMS / 'dataworker_without_tensorflow.py', '--master=' + address,
+                             '--datapath=%s' % sample_coco, '--workers=1')
+    assert_user_error(result, 'batchsize=100000000', 'from 1 to 65536')
 
 
 def test_a_trainer_that_asks_for_more_than_it_may(address):

@@ -25,6 +25,14 @@ def test_each_start_is_noted_with_its_flags(tmp_path):
     assert all(start['versions']['tensorflow'] == tf.__version__ and start['command'] for start in run['starts'])
 
 
+def test_another_number_of_samples_is_told(tmp_path, caplog):
+    """As when the first data worker to come has another data set than the one at the last start had."""
+    for samples, told in ((None, False), (1000, False), (1000, False), (1, True), (1, False)):
+        caplog.clear()
+        note_start(str(tmp_path), FLAGS, COCO, resumes=True, samples=samples)
+        assert ('has 1 samples, and had 1000' in caplog.text) == told == bool(caplog.records)
+
+
 def test_a_new_run_in_the_folder_of_a_run_without_checkpoint_starts_anew(tmp_path):
     note_start(str(tmp_path), FLAGS, COCO, resumes=False)
     note_start(str(tmp_path), FLAGS, COCO, resumes=False)
