@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def run_command(*args, timeout=300, **kwargs):
+def run_command(*args, timeout=600, **kwargs):
     """Run `python ARGS...` from the project root; returns a CompletedProcess with text stdout and stderr."""
     kwargs.setdefault('cwd', str(ROOT))
     return subprocess.run([sys.executable] + [str(a) for a in args], stdout=subprocess.PIPE,

@@ -46,7 +46,7 @@ class Run(TrainRun):
     def stop(self, number):
         """Signal the whole process group; the run has to end well."""
         os.killpg(self.process.pid, number)
-        assert self.process.wait(timeout=300) == 0, self.log()
+        assert self.process.wait(timeout=600) == 0, self.log()
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +183,7 @@ def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, tmp_path):
 
 def test_divergence_ends_the_run_with_code_3(diverging, folder):
     run, _ = diverging
-    assert run.process.wait(timeout=300) == 3 and 'Traceback' not in run.log()
+    assert run.process.wait(timeout=600) == 3 and 'Traceback' not in run.log()
     message, = run.errors()
     assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+\d\d;' % (run.last_logged_step() + 1), message)
     assert str(folder / 'diverged' / 'model-0') in message
@@ -192,7 +192,7 @@ def test_divergence_ends_the_run_with_code_3(diverging, folder):
 def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverging, folder):
     """They are also what is still there after the divergence."""
     run, source = diverging
-    run.process.wait(timeout=300)
+    run.process.wait(timeout=600)
     assert 'Restore pretrained weights... %s' % source in run.log()
     source, good = load_all(source), load_all(str(folder / 'diverged' / 'model-0'))
     assert good['global_step'] == 0 and source['global_step'] > 0
@@ -204,7 +204,7 @@ def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverging, folder):
 def test_full_disk_leaves_the_previous_checkpoint(full_disk):
     if isinstance(full_disk, str):
         pytest.skip('mounting a small file system needs root: %s' % full_disk)
-    assert full_disk.process.wait(timeout=300) == 2 and 'Traceback' not in full_disk.log()
+    assert full_disk.process.wait(timeout=600) == 2 and 'Traceback' not in full_disk.log()
     message, = full_disk.errors()
     assert 'disk of %s is full' % full_disk.model in message and 'model-0' in message
     weights = load_all(tf.train.latest_checkpoint(str(full_disk.model)))

@@ -197,7 +197,7 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     second = run_command(*flags)
     assert_user_error(second, 'in use by process %d on ' % process.pid, '--modelpath')
     os.close(leader)
-    assert process.wait(timeout=300) == 0, process.log.read_text()
+    assert process.wait(timeout=600) == 0, process.log.read_text()
     log = process.log.read_text()
     assert 'resuming from %s' % (model / 'model-2') in log and 'model-4 is damaged' in log
     assert 'stopped by a signal at step' in log and 'Traceback' not in log
