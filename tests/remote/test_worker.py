@@ -131,8 +131,8 @@ def test_a_batch_that_no_memory_holds_is_one_line_of_the_command(address, sample
     answer = headers.pack('welcome', settings=dict(headers.unpack_from_trainer(WELCOME[0])['settings'],
                                                    batchsize=100000000))
     with fake_trainer(address, [[answer]]):
-        result = run_command(PROGRAMS / 'dataworker_without_tensorflow.py', '--master=' + address,
-                             '--datapath=%s' % sample_coco, '--workers=1')
+        result = run_command(PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py',
+                             '--master=' + address, '--datapath=%s' % sample_coco, '--workers=1')
     assert_user_error(result, 'batchsize=100000000', 'from 1 to 65536')
 
 
