@@ -87,7 +87,8 @@ def draw(runs, names, loss, title, unit='per image'):
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(True, which='both', alpha=0.25)
-    axes.legend()
+    # Beside the curves: six runs have twelve lines.
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize='small')
     figure.tight_layout()
     return figure
 
@@ -108,7 +109,7 @@ def main():
     for loss, title in CURVES:
         path = os.path.join(flags.output_dir, loss + suffix + '.png')
         picture = io.BytesIO()
-        draw(runs, run_names(flags.logdirs), loss, title, unit).savefig(picture, format='png')
+        draw(runs, run_names(flags.logdirs), loss, title, unit).savefig(picture, format='png', bbox_inches='tight')
         pose_cli.write_file(path, picture.getvalue())
         print(path)
 
