@@ -39,7 +39,7 @@ class Optimizer:
         self._rate, self._recipe = rate, recipe
         self._scale = LossScale() if recipe.loss_scaling else None
         self._optimizer = (tf.train.MomentumOptimizer(lambda: self._rate, recipe.momentum) if recipe.optimizer == 'sgd'
-                           else tf.train.AdamOptimizer(lambda: self._rate, epsilon=1e-8))
+                           else LayerwiseAdam(lambda: self._rate, recipe))
 
     def compute_gradients(self, loss, variables):
         """[(gradient, variable)] of those variables that are trained and that the loss depends on."""
@@ -71,11 +71,36 @@ class Optimizer:
             return self._optimizer.apply_gradients(changes, global_step)
 
     def _of_layer(self, gradient, variable):
-        """The gradient with weight decay, times the factor on the layer's rate (which, in SGD, is the same)."""
+        """The gradient with weight decay and, in SGD, times the factor on the layer's rate, which there is the same."""
         decay, factor = layer_factors(published_name(variable.op.name), self._recipe)
         if decay:
             gradient += decay * variable
-        return gradient if factor == 1 else factor * gradient
+        return gradient if factor == 1 or self._recipe.optimizer != 'sgd' else factor * gradient
+
+
+class LayerwiseAdam(tf.train.AdamOptimizer):
+    """Adam (Kingma and Ba 2015) whose rate is each layer's own, see layer_factors.
+
+    Its state has the names and values that TensorFlow's Adam gives it: a run can be resumed with other factors.
+    """
+
+    def __init__(self, rate, recipe):
+        super().__init__(rate, epsilon=1e-8)
+        self._recipe = recipe
+
+    def _apply_dense(self, grad, var):
+        return self._at_own_rate(super()._apply_dense, grad, var)
+
+    def _resource_apply_dense(self, grad, var):
+        return self._at_own_rate(super()._resource_apply_dense, grad, var)
+
+    def _at_own_rate(self, apply, gradient, variable):
+        _, factor = layer_factors(published_name(variable.op.name), self._recipe)
+        rate = self._lr_t  # TensorFlow's: set before the first variable is updated, read for each
+        self._lr_t = rate if factor == 1 else factor * rate
+        update = apply(gradient, variable)
+        self._lr_t = rate
+        return update
 
 
 def published_name(name):
@@ -87,7 +112,8 @@ def layer_factors(name, recipe):
     """(weight decay, factor on the learning rate) of the variable called `name`."""
     layer, _, kind = name.rpartition('/')
     decay = recipe.weight_decay if kind.endswith('weights') else 0.0
-    if not recipe.factors:
-        return decay, 1.0
-    return decay, ((PAPER_LATER_STAGES if layer.startswith('Mconv') else 1.0)
+    factor = recipe.backbone_rate if name.startswith(recipe.backbone) else 1.0
+    if recipe.factors:
+        factor *= ((PAPER_LATER_STAGES if layer.startswith('Mconv') else 1.0)
                    * (PAPER_BIASES if kind == 'biases' else 1.0))
+    return decay, factor

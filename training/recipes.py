@@ -6,6 +6,7 @@ import argparse
 import collections
 import math
 
+import networks
 from pose_cli import UserError, non_negative_int, positive_int
 
 # Measured from scratch (etcs/experiments.md): vgg at 0.001 then does not explode in its first steps.
@@ -23,13 +24,18 @@ PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
 # optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
 # accumulate: batches per update.  loss_scaling: whether a precision.LossScale is needed.
+# backbone_rate: a factor on the learning rate of the variables whose names start with one of `backbone`.
 Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
-                                          'loss_scaling', defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False))
+                                          'loss_scaling backbone_rate backbone',
+                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False, 1.0, ()))
 
 
 def add_flags(add):
     """The flags of this module. add: the add_argument of a parser."""
     add('--lr', type=learning_rates, help='one value: cosine decay; a,b,c: a step every 5 epochs (default 0.001)')
+    add('--backbone-lr', type=factor, default=1.0, metavar='FACTOR',
+        help='times the learning rate is that of the layers that come from ImageNet; 0.1 keeps more of what they know '
+             '(default 1)')
     add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
                                                       'none)' % WARMUP_STEPS)
     add('--optimizer', choices=('adam', 'sgd'), help='(default adam)')
@@ -64,6 +70,17 @@ def share(text):
     return value
 
 
+def factor(text):
+    """A flag's value above 0, to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError('%r is not a factor above 0, to 1' % text)
+    return value
+
+
 def complete_flags(flags):
     """Set what the flags left open to what the recipe says. Raises UserError where they contradict each other."""
     if flags.recipe == 'paper':
@@ -74,6 +91,9 @@ def complete_flags(flags):
             raise UserError('--recipe=paper means --optimizer=sgd; leave one of --recipe and --optimizer out')
     if flags.momentum is not None and 'sgd' not in (flags.optimizer, RECIPES[flags.recipe]['optimizer']):
         raise UserError('--momentum is for --optimizer=sgd; give that too')
+    if flags.backbone_lr != 1 and '' in networks.entry(flags.model).pretrained.prefixes:
+        raise UserError('--backbone-lr: all layers of %s come from its pretrained weights; lower --lr instead'
+                        % flags.model)
     if flags.precision == 'mixed':
         from .precision import check_precision  # imports TensorFlow
         check_precision()
@@ -87,4 +107,4 @@ def recipe_of(flags, loss_scaling=False):
     paper = flags.recipe == 'paper'
     return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
                   paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
-                  loss_scaling)
+                  loss_scaling, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes)

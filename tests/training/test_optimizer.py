@@ -42,10 +42,13 @@ NAMES = ('conv1_1/weights', 'conv1_1/biases', 'conv4_4_CPM/weights', 'conv5_1_CP
          'Mconv1_stage2_L1/weights', 'Mconv7_stage6_L2/biases')
 
 
-def updated(recipe, rate, gradients):
-    """Variables of NAMES, all 2, after steps with these gradients (the same for each): {name: value}."""
+def updated(recipe, rate, gradients, names=NAMES, use_resource=False):
+    """Variables of these names, all 2, after steps with these gradients (the same for each): {name: value}.
+
+    The optimizer's own variables are among them.
+    """
     with tf.Graph().as_default(), tf.Session() as session:
-        variables = [tf.get_variable(name, initializer=2.0, use_resource=False) for name in NAMES]
+        variables = [tf.get_variable(name, initializer=2.0, use_resource=use_resource) for name in names]
         step = tf.train.get_or_create_global_step()
         gradient = tf.placeholder(tf.float32, ())
         update = Optimizer(tf.constant(rate), recipe).apply_gradients(
@@ -54,7 +57,7 @@ def updated(recipe, rate, gradients):
         for value in gradients:
             session.run(update, {gradient: value})
         assert session.run(step) == len(gradients)
-        return dict(zip(NAMES, session.run(variables)))
+        return {variable.op.name: session.run(variable) for variable in tf.global_variables()}
 
 
 def test_the_papers_recipe_is_the_authors_solver():
@@ -73,9 +76,34 @@ def test_the_papers_recipe_is_the_authors_solver():
 
 def test_weight_decay_leaves_biases_alone():
     after = updated(Recipe('sgd', momentum=0, weight_decay=0.1), 0.5, [0.0])
-    for name, value in after.items():
-        assert value == pytest.approx(1.9 if name.endswith('weights') else 2), name
+    for name in NAMES:
+        assert after[name] == pytest.approx(1.9 if name.endswith('weights') else 2), name
 
 
 def test_adam_without_decay_takes_the_gradients_as_they_are():
-    np.testing.assert_allclose(list(updated(Recipe(), 0.01, [5.0]).values()), 1.99, rtol=1e-6)
+    after = updated(Recipe(), 0.01, [5.0])
+    np.testing.assert_allclose([after[name] for name in NAMES], 1.99, rtol=1e-6)
+
+
+LAYERS = ('MobilenetV1/Conv2d_0/weights', 'replica_1/MobilenetV1/Conv2d_0/weights', 'Openpose/MConv/weights')
+
+
+@pytest.mark.parametrize('use_resource', [False, True])
+def test_adam_moves_the_backbone_by_its_own_share_of_the_rate_and_keeps_the_same_state(use_resource):
+    gradients = [5.0, -1.0, 0.25]
+    plain = updated(Recipe(), 0.01, gradients, LAYERS, use_resource)
+    slow = updated(Recipe(backbone_rate=0.1, backbone=('MobilenetV1/',)), 0.01, gradients, LAYERS, use_resource)
+    assert set(slow) == set(plain) and 'beta1_power' in slow
+    for name in plain:
+        share = 0.1 if name in LAYERS[:2] else 1  # the optimizer's averages know nothing of it
+        start = 2 if name in LAYERS else 0
+        np.testing.assert_allclose(slow[name] - start, share * (plain[name] - start), rtol=1e-4, err_msg=name)
+
+
+def test_the_backbones_share_holds_for_sgd_and_beside_the_papers_factors():
+    recipe = PAPER._replace(weight_decay=0.0, backbone_rate=0.1, backbone=('conv1_', 'conv4_4'))
+    after = updated(recipe, 0.01, [1.0])
+    moved = {'conv1_1/weights': 0.1, 'conv1_1/biases': 0.2, 'conv4_4_CPM/weights': 0.1, 'conv5_1_CPM_L1/weights': 1,
+             'Mconv1_stage2_L1/weights': 4}
+    for name, share in moved.items():
+        assert after[name] == pytest.approx(2 - 0.01 * share, rel=1e-6), name

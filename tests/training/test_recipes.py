@@ -10,7 +10,7 @@ from training import recipes
 def flags_with(**given):
     names = 'lr warmup_steps optimizer momentum weight_decay'.split()
     defaults = dict(dict.fromkeys(names), model='cmu', recipe='default', accumulate=1, batchsize=10,
-                    precision='float32')
+                    precision='float32', backbone_lr=1.0)
     return types.SimpleNamespace(**dict(defaults, **given))
 
 
@@ -26,7 +26,15 @@ def test_a_recipe_fills_in_what_the_flags_leave_open():
     assert recipe.weight_decay == 0.01 and recipe.factors and recipe.decay_steps == 136106 // 2
 
 
+def test_the_backbone_is_what_comes_from_the_networks_pretrained_file():
+    flags = flags_with(model='mobilenet_thin', backbone_lr=0.1)
+    recipes.complete_flags(flags)
+    recipe = recipes.recipe_of(flags)
+    assert (recipe.backbone_rate, recipe.backbone) == (0.1, ('MobilenetV1/',))
+
+
 @pytest.mark.parametrize('given, mentions', [
+    ({'backbone_lr': 0.1}, ['--backbone-lr', 'cmu', '--lr']),
     ({'recipe': 'paper', 'model': 'mobilenet_thin'}, ['--recipe=paper', 'cmu', 'mobilenet_thin']),
     ({'recipe': 'paper', 'optimizer': 'adam'}, ['--recipe', '--optimizer=sgd']),
     ({'momentum': 0.5}, ['--momentum', '--optimizer=sgd']),
