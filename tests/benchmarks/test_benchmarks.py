@@ -13,6 +13,7 @@ import networks
 import reference_thin
 from bench_inputs import made_up_batch, made_up_weights
 from networks.losses import build_losses
+from training.precision import has_bfloat16
 from conftest import ROOT, assert_user_error, run_command
 
 NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
@@ -128,6 +129,17 @@ def test_train_step():
     assert values['ratio'] == pytest.approx(values['step_ms'] / values['reference_ms']) and values['cpu_ratio'] > 0
     assert values['tensorflow'] == values['reference_tensorflow'] == tf.__version__
     assert values['model'] == 'mobilenet_thin' and values['precision'] == 'float32'
+
+
+@pytest.mark.slow
+def test_precision():
+    arguments = '--models=mobilenet_thin', '--input-size=64x64', '--batchsize=1', '--rounds=1', '--steps=1'
+    if not has_bfloat16():
+        assert_user_error(run_command('benchmarks/bench_precision.py', *arguments), '--precision=mixed')
+        return
+    values = figures('bench_precision.py', *arguments)['mobilenet_thin']
+    assert values['ratio'] == pytest.approx(values['mixed_ms'] / values['float32_ms'])
+    assert 0 < values['loss_difference'] < 0.02  # bfloat16 has 8 bits of precision
 
 
 def step_of(build, values_of):

@@ -1,8 +1,11 @@
-"""Mixed precision: who is refused, what the session is told, and the scale of the loss."""
+"""Mixed precision: who is refused, what the session is told, the scale of the loss, and a run of train.py."""
+import re
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from conftest import assert_user_error, run_command
 from pose_cli import UserError
 from training import precision
 from training.optimizer import Optimizer
@@ -106,3 +109,23 @@ def test_gradients_are_those_without_a_scale():
             session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             found.append(session.run(gradient).tolist())
     assert found[0] == found[1] == [2, 4]
+
+
+@pytest.mark.slow
+def test_train_learns_the_same_in_both_precisions_and_resumes_in_the_other(sample_coco, tmp_path):
+    def train(name, *flags):
+        return run_command('train.py', '--model=mobilenet_thin', '--pretrained=none', '--datapath=%s' % sample_coco,
+                           '--modelpath=%s' % (tmp_path / name), '--batchsize=4', '--input-width=64',
+                           '--input-height=64', '--workers=1', '--log-every=1', '--valid-every=6', *flags)
+
+    if not precision.has_bfloat16():
+        assert_user_error(train('mixed', '--max-steps=6', '--precision=mixed'), '--precision=mixed')
+        return
+    losses = {}
+    for name in ('mixed', 'float32'):
+        log = train(name, '--max-steps=6', '--precision=' + name).stderr
+        losses[name] = [float(text) for text in re.findall(r'(?:step=|validation).* loss=([\d.]+)', log)]
+    assert len(losses['float32']) == 7 and losses['mixed'] != losses['float32']
+    np.testing.assert_allclose(losses['mixed'], losses['float32'], rtol=0.02)
+    resumed = train('mixed', '--max-steps=7', '--precision=float32')
+    assert resumed.returncode == 0 and ' step=7,' in resumed.stderr, resumed.stderr
