@@ -35,5 +35,5 @@ if [ ! -d "$photos" ]; then
     photos=$folder
 fi
 echo "finding people with $weights"
-"$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-256}" --output-dir="$output"
+"$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-224}" --output-dir="$output"
 echo "look at $output/*_rendered.png"
