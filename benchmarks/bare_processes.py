@@ -42,6 +42,12 @@ def take_turns(candidate, reference, rounds, steps):
     return medians
 
 
+def compare(times):
+    """How the candidate of take_turns did, in times of the reference: the median over the rounds, and the ends."""
+    ratios = times[:, 0] / times[:, 1]
+    return {'ratio': float(np.median(ratios)), 'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max()}
+
+
 class BareProcesses:
     """One training in several processes on this machine.
 

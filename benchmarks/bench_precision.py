@@ -10,7 +10,7 @@ be had, see training/precision.py, this ends with exit code 2.
 import json
 
 from bench_inputs import flag_parser
-from bare_processes import BareProcesses, take_turns
+from bare_processes import BareProcesses, compare, take_turns
 import pose_cli
 import numpy as np
 
@@ -24,10 +24,9 @@ def measure(model, flags):
     with BareProcesses(1, '--precision=mixed', *arguments) as mixed, BareProcesses(1, *arguments) as float32:
         times = take_turns(mixed, float32, flags.rounds, flags.steps)
         losses = [side.steps(1)[1] for side in (mixed, float32)]
-    milliseconds, ratios = 1000 * np.median(times, axis=0), times[:, 0] / times[:, 1]
-    return {'mixed_ms': milliseconds[0], 'float32_ms': milliseconds[1], 'ratio': float(np.median(ratios)),
-            'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max(),
-            'loss_difference': abs(losses[0] / losses[1] - 1), 'tensorflow': mixed.ready['tensorflow']}
+    milliseconds = 1000 * np.median(times, axis=0)
+    return {'mixed_ms': milliseconds[0], 'float32_ms': milliseconds[1], 'tensorflow': mixed.ready['tensorflow'],
+            'loss_difference': abs(losses[0] / losses[1] - 1), **compare(times)}
 
 
 def parse_flags(args=None):

@@ -16,7 +16,7 @@ import shutil
 import sys
 
 from bench_inputs import flag_parser
-from bare_processes import BareProcesses, take_turns
+from bare_processes import BareProcesses, compare, take_turns
 import pose_cli
 import numpy as np
 
@@ -50,11 +50,10 @@ def measure(flags):
         times = take_turns(*sides, flags.rounds, flags.steps)
     milliseconds = 1000 * np.median(times, axis=0)
     warm = [sum(side.cpu_seconds[1:]) for side in sides]  # without the steps that warm up
-    ratios = times[:, 0] / times[:, 1]
     return {'model': MODEL, 'input_size': flags.input_size, 'batchsize': flags.batchsize, 'precision': flags.precision,
             'tensorflow': ours.ready['tensorflow'], 'reference_tensorflow': reference.ready['tensorflow'],
-            'step_ms': milliseconds[0], 'reference_ms': milliseconds[1], 'ratio': float(np.median(ratios)),
-            'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max(), 'cpu_ratio': warm[0] / warm[1]}
+            'step_ms': milliseconds[0], 'reference_ms': milliseconds[1], 'cpu_ratio': warm[0] / warm[1],
+            **compare(times)}
 
 
 def parse_flags(args=None):

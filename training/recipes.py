@@ -50,10 +50,7 @@ def add_flags(add):
 
 def learning_rates(text):
     """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
-    try:
-        rates = [float(part) for part in text.split(',')]
-    except ValueError:
-        rates = [math.nan]
+    rates = [_number(part) for part in text.split(',')]
     if not all(0 < rate < math.inf for rate in rates):
         raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
     return rates
@@ -61,10 +58,7 @@ def learning_rates(text):
 
 def share(text):
     """A flag's value from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError('%r is not a number from 0 to below 1' % text)
     return value
@@ -72,13 +66,18 @@ def share(text):
 
 def factor(text):
     """A flag's value above 0, to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError('%r is not a factor above 0, to 1' % text)
     return value
+
+
+def _number(text):
+    """A float; NaN, which is in no range, for text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def complete_flags(flags):
