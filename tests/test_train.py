@@ -275,7 +275,12 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
     result = run_command('train.py', '--model=mobilenet_fast', '--checkpoint=%s' % run.model,
                          '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'new'), *SMALL)
     assert_user_error(result, 'a file of mobilenet_fast with --checkpoint=PATH')
-    assert not list((tmp_path / 'new').glob('model-*'))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weights_are_told_before_any_data_is_read(good, tmp_path):
+    (tmp_path / 'weights.npy').write_bytes(b'')
+    assert 'weights.npy is not a .npy file' in refusal(*(good + ['--pretrained=%s' % (tmp_path / 'weights.npy')]))
 
 
 def test_folder_without_annotations(tmp_path):

@@ -1,4 +1,5 @@
 """What a run leaves behind for people: log lines, curves.csv, TensorBoard scalars and pictures, run.json."""
+import contextlib
 import csv
 import json
 import logging
@@ -250,6 +251,12 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
                         'this run and mend the data', samples, had)
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     pose_cli.write_json(path, run, indent=1)
+
+
+def forget_start(modelpath):
+    """Remove the run.json of a start that failed before there was anything else of its run."""
+    with contextlib.suppress(OSError):
+        os.remove(os.path.join(modelpath, RUN_FILE))
 
 
 def read_run(modelpath):
