@@ -1,0 +1,41 @@
+"""The weights in etcs/weights: what is in the files, and that they find people they have not seen."""
+import json
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, reference_data, run_command
+from networks import pretrained
+
+RENDERED = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_rendered.npy'
+PHOTOGRAPHS = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_lspet.npy'
+
+
+def evaluate(weights, datapath, *flags):
+    result = run_command('pose_eval.py', '--weights=%s' % weights, '--datapath=%s' % datapath, *flags)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('path', [RENDERED, PHOTOGRAPHS])
+def test_files_are_small_and_in_half_precision(path):
+    assert path.stat().st_size <= 4.5e6
+    assert {value.dtype for value in pretrained.read_weights(str(path)).values()} == {np.dtype(np.float16)}
+
+
+@pytest.mark.slow
+def test_rendered_people_are_found(tmp_path):
+    """On unseen pictures, those that the quickstart validates on."""
+    result = run_command('scripts/make_sample_coco.py', '--output-dir=%s' % (tmp_path / 'data'), '--train=0',
+                         '--val=32', '--seed=2020')
+    assert result.returncode == 0, result.stderr
+    summary = evaluate(RENDERED, tmp_path / 'data', '--scale=256', '--output-dir=%s' % (tmp_path / 'out'))
+    assert summary['images'] == 32 and summary['AP'] >= 0.5
+
+
+@pytest.mark.slow
+def test_people_on_photographs_are_found(tmp_path):
+    """On photographs held back from the training."""
+    summary = evaluate(PHOTOGRAPHS, reference_data('lspet'), '--scale=224', '--limit=60', '--flip',
+                       '--output-dir=%s' % (tmp_path / 'out'))
+    assert summary['images'] == 60 and summary['PCK'] >= 0.35
