@@ -18,6 +18,10 @@ import pose_quiet
 
 pose_quiet.quieten_tensorflow()  # some commands import it later
 
+# The modules of the packages in requirements.txt that commands import at their top.
+PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'msgpack_numpy', 'numpy', 'psutil', 'pycocotools', 'tensorflow',
+            'tensorpack', 'tqdm', 'zmq')
+
 
 class UserError(Exception):
     """Something the user can mend: a missing file, a broken annotation, a wrong flag.
@@ -129,6 +133,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError('%s (see python3 %s --help)' % (message, self.prog))
+
+
+def _report_uncaught(kind, error, traceback):
+    """As sys.excepthook: one line where a package is missing, which `run` cannot give for a command's own imports."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+        return sys.__excepthook__(kind, error, traceback)
+    print('error: %s has no %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
+          % (printable(sys.executable or 'this Python'), error.name), file=sys.stderr)
+    raise SystemExit(2)
+
+
+sys.excepthook = _report_uncaught
 
 
 def run(main):

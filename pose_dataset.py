@@ -8,11 +8,11 @@ samples as a tensorpack DataFlow.
 import itertools
 import os
 
+import pose_cli  # first: it names a missing package
 import cv2
 import numpy as np
 
 import pose_annotations
-import pose_cli
 import pose_draw
 import pose_skeleton
 from pose_image import write_picture

@@ -11,8 +11,8 @@ import os
 import socket
 import time
 
+import pose_cli  # first: it names a missing package
 import pose_annotations
-import pose_cli
 from remote.headers import MAX_CREDIT
 from remote.link import LINK_TIMEOUT, check_address
 from remote.settings import augmentation_ranges, check_settings, skeleton_of

@@ -19,13 +19,13 @@ import json
 import logging
 import os
 
+import pose_cli  # first: it names a missing package
 import numpy as np
 from tqdm import tqdm
 
 import networks
 import pose_annotations
 import pose_average
-import pose_cli
 import pose_coco
 import pose_draw
 import pose_skeleton

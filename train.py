@@ -9,13 +9,13 @@ import errno
 import logging
 import os
 
+import pose_cli  # first: it names a missing package
 import tqdm
 import tqdm.contrib.logging
 
 import networks.pretrained
 import pose_annotations
 import pose_batches
-import pose_cli
 import pose_skeleton
 from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
 from pose_samples import check_input_size

@@ -9,8 +9,8 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import pose_cli  # first: it names a missing package
 import networks
-import pose_cli
 import pose_skeleton
 from networks.about import model_of, skeleton_of
 from networks.npy import write_npy

@@ -12,9 +12,9 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import pose_cli  # first: it names a missing package
 import networks
 import pose_annotations
-import pose_cli
 from graphs import tflite_runtime
 from graphs.images import image_paths
 from networks.pretrained import find_checkpoint

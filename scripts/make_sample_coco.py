@@ -15,13 +15,13 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import pose_cli  # first: it names a missing package
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import pose_cli
 from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer, paint,
                            paint_labels, project, sample_person, seat, snap_joints)
 

@@ -12,9 +12,9 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import pose_cli  # first: it names a missing package
 import numpy as np
 
-import pose_cli
 from pose_cli import UserError
 from training.curves import CURVES_FILE, read_curves
 

@@ -1,6 +1,7 @@
 """Every command answers --help and calls that cannot work at once: without importing anything that takes seconds."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -44,6 +45,24 @@ def test_wrong_calls_are_one_line(answers):
 
 def test_nothing_is_left_behind(answers):
     assert not (ROOT / 'out').exists() and not (ROOT / 'x.npy').exists()
+
+
+@pytest.mark.parametrize('command', sorted(COMMANDS))
+def test_a_missing_package_is_one_line(command):
+    """-S leaves out all that is installed; what a command does without, it does."""
+    result = subprocess.run([sys.executable, '-S', command, '--help'], cwd=str(ROOT), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True)
+    if result.returncode == 2:
+        assert re.fullmatch(r'error: \S+ has no \w+; run bash scripts/setup_env.sh once, .*\n', result.stderr)
+        assert result.stdout == ''
+    else:
+        assert (result.returncode, result.stderr) == (0, '') and result.stdout.startswith('usage: ')
+
+
+def test_other_modules_that_are_missing_are_not_taken_for_packages():
+    result = subprocess.run([sys.executable, '-c', 'import pose_cli, nothing_of_this_name'], cwd=str(ROOT),
+                            stderr=subprocess.PIPE, universal_newlines=True)
+    assert result.returncode == 1 and 'ModuleNotFoundError' in result.stderr
 
 
 @pytest.mark.slow
