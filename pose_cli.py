@@ -18,7 +18,7 @@ import pose_quiet
 
 pose_quiet.quieten_tensorflow()  # some commands import it later
 
-# The modules of the packages in requirements.txt that commands import at their top.
+# What the packages in requirements.txt that commands cannot do without are called in an import.
 PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'msgpack_numpy', 'numpy', 'psutil', 'pycocotools', 'tensorflow',
             'tensorpack', 'tqdm', 'zmq')
 

@@ -50,8 +50,7 @@ def test_nothing_is_left_behind(answers):
 @pytest.mark.parametrize('command', sorted(COMMANDS))
 def test_a_missing_package_is_one_line(command):
     """-S leaves out all that is installed; what a command does without, it does."""
-    result = subprocess.run([sys.executable, '-S', command, '--help'], cwd=str(ROOT), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True)
+    result = run_command('-S', command, '--help')
     if result.returncode == 2:
         assert re.fullmatch(r'error: \S+ has no \w+; run bash scripts/setup_env.sh once, .*\n', result.stderr)
         assert result.stdout == ''
@@ -60,8 +59,7 @@ def test_a_missing_package_is_one_line(command):
 
 
 def test_other_modules_that_are_missing_are_not_taken_for_packages():
-    result = subprocess.run([sys.executable, '-c', 'import pose_cli, nothing_of_this_name'], cwd=str(ROOT),
-                            stderr=subprocess.PIPE, universal_newlines=True)
+    result = run_command('-c', 'import pose_cli, nothing_of_this_name')
     assert result.returncode == 1 and 'ModuleNotFoundError' in result.stderr
 
 
