@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-import pose_skeleton
+from annotations.skeleton import COCO_SKELETON
 
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
 BORDER_GREY = 128
@@ -85,7 +85,7 @@ def warp_image(image, matrix, input_width, input_height):
                           borderMode=cv2.BORDER_CONSTANT, borderValue=(BORDER_GREY,) * 3)
 
 
-def transform_joints(joints, matrix, skeleton=pose_skeleton.COCO):
+def transform_joints(joints, matrix, skeleton=COCO_SKELETON):
     """Send joints (people, parts, 2) through the affine, in float; NaN stays NaN.
 
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.

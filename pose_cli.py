@@ -1,73 +1,19 @@
-"""What every command here does the same way: flags, log lines, and one-line errors.
+"""What every command does the same way: flags, signals, log lines, and errors in one line.
 
-Bad input ends a command with one line on stderr that names what is wrong and the remedy, and exit code 2.
-Code anywhere raises UserError for that; `run` turns it into the line.
+Only commands and their flags import this. Importing it changes nothing in the process.
 """
 import argparse
 import contextlib
-import errno
-import json
 import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 
-import pose_quiet
-
-pose_quiet.quieten_tensorflow()  # some commands import it later
+from pose_errors import Stopped, UserError, disk_trouble, printable
 
 # What the packages in requirements.txt that commands cannot do without are called in an import.
-PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'msgpack_numpy', 'numpy', 'psutil', 'pycocotools', 'tensorflow',
-            'tensorpack', 'tqdm', 'zmq')
-
-
-class UserError(Exception):
-    """Something the user can mend: a missing file, a broken annotation, a wrong flag.
-
-    The message is one line: what is wrong, then the remedy. `exit_code` is the exit code of the command.
-    """
-
-    def __init__(self, message, exit_code=2):
-        super().__init__(printable(' '.join(str(message).split())))
-        self.exit_code = exit_code
-
-
-def printable(text):
-    """text with control characters escaped: what came out of a file must not move the cursor or colour the screen."""
-    return ''.join(c if c.isprintable() or '\ud800' <= c <= '\udfff' else c.encode('unicode_escape').decode()
-                   for c in text)
-
-
-def is_utf8(path):
-    """Whether a path, as Python got it from the system, is text; TensorFlow takes no others."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def disk_trouble(error):
-    """'No space left on device' and the like when this is why an exception was raised, TensorFlow's too; else None."""
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE):
-        if getattr(error, 'errno', None) == number or os.strerror(number) in str(error):
-            return os.strerror(number)
-    return None
-
-
-def reason_of(error):
-    """Why an exception was raised, in a line; TensorFlow's messages have many, and the first may say nothing."""
-    if isinstance(error, UserError):
-        return str(error)
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and line != 'Graph execution error:']
-    return disk_trouble(error) or (telling[0] if telling else type(error).__name__)
-
-
-class Stopped(Exception):
-    """Ends the run, or what goes on between two steps, because of a signal."""
+PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'numpy', 'psutil', 'pycocotools', 'tensorflow', 'tqdm', 'zmq')
 
 
 class StopSignal:
@@ -135,8 +81,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError('%s (see python3 %s --help)' % (message, self.prog))
 
 
+def explain_missing_packages():
+    """Have the imports that follow in a command end in one line, with exit code 2, where a package is missing."""
+    sys.excepthook = _report_uncaught
+
+
 def _report_uncaught(kind, error, traceback):
-    """As sys.excepthook: one line where a package is missing, which `run` cannot give for a command's own imports."""
+    """For sys.excepthook."""
     if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
         return sys.__excepthook__(kind, error, traceback)
     print('error: %s has no %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
@@ -144,15 +95,19 @@ def _report_uncaught(kind, error, traceback):
     raise SystemExit(2)
 
 
-sys.excepthook = _report_uncaught
-
-
-def run(main):
-    """Call main() and exit the process: 0 or what main returns, a UserError's code, 130 after Ctrl-C."""
+def run(main, *args):
+    """Call main(*args) and exit the process: 0 or what main returns, or as errors_in_one_line says."""
     if hasattr(sys.stdout, 'reconfigure'):  # not on Python 3.6
         sys.stdout.reconfigure(errors='backslashreplace')  # a path that is not UTF-8 can be printed, too
+    with errors_in_one_line():
+        sys.exit(main(*args) or 0)
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """Exit the process with one line: after a UserError with its code, after Ctrl-C with 130, for a bad disk with 2."""
     try:
-        sys.exit(main() or 0)
+        yield
     except UserError as error:
         print('error: %s' % error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -179,78 +134,6 @@ def _escape_message(record):
     """A logging filter that never drops a record, but escapes what its arguments brought from files."""
     record.msg, record.args = '\n'.join(map(printable, record.getMessage().split('\n'))), None
     return True
-
-
-def make_folder(path):
-    """Create an output folder, also its parents; raises UserError when nothing can be written there."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        writable = os.access(path, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise UserError('cannot create the folder %s: %s; choose another' % (path, error.strerror))
-    if not writable:
-        raise UserError('cannot write in the folder %s; choose another' % path)
-
-
-def check_folder(path):
-    """Raise UserError when make_folder could not make this folder, or write in it; nothing is created."""
-    parent = os.path.abspath(path)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent):
-        raise UserError('cannot create the folder %s: %s is no folder; choose another' % (path, parent))
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError('cannot write in the folder %s; choose another' % path)
-
-
-@contextlib.contextmanager
-def output_folder(path):
-    """A folder for what a command writes; gone again if that fails before anything is in it. Raises UserError."""
-    made, parent = [], os.path.abspath(path)
-    while not os.path.lexists(parent):
-        made.append(parent)
-        parent = os.path.dirname(parent)
-    make_folder(path)
-    try:
-        yield path
-    except BaseException:
-        for folder in made:
-            try:
-                os.rmdir(folder)
-            except OSError:
-                break
-        raise
-
-
-def free_folder(path):
-    """path, or path-2, path-3, ...: the first that is empty or not there, so that nothing earlier is overwritten."""
-    candidate, number = path, 1
-    while os.path.lexists(candidate) and not (os.path.isdir(candidate) and not os.listdir(candidate)):
-        number += 1
-        candidate = '%s-%d' % (path, number)
-    return candidate
-
-
-def write_file(path, data):
-    """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)),
-                                         prefix='.' + os.path.basename(path), delete=False) as file:
-            temporary = file.name
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.remove(temporary)
-        remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'mend that'
-        raise UserError('cannot write %s: %s; %s, or choose another place' % (path, error.strerror, remedy))
-
-
-def write_json(path, value, indent=None, sort_keys=True):
-    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
-    write_file(path, json.dumps(value, indent=indent, sort_keys=sort_keys).encode())
 
 
 def add_data_flags(parser, group=None):

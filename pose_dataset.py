@@ -1,46 +1,195 @@
-"""Pictures of augmented samples with their labels.
+"""One sample: a main person of an image, augmented, with the label maps of all people of the image.
 
     python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
 
-Samples are made in pose_samples.py, batches for training by the processes of pose_loader.py; get_dataflow gives
-samples as a tensorpack DataFlow.
+Start to end: `PoseDataset.training_sample` draws the augmentation (pose_augment.py), reads the image, warps it, and
+renders the maps (pose_labels.py). batches/loader.py makes batches of them in processes of their own; get_dataflow gives
+them as a tensorpack DataFlow.
 """
+import collections
+import contextlib
+import io
 import itertools
 import os
 
-import pose_cli  # first: it names a missing package
-import cv2
+import pose_cli
+
+if __name__ == '__main__':
+    pose_cli.explain_missing_packages()
+
 import numpy as np
 
-import pose_annotations
+import pose_augment
 import pose_draw
-import pose_skeleton
-from pose_image import write_picture
-from pose_samples import BadSampleCounter, PoseDataset, check_input_size, training_samples
+import pose_files
+import pose_labels
+from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations
+from annotations.coco import find_split
+from annotations.images import BadSample, BadSampleCounter, read_image, write_picture
+from pose_draw import draw_sample
+from pose_errors import UserError
+
+# joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
+Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
+
+
+class PoseDataset:
+    """The samples of one split of a COCO folder, at one input size and output stride.
+
+    Args:
+        datapath, split, imgpath: as in annotations.coco.find_split.
+        input_width, input_height: of the network's input, in pixels; multiples of stride.
+        stride: the network's output stride.
+        ranges: pose_augment.Ranges of the augmentation.
+        category: the name of one, where the annotation file has several with keypoints.
+        negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
+    Attributes:
+        skeleton: the annotations.skeleton.Skeleton of the annotations.
+    Raises:
+        UserError: from annotations.arrays.
+    """
+
+    def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
+                 ranges=pose_augment.CMU_RANGES, category=None, negatives=0.0):
+        annotation_file, self.image_folder = find_split(datapath, split, imgpath)
+        self.annotations = read_annotations(annotation_file, self.image_folder, category)
+        self.skeleton = self.annotations.skeleton
+        self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
+        # Validation sees each image with a main person once.
+        self.validation_images = np.unique(self.annotations.sample_image)
+        people = len(self.annotations.sample_image)
+        self._negatives, self._without_people = int(round(people * negatives / (1 - negatives))), []
+        if self._negatives:
+            self._without_people = images_without_people(self.annotations, self.image_folder)
+            if not len(self._without_people):
+                raise UserError('--negatives=%g, but %s lists no image without people that is in %s; leave it out'
+                                % (negatives, annotation_file, self.image_folder))
+
+    def __len__(self):
+        return len(self.annotations.sample_image) + self._negatives
+
+    def training_sample(self, index, rng):
+        """Sample number index, 0 <= index < len(self), with an augmentation drawn from rng (a RandomState).
+
+        Raises:
+            BadSample: the image cannot be used.
+        """
+        augmentation = pose_augment.draw_augmentation(rng, self.ranges)
+        if index < len(self.annotations.sample_image):
+            image = self.annotations.sample_image[index]
+            box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
+        else:  # there may be many more of these images than samples: each is another one
+            image = self._without_people[rng.randint(len(self._without_people))]
+            box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
+        matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
+        return self._sample(image, matrix, augmentation)
+
+    def validation_sample(self, index):
+        """Image number index, 0 <= index < len(self.validation_images), fitted into the input without randomness.
+
+        Raises:
+            BadSample: the image cannot be used.
+        """
+        image = self.validation_images[index]
+        width, height = self.annotations.image_size[image]
+        return self._sample(image, pose_augment.fit_matrix(width, height, self.input_width, self.input_height), None)
+
+    def _sample(self, image, matrix, augmentation):
+        name = self.annotations.file_name[image].decode()
+        pixels, reduction = read_image(os.path.join(self.image_folder, name), self.annotations.image_size[image],
+                                       pose_augment.matrix_scale(matrix))
+        people, _ = people_of(self.annotations, image)
+        joints = pose_augment.transform_joints(people.astype(np.float64), matrix, self.skeleton)
+        cells = (self.input_height // self.stride, self.input_width // self.stride, self.stride)
+        return Sample(
+            image=pose_augment.warp_image(pixels, pose_augment.reduced_matrix(matrix, reduction),
+                                          self.input_width, self.input_height),
+            heatmap=pose_labels.render_heatmaps(joints, *cells, skeleton=self.skeleton),
+            paf=pose_labels.render_pafs(joints, *cells, skeleton=self.skeleton),
+            mask=pose_labels.render_mask(*ignored_regions(self.annotations, image), matrix, *cells),
+            joints=joints, augmentation=augmentation, name=name)
+
+
+def training_samples(dataset, rng, counter=None):
+    """All samples of a PoseDataset once, in random order, as a generator of Samples; bad ones are skipped.
+
+    Args:
+        rng: a RandomState, for the order and the augmentations.
+        counter: the BadSampleCounter of several passes; without it this pass has its own.
+    Raises:
+        UserError: too many bad samples.
+    """
+    return _good_samples(lambda index: dataset.training_sample(index, rng), rng.permutation(len(dataset)),
+                         counter or BadSampleCounter(len(dataset)))
+
+
+def validation_samples(dataset):
+    """All validation images of a PoseDataset in order, as a generator of Samples; bad ones are skipped.
+
+    Raises:
+        UserError: too many bad samples.
+    """
+    images = len(dataset.validation_images)
+    return _good_samples(dataset.validation_sample, range(images), BadSampleCounter(images))
+
+
+def _good_samples(make_sample, indices, counter):
+    for index in indices:
+        try:
+            sample = make_sample(index)
+        except BadSample as error:
+            counter.add_bad(error.path, error.reason)
+        else:
+            counter.add_good(1)
+            yield sample
+
+
+def check_input_size(input_width, input_height, stride, flag=None):
+    """Raise UserError when a side of the input is not a multiple of the output stride.
+
+    Args:
+        flag: the one flag, if any, that gives both sides as WxH; without it these are --input-width and --input-height.
+    """
+    both = flag and '%s=%dx%d: ' % (flag, input_width, input_height)
+    for name, side in (('--input-width', input_width), ('--input-height', input_height)):
+        if side % stride:
+            raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
+                            % (both or name + '=', side, stride, side // stride * stride or stride,
+                               (side // stride + 1) * stride))
 
 
 def get_dataflow(datapath, split, input_width, input_height, stride, is_train, imgpath=None, seed=None):
-    """Single samples as a DataFlow: [image uint8 (H,W,3), heatmap float32 (h,w,19), paf (h,w,38), mask (h,w,1)]."""
-    from pose_dataflow import PoseDataFlow  # with it come tensorpack and TensorFlow, which the command does not need
+    """Single samples as a tensorpack DataFlow, for code that is built of these; tensorpack imports TensorFlow.
+
+    Training goes once through all samples in random order, validation once through all images in their own order. Bad
+    samples are skipped, counted and named.
+
+    Returns:
+        a DataFlow of [image uint8 (H, W, 3), heatmap float32 (h, w, 19), paf (h, w, 38), mask (h, w, 1)].
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, where there is none
+        from tensorpack.dataflow import RNGDataFlow
+
+    class PoseDataFlow(RNGDataFlow):
+        def __init__(self):
+            self._pid = os.getpid()
+
+        def __len__(self):
+            return len(dataset) if is_train else len(dataset.validation_images)
+
+        def reset_state(self):
+            super().reset_state()
+            if seed is not None:
+                # A forked copy, as tensorpack's parallel runners make them, must not repeat this process's samples.
+                copy = [] if os.getpid() == self._pid else [os.getpid()]
+                self.rng = np.random.RandomState([seed % (1 << 32)] + copy)
+
+        def __iter__(self):
+            for sample in training_samples(dataset, self.rng) if is_train else validation_samples(dataset):
+                yield list(sample[:4])
+
     dataset = PoseDataset(datapath, split, input_width, input_height, stride, imgpath)
-    return PoseDataFlow(dataset, is_train, seed)
-
-
-def draw_sample(sample, skeleton=pose_skeleton.COCO):
-    """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
-    text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
-    if sample.augmentation is not None:
-        a = sample.augmentation
-        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
-            a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
-    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints, skeleton=skeleton), text),
-                (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
-                (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
-                (pose_draw.shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
-    pictures = [pose_draw.caption(picture, text) for picture, text in pictures]
-    height = max(len(picture) for picture in pictures)  # a long text is smaller and has a lower strip
-    return [cv2.copyMakeBorder(picture, 0, height - len(picture), 0, 0, cv2.BORDER_CONSTANT, value=pose_draw.PAPER)
-            for picture in pictures]
+    return PoseDataFlow()
 
 
 def parse_flags():
@@ -58,7 +207,7 @@ def parse_flags():
     if not flags.datapath:
         parser.error('give --datapath=DIR or set $COCO_DIR')
     check_input_size(flags.input_width, flags.input_height, flags.stride)
-    pose_annotations.find_split(flags.datapath, flags.split, flags.imgpath)
+    find_split(flags.datapath, flags.split, flags.imgpath)
     return flags
 
 
@@ -67,14 +216,14 @@ def main():
     pose_cli.log_to_stderr()
     dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
                           flags.imgpath, category=flags.category)
-    pose_cli.check_folder(flags.output_dir)
+    pose_files.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
     rows = []
     while len(rows) < flags.count:
         for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
             rows.append(draw_sample(sample, dataset.skeleton))
-    pose_cli.make_folder(flags.output_dir)
+    pose_files.make_folder(flags.output_dir)
     for number, row in enumerate(rows):
         write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
     sheet = os.path.join(flags.output_dir, 'contact_sheet.png')

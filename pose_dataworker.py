@@ -11,14 +11,19 @@ import os
 import socket
 import time
 
-import pose_cli  # first: it names a missing package
-import pose_annotations
-from remote.headers import MAX_CREDIT
-from remote.link import LINK_TIMEOUT, check_address
-from remote.settings import augmentation_ranges, check_settings, skeleton_of
-from remote.worker import ConnectionLost, TrainerConnection
-from pose_samples import PoseDataset
-from pose_loader import BatchLoader
+import pose_cli
+
+if __name__ == '__main__':
+    pose_cli.explain_missing_packages()
+
+from annotations.arrays import samples_digest
+from annotations.coco import find_split
+from batches.loader import BatchLoader
+from pose_dataset import PoseDataset
+from pose_errors import UserError
+from remote.protocol import LINK_TIMEOUT, MAX_CREDIT, augmentation_ranges, check_address, check_settings, \
+    skeleton_of_settings
+from remote.sender import ConnectionLost, TrainerConnection
 
 WAIT_LINE_SECONDS = 30.0
 REPORT_SECONDS = 60.0
@@ -31,7 +36,7 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEO
 
     Args:
         master: tcp://HOST:PORT.
-        open_loader: function from the trainer's settings to (a pose_loader.BatchLoader, the digest of its data set).
+        open_loader: function from the trainer's settings to (a batches.loader.BatchLoader, the digest of its data set).
     Raises:
         UserError: bad keys, a trainer of another version, or the loader's.
     """
@@ -106,7 +111,7 @@ def send_batches(connection, loader, data):
                 return True
             if message['type'] == 'credit':
                 if len(wanted) + len(message['batches']) > MAX_CREDIT:
-                    raise pose_cli.UserError('the trainer asks for more than %d batches at once; is it the trainer of '
+                    raise UserError('the trainer asks for more than %d batches at once; is it the trainer of '
                                              'this project?' % MAX_CREDIT)
                 loader.request(message['batches'])
                 wanted.update(message['batches'])
@@ -143,8 +148,8 @@ def main():
     pose_cli.log_to_stderr()
     check_address(args.master, '--master')
     if not args.datapath:
-        raise pose_cli.UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
-    pose_annotations.find_split(args.datapath, args.train_split, args.imgpath)
+        raise UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
+    find_split(args.datapath, args.train_split, args.imgpath)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
@@ -153,13 +158,13 @@ def main():
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
                               settings['stride'], args.imgpath, augmentation_ranges(settings),
                               settings['category'] or None, settings['negatives'])
-        if dataset.skeleton != skeleton_of(settings):
-            both = dataset.skeleton, skeleton_of(settings)
+        if dataset.skeleton != skeleton_of_settings(settings):
+            both = dataset.skeleton, skeleton_of_settings(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
-            raise pose_cli.UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
+            raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
                                      '--datapath=DIR with the same data' % (args.datapath, ours, theirs))
         loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
-        return loader, pose_annotations.digest(dataset.annotations)
+        return loader, samples_digest(dataset.annotations)
 
     serve_trainers(args.master, open_loader, args.curve_keys)
 

@@ -1,13 +1,35 @@
-"""Pictures of people and of label maps: skeletons, overlays, captions and contact sheets.
+"""Pictures of augmented samples with their labels.
 
-Arrays go in and new arrays come out; nothing is written to files and no argument is changed. Images are uint8 (H, W, 3)
-in BGR. A map lies over its image the way the network sees it: its cells divide the image evenly, which is also how
-cv2.resize aligns a small picture with a large one.
+    python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
+
+Samples are made in pose_dataset.py, batches for training by the processes of batches/loader.py; get_dataflow gives
+samples as a tensorpack DataFlow.
 """
+import os
+
 import cv2
 import numpy as np
 
-import pose_skeleton
+import pose_draw
+from annotations.skeleton import COCO_SKELETON
+
+
+def draw_sample(sample, skeleton=COCO_SKELETON):
+    """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
+    text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
+    if sample.augmentation is not None:
+        a = sample.augmentation
+        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
+            a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
+    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints, skeleton=skeleton), text),
+                (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
+                (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
+                (pose_draw.shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
+    pictures = [pose_draw.caption(picture, text) for picture, text in pictures]
+    height = max(len(picture) for picture in pictures)  # a long text is smaller and has a lower strip
+    return [cv2.copyMakeBorder(picture, 0, height - len(picture), 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
+            for picture in pictures]
+
 
 # OpenPose's colours of the 18 COCO parts, written here in RGB as they are published. A limb takes the colour of its
 # second part.
@@ -20,20 +42,20 @@ HIDDEN_LIMBS = ((2, 16), (5, 17))
 
 SUBPIXEL_BITS = 4  # of OpenCV's fixed-point drawing coordinates
 FONT = cv2.FONT_HERSHEY_DUPLEX
-PAPER = (255, 255, 255)
-INK = (40, 40, 40)
+WHITE = (255, 255, 255)
+BLACK = (40, 40, 40)
 
 
 def part_colours(skeleton):
     """A BGR colour for each part: OpenPose's for COCO's, else evenly around the colour circle."""
-    if skeleton == pose_skeleton.COCO:
+    if skeleton == COCO_SKELETON:
         return PART_COLOURS
     hues = np.arange(len(skeleton.parts)) * 180 / len(skeleton.parts)
     hsv = np.stack([hues, np.full(len(hues), 255), np.full(len(hues), 255)], axis=1).astype(np.uint8)
     return [tuple(colour) for colour in cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0].tolist()]
 
 
-def draw_skeletons(image, keypoints, opacity=0.8, skeleton=pose_skeleton.COCO):
+def draw_skeletons(image, keypoints, opacity=0.8, skeleton=COCO_SKELETON):
     """Draw people in OpenPose's colours, with strokes in proportion to each person's size.
 
     Args:
@@ -54,7 +76,7 @@ def draw_skeletons(image, keypoints, opacity=0.8, skeleton=pose_skeleton.COCO):
     present = (np.abs(np.where(np.isfinite(points), points, np.inf)) < reach).all(axis=2)
     drawn = image.copy()
     colours = part_colours(skeleton)
-    hidden = HIDDEN_LIMBS if skeleton == pose_skeleton.COCO else ()
+    hidden = HIDDEN_LIMBS if skeleton == COCO_SKELETON else ()
     for person, here in zip(points, present):
         if not here.any():
             continue
@@ -145,9 +167,9 @@ def caption(image, text):
     if text_width > room:
         scale *= room / text_width
         (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
-    strip = np.full((int(text_height * 2.1) + 4, width, 3), PAPER, np.uint8)
+    strip = np.full((int(text_height * 2.1) + 4, width, 3), WHITE, np.uint8)
     origin = (max(0, (width - text_width) // 2), (len(strip) + text_height) // 2)
-    cv2.putText(strip, text, origin, FONT, scale, INK, 1, cv2.LINE_AA)
+    cv2.putText(strip, text, origin, FONT, scale, BLACK, 1, cv2.LINE_AA)
     return np.vstack([image, strip])
 
 
@@ -168,7 +190,7 @@ def contact_sheet(rows, margin=6):
     heights = [max(len(image) for image in row) for row in rows]
     widths = [max(row[column].shape[1] for row in rows if column < len(row))
               for column in range(max(len(row) for row in rows))]
-    sheet = np.full((sum(heights) + margin * (len(heights) + 1), sum(widths) + margin * (len(widths) + 1), 3), PAPER,
+    sheet = np.full((sum(heights) + margin * (len(heights) + 1), sum(widths) + margin * (len(widths) + 1), 3), WHITE,
                     np.uint8)
     top = margin
     for row, row_height in zip(rows, heights):

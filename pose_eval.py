@@ -7,8 +7,8 @@
     python3 pose_eval.py --graph=graph_opt.pb --video=FILE --output-dir=DIR       people in a video, numbered
     python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
-How the figures come about is in pose_metrics.py. pose_finder.py reads images, runs the network and decodes its maps
-side by side; pose_average.py averages the maps of several sizes; pose_decode.py turns maps into people. TensorFlow is
+How the figures come about is in inference/metrics.py. inference/predictor.py reads images, runs the network and decodes its maps
+side by side; inference/predictor.py averages the maps of several sizes; inference/decode.py turns maps into people. TensorFlow is
 only imported to run a network.
 """
 import argparse
@@ -19,25 +19,28 @@ import json
 import logging
 import os
 
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+if __name__ == '__main__':
+    pose_cli.explain_missing_packages()
+
 import numpy as np
 from tqdm import tqdm
 
 import networks
-import pose_annotations
-import pose_average
-import pose_coco
 import pose_draw
-import pose_skeleton
-import pose_video
-from graphs.predict import load_network, read_skeleton
-from networks.about import model_of
-from networks.pretrained import find_checkpoint, is_weights_file
-from pose_cli import UserError
-from pose_decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
-from pose_finder import MAX_HELD_BYTES, Finder, Job, Picture, start_decoders
-from pose_image import BadSample, read_photograph, write_picture
-from pose_metrics import evaluate, labelled_people, oracle_maps
+import pose_files
+from annotations.coco import as_pycocotools, find_split, read_dataset, summary_of
+from annotations.images import BadSample, read_photograph, write_picture
+from annotations.skeleton import COCO_SKELETON
+from inference import video
+from inference.decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
+from inference import load_network, read_skeleton
+from inference.metrics import evaluate, labelled_people, oracle_maps
+from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
+    make_views, start_decoders
+from networks.pretrained import find_checkpoint, is_weights_file, model_of
+from pose_errors import UserError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 WRITERS = 2  # threads
@@ -47,7 +50,7 @@ OUTPUT_DIR = os.path.join('logs', 'eval')
 
 def evaluate_data_set(predict_maps, dataset, args, decoders):
     """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
-    annotation_file, image_folder = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
+    annotation_file, image_folder = find_split(args.datapath, args.split, args.imgpath)
     summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale,
                                        args.limit, args.batchsize, scales=args.scales, flip=args.flip,
                                        decoders=decoders, dataset=dataset)
@@ -56,9 +59,9 @@ def evaluate_data_set(predict_maps, dataset, args, decoders):
     name = os.path.splitext(os.path.basename(args.split))[0]
     original = {image['id']: image['original_id'] for image in dataset.images}
     results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
-    pose_cli.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
+    pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
     picture = os.path.join(args.output_dir, 'people_%s.png' % name)
-    write_picture(picture, draw_results(pose_coco.as_pycocotools(dataset), image_folder, results, args.pictures,
+    write_picture(picture, draw_results(as_pycocotools(dataset), image_folder, results, args.pictures,
                                         args.limit, dataset.skeleton))
     print(table, end='')
     print('results: %s' % results_file)
@@ -66,7 +69,7 @@ def evaluate_data_set(predict_maps, dataset, args, decoders):
     print(json.dumps(summary))
 
 
-def draw_results(coco, image_folder, results, count, limit=None, skeleton=pose_skeleton.COCO):
+def draw_results(coco, image_folder, results, count, limit=None, skeleton=COCO_SKELETON):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
     found, labelled = {}, {}
     for result in results:
@@ -90,9 +93,9 @@ def draw_photographs(predict_maps, skeleton, args, decoders):
     stems = [os.path.splitext(name)[0] for name in names]
     outputs = {name: os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
                for name, stem in zip(names, stems)}
-    finder = Finder(predict_maps, args.batchsize, decoders, skeleton=skeleton)
+    finder = Predictor(predict_maps, args.batchsize, decoders, skeleton=skeleton)
     summary = {'images': 0, 'people': 0}
-    jobs = (Job(name, photograph_reader(name, args)) for name in names)
+    jobs = (Request(name, photograph_reader(name, args)) for name in names)
     # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
     with concurrent.futures.ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(finder.find(jobs)) as found:
         writing = collections.deque()
@@ -107,28 +110,28 @@ def draw_photographs(predict_maps, skeleton, args, decoders):
             future.result()
     if not summary['images']:
         raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
-    summary.update(finder.figures(), scales=list(args.scales), flip=args.flip)
+    summary.update(finder.timings(), scales=list(args.scales), flip=args.flip)
     print('pictures and keypoints: %s' % args.output_dir)
     print(json.dumps(summary))
 
 
 def photograph_reader(name, args):
-    """The function that reads a photograph, for a pose_finder.Job."""
+    """The function that reads a photograph, for a inference.predictor.Request."""
     def read():
         try:
             pixels = read_photograph(os.path.join(args.images, name))
         except BadSample as error:
             logging.warning('skipped: %s', error)
             return None
-        views = pose_average.make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
+        views = make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
                                         args.flip)
-        return Picture(pixels, 1, views, None)
+        return InputImage(pixels, 1, views, None)
     return read
 
 
 def write_photograph(output, name, pixels, keypoints, scores, skeleton):
     write_picture(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
-    pose_cli.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
+    pose_files.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
 
 
 def find_photographs(folder):
@@ -141,7 +144,7 @@ def find_photographs(folder):
     return names
 
 
-def openpose_json(name, shape, keypoints, scores, skeleton=pose_skeleton.COCO):
+def openpose_json(name, shape, keypoints, scores, skeleton=COCO_SKELETON):
     """People as OpenPose's JSON: x, y, score of each part in image pixels in one list, 0, 0, 0 where it is absent."""
     flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * len(skeleton.parts))
     return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
@@ -184,7 +187,7 @@ def parse_flags():
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
                       help="of the network's input, as 432x368; images are letterboxed into it (the graph's own, or "
-                           '%dx%d)' % pose_average.DEFAULT_SIZE)
+                           '%dx%d)' % DEFAULT_SIZE)
     size.add_argument('--scale', type=pose_cli.positive_int, metavar='PIXELS',
                       help='short edge of the input; each image keeps its shape')
     parser.add_argument('--scales', type=scales, default=(1.0,), metavar='A,B,...',
@@ -210,14 +213,14 @@ def parse_flags():
     if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
     for side in args.input_size or ():
-        if side % pose_average.SIZE_MULTIPLE:
+        if side % SIZE_MULTIPLE:
             parser.error('--input-size=%dx%d: both sides must be multiples of %d'
-                         % (*args.input_size, pose_average.SIZE_MULTIPLE))
+                         % (*args.input_size, SIZE_MULTIPLE))
     if args.images and args.output_dir and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
         parser.error('--output-dir is the folder of the photographs; give another one')
     check_network(parser, args)
     if args.output_dir is None:
-        args.output_dir = pose_cli.free_folder(OUTPUT_DIR)
+        args.output_dir = pose_files.free_folder(OUTPUT_DIR)
     elif os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
         logging.warning('--output-dir=%s is not empty: files of the same names are replaced', args.output_dir)
     return args
@@ -245,32 +248,32 @@ def main():
     args = parse_flags()
     # What is missing shows before TensorFlow takes its time.
     if args.datapath:
-        pose_annotations.find_split(args.datapath, args.split, args.imgpath)
+        find_split(args.datapath, args.split, args.imgpath)
     elif args.images:
         find_photographs(args.images)
     else:
-        pose_video.Frames(args.video).close()
+        video.Frames(args.video).close()
         if args.show:
-            pose_video.check_display()
+            video.check_display()
     with start_decoders(args.decoders) as decoders:
         dataset = read_labels(args) if args.datapath else None
         skeleton = choose_skeleton(args, dataset)
         predict_maps = prepare_network(args, skeleton)
-        with pose_cli.output_folder(args.output_dir):
+        with pose_files.output_folder(args.output_dir):
             if args.datapath:
                 evaluate_data_set(predict_maps, dataset, args, decoders)
             elif args.images:
                 draw_photographs(predict_maps, skeleton, args, decoders)
             else:
-                pose_video.find_people_in_video(predict_maps, args, decoders, skeleton)
+                video.find_people_in_video(predict_maps, args, decoders, pose_cli.StopSignal(), skeleton)
 
 
 def read_labels(args):
-    """The pose_coco.Dataset of --datapath; what was derived and left out is logged."""
-    annotation_file, _ = pose_annotations.find_split(args.datapath, args.split, args.imgpath)
-    dataset = pose_coco.read_dataset(annotation_file, args.category)
-    if pose_coco.summary(dataset):
-        logging.warning('%s: %s', annotation_file, pose_coco.summary(dataset))
+    """The annotations.coco.Dataset of --datapath; what was derived and left out is logged."""
+    annotation_file, _ = find_split(args.datapath, args.split, args.imgpath)
+    dataset = read_dataset(annotation_file, args.category)
+    if summary_of(dataset):
+        logging.warning('%s: %s', annotation_file, summary_of(dataset))
     return dataset
 
 
@@ -283,7 +286,7 @@ def choose_skeleton(args, dataset):
     if own and dataset and own.keypoints != dataset.skeleton.keypoints:
         raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
                         % (', '.join(own.keypoints), args.datapath, ', '.join(dataset.skeleton.keypoints)))
-    return own or (dataset.skeleton if dataset else pose_skeleton.COCO)
+    return own or (dataset.skeleton if dataset else COCO_SKELETON)
 
 
 def prepare_network(args, skeleton):

@@ -1,13 +1,13 @@
 """What the network learns to predict: heatmaps, part affinity fields (PAFs) and the loss mask.
 
 Maps follow Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR 2017, section 2);
-which parts and limbs there are is the skeleton's affair (pose_skeleton.py). Maps are written straight at the output
+which parts and limbs there are is the skeleton's affair (annotations/skeleton.py). Maps are written straight at the output
 stride. Everything here is a pure function on numpy arrays.
 """
 import cv2
 import numpy as np
 
-import pose_skeleton
+from annotations.skeleton import COCO_SKELETON
 
 LIMB_HALF_WIDTH = 8.0  # input pixels, at any stride, as in Cao et al.'s code
 GAUSSIAN_CUTOFF = 4.6052  # a heatmap is exactly 0 where its exponent passes this: below 1 %
@@ -15,7 +15,7 @@ SUBPIXEL_BITS = 4  # of OpenCV's fixed-point drawing coordinates
 FAR_OUTSIDE = 1 << 20  # input pixels; beyond, OpenCV's coordinates would overflow
 
 
-def render_heatmaps(joints, height, width, stride, sigma=7.0, skeleton=pose_skeleton.COCO):
+def render_heatmaps(joints, height, width, stride, sigma=7.0, skeleton=COCO_SKELETON):
     """Confidence maps of all parts: the maximum over people of exp(-d^2 / (2 sigma^2)), and the background.
 
     Args:
@@ -62,7 +62,7 @@ def _put_largest(flat, position, value):
         position, value = position[lost], value[lost]
 
 
-def render_pafs(joints, height, width, stride, skeleton=pose_skeleton.COCO):
+def render_pafs(joints, height, width, stride, skeleton=COCO_SKELETON):
     """Part affinity fields: on each limb its unit vector, averaged over the people whose limb covers the cell.
 
     With joints divided by the stride and w = LIMB_HALF_WIDTH / stride, cell g belongs to the limb a -> b when

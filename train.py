@@ -3,189 +3,95 @@
     python3 train.py --model=cmu --datapath=DIR --batchsize=64 --lr=0.001 --modelpath=DIR
 
 Flags -> data -> towers -> training loop. The same command, run again, resumes from the last checkpoint in --modelpath.
+A run of several processes is this same script in each of them (training/coordinator.py).
 """
 import contextlib
-import errno
 import logging
 import os
 
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+if __name__ == '__main__':
+    pose_cli.explain_missing_packages()
+
+from training.config import read_command, recipe_of, samples_per_process
+
+if __name__ == '__main__':  # before TensorFlow is imported, which takes seconds: wrong flags are told at once
+    with pose_cli.errors_in_one_line():
+        COMMAND = read_command(os.environ)
+
 import tqdm
 import tqdm.contrib.logging
 
-import networks.pretrained
-import pose_annotations
-import pose_batches
-import pose_skeleton
-from pose_cli import StopSignal, Stopped, UserError, non_negative_int, positive_int
-from pose_samples import check_input_size
-from training import recipes
-from training.agreement import code_version, common_flags
-from training.cluster import ALONE, read_cluster
-from training.liveness import Peers
+import networks
+from annotations.arrays import samples_digest
+from annotations.skeleton import COCO_SKELETON, parse_skeleton
+from batches.loader import BatchLoader
+from networks.tensorflow import tf
+from pose_dataset import PoseDataset
+from pose_errors import Stopped, UserError, disk_trouble
+from pose_files import sources_digest
+from remote.receiver import BatchReceiver
+from training.checkpoint import BestCheckpoint, CheckpointHook, check_disk, create_saver, latest_checkpoint, saved_step
+from training.cluster import common_flags
+from training.coordinator import open_coordinator
+from training.devices import check_precision, enable_mixed, start_server, tower_devices
+from training.input_queue import InputQueueHook, LastBatchRepeater, wait_for_samples
+from training.run_folder import check_start, initial_weights, note_start, run_folder, versions
+from training.run_log import Interval, LogLines, RunLog
+from training.towers import build_training
+from training.validation import Checks, Validator, is_due, log_background_loss
+
+STEP_SOURCES = ('*.py', 'annotations/*.py', 'batches/*.py', 'networks/*.py', 'remote/*.py', 'training/*.py')
 
 
-def parse_flags():
-    parser = pose_cli.ArgumentParser(description='Train a pose network on COCO keypoints.')
-    add = parser.add_argument
-    add('--model', default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
-    pose_cli.add_data_flags(parser)
-    add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
-    add('--valid-split', default='val2017', help='the same for validation')
-    add('--category', help='of the annotations, where several have keypoints')
-    add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
-    add('--gpus', type=positive_int, default=1, help='number of towers, one per GPU')
-    add('--max-epoch', type=positive_int, default=30)
-    add('--max-steps', type=positive_int, help='end after this many steps, whatever --max-epoch says')
-    add('--modelpath', default='models/train', help='folder of the checkpoints of this run')
-    add('--logpath', help='folder for TensorBoard and curves.csv (default: logs in --modelpath)')
-    add('--checkpoint', help='start a new run from these weights (a checkpoint or its folder)')
-    add('--pretrained', help="weights to start from, or none (default: the model's own file)")
-    add('--tag', default='', help='a name for this run in the log')
-    add('--remote-data', help='listen for data workers here, tcp://0.0.0.0:PORT')
-    add('--curve-keys', help='with --remote-data: folder of the keys made by scripts/make_curve_keys.py')
-    add('--input-width', type=positive_int, default=368)
-    add('--input-height', type=positive_int, default=368)
-    add('--log-every', type=positive_int, default=20, help='steps between log lines')
-    add('--valid-every', type=non_negative_int, default=2000, help='steps between validations; 0: no validation')
-    add('--eval-every', type=non_negative_int, default=0, help='steps between COCO AP evaluations; 0: none')
-    add('--save-every', type=positive_int, default=1000, help='steps between checkpoints')
-    add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
-    add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
-    add('--seed', type=non_negative_int, default=0)
-    add('--negatives', type=recipes.share, default=0.0, help='share of the samples from images without people')
-    recipes.add_flags(add)
-    flags = parser.parse_args()
-    flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
-    return flags
-
-
-def check_flags(flags, cluster=ALONE):
-    """Refuse what cannot work, before any data is read. Raises UserError."""
-    check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
-    recipes.complete_flags(flags)
-    if flags.batchsize % (flags.gpus * cluster.size):
-        raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
-            flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
-    # One batch's images and masks: whoever makes batches counts the maps too, and how many batches it holds.
-    layout = pose_batches.batch_layout(flags.batchsize * flags.accumulate // cluster.size, flags.input_width,
-                                       flags.input_height, networks.stride(flags.model))
-    pose_batches.check_memory(layout[:2], 1)
-    if not flags.datapath and not flags.remote_data:
-        raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
-    if flags.eval_every and not (flags.datapath and flags.valid_every):
-        raise UserError('--eval-every needs validation images: give --datapath=DIR, and --valid-every above 0')
-    if flags.curve_keys and not flags.remote_data:
-        raise UserError('--curve-keys is for data workers: give --remote-data too')
-    if flags.checkpoint and flags.pretrained not in (None, 'none'):
-        raise UserError('--checkpoint and --pretrained both name weights to start from: give one of them')
-    if flags.datapath:
-        if not flags.remote_data:
-            pose_annotations.find_split(flags.datapath, flags.train_split, flags.imgpath)
-        if flags.valid_every and cluster.is_first:
-            pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
-    for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
-        if not pose_cli.is_utf8(getattr(flags, name) or ''):
-            raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
-                            % (name, getattr(flags, name)))
+def main(flags, cluster, stop):
+    """Hold the run's folder while it trains, and say how it ended. Raises UserError."""
+    if flags.precision == 'mixed':
+        check_precision()
     if cluster.is_first:
-        pose_cli.check_folder(flags.modelpath)
-        pose_cli.check_folder(flags.logpath)
-        if not os.path.isdir(flags.modelpath) or not os.listdir(flags.modelpath):
-            networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
-        from training.weights import check_start  # imports TensorFlow, which takes seconds: only for good flags
         check_start(flags)
-
-
-def main():
-    flags = parse_flags()
-    pose_cli.log_to_stderr()
-    stop = StopSignal()
-    cluster = read_cluster(os.environ)
-    check_flags(flags, cluster)
-    from training.weights import run_folder  # as above
     try:
-        with Peers(cluster, stop) as peers, run_folder(flags) if cluster.is_first else contextlib.nullcontext():
-            prepare_and_train(flags, peers)
+        with open_coordinator(cluster, stop) as coordinator, \
+                run_folder(flags) if cluster.is_first else contextlib.nullcontext():
+            train(flags, coordinator)
     except Stopped as stopped:
         logging.info(str(stopped))
     except UserError:
         raise
     except Exception as error:
-        check_disk(flags, error)
+        check_disk(flags.modelpath, error)
         raise
 
 
-def check_disk(flags, error):
-    """Raise UserError when an exception was raised because the disk of --modelpath is full or broken."""
-    from training.checkpoint import latest_checkpoint  # as above
-    reason = pose_cli.disk_trouble(error)
-    if reason:
-        full = reason == os.strerror(errno.ENOSPC)
-        saved = latest_checkpoint(flags.modelpath)
-        raise UserError('%s and run the same command again: %s' % (
-            'the disk of %s is full; free some space' % flags.modelpath if full else
-            'cannot write in %s: %s; mend that' % (flags.modelpath, reason),
-            'it resumes from %s' % saved if saved else 'nothing was saved yet'))
+def train(flags, coordinator):
+    """Open the data, build the graph, and run the training loop in a session.
 
-
-def prepare_and_train(flags, peers):
-    """Open the data, agree with the other processes on where to start, then train. Raises as train does."""
-    from training.checkpoint import latest_checkpoint, saved_step  # as above
-    from training.runlog import note_start, versions
-    from training.sources import check_keypoints, open_source, open_validation
-    from training.validation import log_background_loss
-    first = peers.cluster.is_first
-    peers.agree('start', dict(common_flags(vars(flags)), code=code_version()))
+    Raises:
+        Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
+        UserError: also for what the processes of a run have different.
+    """
+    first = coordinator.cluster.is_first
+    coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES)))
     validation = open_validation(flags) if first else None
     own = {'step': saved_step(flags.modelpath) if first else 0,
-           'skeleton': (validation.skeleton if validation else pose_skeleton.COCO).to_json()}
-    start = peers.exchange('where to start', own)[0]
-    skeleton = pose_skeleton.from_json(start['skeleton'], 'worker 0')
-    with open_source(flags, skeleton, start['step'], peers.cluster, peers) as source:
+           'skeleton': (validation.skeleton if validation else COCO_SKELETON).to_json()}
+    start = coordinator.all_gather('where to start', own)[0]
+    skeleton = parse_skeleton(start['skeleton'], 'worker 0')
+    # The loader processes are forked here, before TensorFlow starts threads, which do not survive a fork.
+    with open_source(flags, skeleton, start['step'], coordinator) as source:
         check_keypoints(source.skeleton, validation)
-        peers.agree('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
-                             'TensorFlow': versions()['tensorflow']})
+        coordinator.assert_same('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
+                                         'TensorFlow': versions()['tensorflow']})
         if validation:
-            log_background_loss(validation, peers)
+            log_background_loss(validation, coordinator)
         if first:
             note_start(flags.modelpath, vars(flags), source.skeleton,
                        resumes=latest_checkpoint(flags.modelpath) is not None, samples=source.samples)
-        train(flags, source, validation, peers)
-
-
-def train(flags, source, validation, peers):
-    """Build the graph and run the training loop.
-
-    Args:
-        source: a batch source (see training/feed.py).  validation: a PoseDataset, or None.
-        peers: a liveness.Peers; training saves and ends when it says so.
-    Raises:
-        Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
-    """
-    from training.checkpoint import BestCheckpoint  # as above
-    from training.runlog import LogLines, RunLog
-    from training.session import open_run
-    from training.validation import Checks
-    steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
-    max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(open_run(flags, source, validation, steps_per_epoch, max_steps, peers))
-        step = run.checkpoints.first_step
-        log = LogLines(steps_per_epoch)
-        if peers.cluster.is_first:
-            log = stack.enter_context(RunLog(flags.logpath, step, steps_per_epoch))
-            log.start(step, vars(flags), run.training.network.output)
-        logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples, steps_per_epoch,
-                     step, max_steps)
-        best = BestCheckpoint(run.saver, flags.modelpath) if peers.cluster.is_first else None
-        check = Checks(flags, run.validator, best, log, max_steps, peers)
-        try:
-            step = run_steps(flags, run, source, step, max_steps, log, check)
-        except Exception as error:
-            run.checkpoints.rescue(run.session, error)
-            raise
-    run.feed.check()
+        steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
+        max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
+        with tf.Graph().as_default():
+            step = build_and_run(flags, source, validation, steps_per_epoch, max_steps, coordinator)
     if step < max_steps:
         raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
                       % (step, flags.modelpath))
@@ -193,23 +99,153 @@ def train(flags, source, validation, peers):
                  '--max-epoch trains on', step, flags.modelpath, flags.logpath)
 
 
-def run_steps(flags, run, source, step, max_steps, log, check):
+# Data: loader processes on this machine, or data workers on others.
+
+def open_dataset(flags, split, negatives=0.0):
+    """The PoseDataset of a split, for the network of the flags. negatives: as there."""
+    return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
+                       flags.imgpath, category=flags.category, negatives=negatives)
+
+
+def open_validation(flags):
+    """The PoseDataset of the validation images, or None without them."""
+    if flags.datapath and flags.valid_every:
+        return open_dataset(flags, flags.valid_split)
+    logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
+    return None
+
+
+def open_source(flags, skeleton, first, coordinator):
+    """The batch source (see training/input_queue.py) of this process's shard of every batch.
+
+    Args:
+        skeleton: that data workers are told to make maps of.
+        first: the number of the first batch.
+        coordinator: a stop ends the wait for data workers.
+    """
+    cluster = coordinator.cluster
+    batchsize = samples_per_process(flags, cluster)
+    if not flags.remote_data:
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, first=first, shard=cluster.index,
+                           num_shards=cluster.size)
+    settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
+                'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
+                'skeleton': skeleton.to_json(), 'negatives': flags.negatives}
+    # Data workers know no shards: to them, the shards of all batches are a sequence of smaller batches.
+    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=first * cluster.size + cluster.index,
+                           every=cluster.size, data=training_data(flags))
+    try:
+        wait_for_samples(source, coordinator)
+    except BaseException:
+        source.close(ended=False)
+        raise
+    return source
+
+
+def training_data(flags):
+    """(number of samples, digest) of the training images in --datapath, which data workers must have too; or None."""
+    if not flags.datapath:
+        return None
+    try:
+        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+    except UserError as error:
+        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
+        return None
+    return len(dataset), samples_digest(dataset.annotations)
+
+
+def check_keypoints(skeleton, validation):
+    """Raise UserError when training and validation images have different keypoints labelled."""
+    if validation and validation.skeleton != skeleton:
+        raise UserError('the training images have the keypoints %s, the validation images %s; give both the same'
+                        % (', '.join(skeleton.keypoints), ', '.join(validation.skeleton.keypoints)))
+
+
+# Graph, session and loop.
+
+def build_and_run(flags, source, validation, steps_per_epoch, max_steps, coordinator):
+    """Build the graph of a step, connect the processes, and train in a session. Returns the last step.
+
+    Args:
+        source: a batch source.  validation: a PoseDataset, or None.
+    """
+    cluster = coordinator.cluster
+    gpus = len(tf.config.experimental.list_physical_devices('GPU'))
+    devices, config = tower_devices(flags.gpus, gpus, cluster)
+    loss_scaling = flags.precision == 'mixed' and enable_mixed(config, gpus)
+    with tf.device(tf.DeviceSpec.from_string(devices[0]).replace(device_type=None, device_index=None).to_string()):
+        tf.set_random_seed(flags.seed)
+        queue = InputQueueHook(LastBatchRepeater(source, coordinator) if cluster.size > 1 else source)
+        training = build_training(flags.model, queue.batch, devices, flags.lr, steps_per_epoch, max_steps,
+                                  source.skeleton, recipe_of(flags, loss_scaling), cluster)
+        validator = validation and Validator(flags.model, devices[0], validation,
+                                             max(1, flags.batchsize // cluster.size // flags.gpus))
+        saver = create_saver(flags.keep, training.variables)
+        init_fn = initial_weights(flags, training.network) if cluster.is_first else None
+        # All replicas get a copy of the first one's values, from a checkpoint or initial ones.
+        scaffold = tf.train.Scaffold(
+            saver=saver, init_fn=init_fn, init_op=tf.variables_initializer(training.variables),
+            ready_for_local_init_op=tf.report_uninitialized_variables(training.variables),
+            local_init_op=tf.group(tf.train.Scaffold.default_local_init_op(), training.copy))
+        checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training, writes=cluster.is_first)
+        coordinator.check()
+        target = start_server(cluster, config)
+        coordinator.all_gather('ready', {}, barrier=True)
+        try:
+            # Not tf.train.MonitoredTrainingSession, which tries again after an error: that would leave the others.
+            with tf.train.SingularMonitoredSession(
+                    [queue, checkpoints], scaffold, target, config,
+                    checkpoint_dir=flags.modelpath if cluster.is_first else None) as session, \
+                    open_log(flags, checkpoints.first_step, steps_per_epoch, training, cluster) as log:
+                logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples,
+                             steps_per_epoch, checkpoints.first_step, max_steps)
+                best = BestCheckpoint(saver, flags.modelpath) if cluster.is_first else None
+                check = Checks(flags, validator, best, log, max_steps, coordinator)
+                try:
+                    step = run_steps(flags, session, training, queue, checkpoints.first_step, max_steps, log, check,
+                                     coordinator)
+                except Exception as error:
+                    checkpoints.save_on_error(session, error)
+                    raise
+        except tf.errors.OpError as error:
+            if not disk_trouble(error):
+                coordinator.wait_for_failure()  # TensorFlow, too, may have noticed that a process is gone, not which
+            raise
+    queue.check()
+    return step
+
+
+@contextlib.contextmanager
+def open_log(flags, step, steps_per_epoch, training, cluster):
+    """The log of this process, for a block: that of the first one is also curves.csv and TensorBoard's files."""
+    if not cluster.is_first:
+        yield LogLines(steps_per_epoch)
+        return
+    with RunLog(flags.logpath, step, steps_per_epoch) as log:
+        log.start(step, vars(flags), training.network.output)
+        yield log
+
+
+def run_steps(flags, session, training, queue, step, max_steps, log, check, coordinator):
     """The training loop: from step to max_steps, or until a signal or the end of the data. Returns the last step."""
-    from training.runlog import Interval  # as above
-    from training.validation import is_due
-    session, training, feed, team = run.session, run.training, run.feed, run.team
-    interval = Interval(waited=lambda: feed.wait_seconds)
+    interval = Interval(waited=lambda: queue.wait_seconds)
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
-        while step < max_steps and not team.ended() and feed.wait_for_batch(team.waits_in_vain):
-            step, figures = session.run([training.step, training.figures], team.tells(feed.wait_seconds))
-            figures = team.hears(figures)
+        while step < max_steps and not coordinator.should_stop() and queue.wait_for_batch(coordinator.should_stop_waiting):
+            logs = is_due(flags.log_every, step + 1, max_steps)
+            fetches = {'step': training.step, 'metrics': training.metrics}
+            if logs and training.stop is not None:
+                fetches['busy'] = training.busy_seconds
+            results = session.run(fetches, coordinator.feed_dict(training))
+            step, metrics = results['step'], coordinator.pop_control(results['metrics'])
             progress.update()
-            interval.add(figures)
-            if is_due(flags.log_every, step, max_steps):
+            interval.add(metrics)
+            if logs:
                 means = interval.means(flags.batchsize * flags.accumulate)
-                log.training(step, dict(means, lr=figures['lr'], queue=feed.ready()), team.note())
-                for line in source.report():
+                note = coordinator.straggler_note(interval.waited(), results.get('busy', 0) * interval.steps)
+                log.training(step, dict(means, lr=metrics['lr'], queue=queue.ready()), note)
+                for line in queue.report():
                     logging.info(line)
                 interval.restart()
             if check.is_due(step):
@@ -219,4 +255,4 @@ def run_steps(flags, run, source, step, max_steps, log, check):
 
 
 if __name__ == '__main__':
-    pose_cli.run(main)
+    pose_cli.run(main, *COMMAND)

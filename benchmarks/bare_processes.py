@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 import psutil
 
-from pose_cli import UserError
+from pose_errors import UserError
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 

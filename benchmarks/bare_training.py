@@ -10,20 +10,19 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_cli  # before TensorFlow, to quieten its import
 import numpy as np
-import tensorflow.compat.v1 as tf
+from networks.tensorflow import tf
 
 import networks
+import pose_cli
 from bare_processes import answer
+from batches.batch import Batch, encode_batch
 from bench_inputs import made_up_batch, made_up_weights
-from pose_batches import Batch, encode_batch
 from training.cluster import ALONE, read_cluster
+from training.config import Recipe
+from training.devices import enable_mixed, start_server, tower_devices
 from training.optimizer import published_name
-from training.precision import enable_mixed
-from training.recipes import Recipe
-from training.session import start_server
-from training.towers import build_training, tower_devices
+from training.towers import build_training
 
 
 class BareTraining:
@@ -53,8 +52,8 @@ class BareTraining:
             training = build_training(model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000,
                                       recipe=Recipe(loss_scaling=loss_scaling), cluster=cluster)
             self.wire_bytes = training.wire_bytes
-            self._fetches = [training.step, training.figures['loss']]
-            self._feed = {training.stop: 0, training.waited: 0} if cluster.size > 1 else {}
+            self._fetches = [training.step, training.metrics['loss']]
+            self._feed = {training.stop: 0} if cluster.size > 1 else {}
             self._session = tf.Session(start_server(cluster, config), config=config)
             self._session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             _set_weights(self._session, training.network.variables)

@@ -21,10 +21,11 @@ import numpy as np
 import psutil
 
 from bench_inputs import flag_parser
-import pose_annotations
 import pose_cli
-import pose_loader
-from pose_samples import PoseDataset
+from annotations.arrays import ignored_regions, people_of
+from batches.loader import BatchLoader
+from pose_dataset import PoseDataset
+from pose_errors import UserError
 
 IMAGES, PEOPLE = 118287, 262465
 SIZE = (640, 480)
@@ -119,7 +120,7 @@ def peak_of_family(command):
     lines = process.communicate()[0].splitlines()
     watcher.join()
     if process.returncode:
-        raise pose_cli.UserError('%s failed; see the messages above' % ' '.join(command[:3]))
+        raise UserError('%s failed; see the messages above' % ' '.join(command[:3]))
     return peak / 1e6, lines
 
 
@@ -136,7 +137,7 @@ def first_batch_seconds(folder):
     """From nothing to the first batch: (CPU seconds with children that ended, seconds)."""
     start = time.perf_counter()
     dataset = PoseDataset(folder, 'train2017', 368, 368, 8)
-    with pose_loader.BatchLoader(dataset, 8, workers=1, seed=0) as loader:
+    with BatchLoader(dataset, 8, workers=1, seed=0) as loader:
         loader.get()
         seconds = time.perf_counter() - start
     times = os.times()
@@ -156,8 +157,8 @@ class IndexOnly:
     def training_sample(self, index, rng):
         a = self.dataset.annotations
         image = a.sample_image[index]
-        joints, boxes = pose_annotations.people_of(a, image)
-        polygons, bitmaps, _ = pose_annotations.ignored_regions(a, image)
+        joints, boxes = people_of(a, image)
+        polygons, bitmaps, _ = ignored_regions(a, image)
         os.path.join(self.dataset.image_folder, a.file_name[image].decode())
         seen = joints[0, 0, 0] + boxes.sum() + sum(polygon.sum() for polygon in polygons) + sum(map(np.sum, bitmaps))
         mask = np.full((2, 2, 1), float(seen == seen))
@@ -168,7 +169,7 @@ def loader_growth(folder):
     """MB by which the private memory of a loader process grows over a full pass of the index."""
     dataset = PoseDataset(folder, 'train2017', 368, 368, 8)
     batchsize = 64
-    with pose_loader.BatchLoader(IndexOnly(dataset), batchsize, workers=1, seed=0) as loader:
+    with BatchLoader(IndexOnly(dataset), batchsize, workers=1, seed=0) as loader:
         loader.get()
         supervisor, = psutil.Process().children()
         worker, = supervisor.children()

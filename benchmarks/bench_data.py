@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 
 from bench_inputs import flag_parser, render_sample_data
-import pose_annotations
 import pose_augment
 import pose_cli
 import pose_labels
-from pose_loader import BatchLoader
-from pose_samples import PoseDataset, check_input_size, read_image
+from annotations.arrays import ignored_regions, people_of
+from batches.loader import BatchLoader
+from pose_dataset import PoseDataset, check_input_size, read_image
 
 STEPS = ('decode', 'read', 'warp', 'maps', 'mask', 'sample')
 CROWDS = (5, 20)
@@ -44,7 +44,7 @@ def steps_of(dataset, index, seed):
     cells = (dataset.input_height // dataset.stride, dataset.input_width // dataset.stride, dataset.stride)
 
     def maps():
-        joints = pose_augment.transform_joints(pose_annotations.people_of(a, image)[0].astype(np.float64), matrix)
+        joints = pose_augment.transform_joints(people_of(a, image)[0].astype(np.float64), matrix)
         return pose_labels.render_heatmaps(joints, *cells), pose_labels.render_pafs(joints, *cells)
 
     return {
@@ -52,7 +52,7 @@ def steps_of(dataset, index, seed):
         'read': lambda: read_image(path, size, pose_augment.matrix_scale(matrix)),
         'warp': lambda: pose_augment.warp_image(pixels, smaller, dataset.input_width, dataset.input_height),
         'maps': maps,
-        'mask': lambda: pose_labels.render_mask(*pose_annotations.ignored_regions(a, image), matrix, *cells),
+        'mask': lambda: pose_labels.render_mask(*ignored_regions(a, image), matrix, *cells),
         'sample': lambda: rng.seed(seed) or dataset.training_sample(index, rng)}
 
 

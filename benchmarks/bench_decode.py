@@ -1,4 +1,4 @@
-"""How long pose_decode.decode_people takes for 1 to 50 people, beside enlarging the maps to the input's size first.
+"""How long inference.decode.decode_people takes for 1 to 50 people, beside enlarging the maps to the input's size first.
 
     python3 benchmarks/bench_decode.py [--json]
 
@@ -15,15 +15,14 @@ import time
 
 import cv2
 import numpy as np
-
-from bench_inputs import flag_parser, random_people, render_maps
 from pycocotools.cocoeval import COCOeval
 
+from bench_inputs import flag_parser, random_people, render_maps
 import pose_cli
-import pose_coco
-import pose_decode
-import pose_metrics
-from pose_skeleton import COCO
+from annotations.coco import Dataset, as_pycocotools
+from annotations.skeleton import COCO_SKELETON
+from inference.decode import PEAK_THRESHOLD, decode_people
+from inference.metrics import coco_results
 
 STRIDE = 8
 CASES = ((1, 368), (5, 368), (25, 368), (5, 736), (25, 736), (50, 736))
@@ -34,10 +33,10 @@ NOISE = 0.02  # of the largest value of a label
 
 
 def find_peaks_enlarged(maps, width, height):
-    for part in range(len(COCO.parts)):
+    for part in range(len(COCO_SKELETON.parts)):
         heatmap = cv2.resize(maps[:, :, part], (width, height), interpolation=cv2.INTER_CUBIC)
         heatmap = cv2.GaussianBlur(heatmap, (0, 0), 3)
-        np.nonzero((heatmap == cv2.dilate(heatmap, np.ones((3, 3)))) & (heatmap > pose_decode.PEAK_THRESHOLD))
+        np.nonzero((heatmap == cv2.dilate(heatmap, np.ones((3, 3)))) & (heatmap > PEAK_THRESHOLD))
 
 
 def median_ms(function, repeats):
@@ -53,8 +52,8 @@ def median_ms(function, repeats):
 def measure(people, size, repeats, rng):
     """The figures of one case."""
     maps = render_maps(random_people(rng, people, size, size), size, size, STRIDE)
-    found = len(pose_decode.decode_people(maps, STRIDE)[0])
-    decode = median_ms(lambda: pose_decode.decode_people(maps, STRIDE), repeats)
+    found = len(decode_people(maps, STRIDE)[0])
+    decode = median_ms(lambda: decode_people(maps, STRIDE), repeats)
     enlarged = median_ms(lambda: find_peaks_enlarged(maps, size, size), max(3, repeats // 3))
     return {'found': found, 'decode_ms': round(decode, 2), 'enlarged_ms': round(enlarged, 2),
             'enlarged_to_decode': round(enlarged / decode, 2)}
@@ -66,10 +65,10 @@ def crowd(rng, people, size):
     seen = joints.copy()
     steps = np.linspace(0, 1, 8)[:, None]
     for number, nearer in enumerate(joints):
-        limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO.limbs])
+        limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO_SKELETON.limbs])
         distance = np.linalg.norm(joints[number + 1:, :, None] - limbs, axis=3).min(axis=2)
         seen[number + 1:][distance < HIDING * np.ptp(nearer[:, 1])] = np.nan
-    neck, shoulders = COCO.parts.index('Neck'), [COCO.parts.index(name) for name in ('LShoulder', 'RShoulder')]
+    neck, shoulders = COCO_SKELETON.parts.index('Neck'), [COCO_SKELETON.parts.index(name) for name in ('LShoulder', 'RShoulder')]
     seen[:, neck] = seen[:, shoulders].mean(axis=1)  # as annotation files give it
     return seen
 
@@ -81,9 +80,9 @@ def measure_crowds(images, size, noise, rng):
         people = crowd(rng, CROWD, size)
         maps = render_maps(people, size, size, STRIDE)
         maps += noise * cv2.GaussianBlur(rng.normal(0, 1, maps.shape), (0, 0), 1).astype(np.float32) * 3.5
-        milliseconds.append(median_ms(lambda: pose_decode.decode_people(maps, STRIDE, min_parts=1), 3))
-        results += pose_metrics.coco_results(image_id, *pose_decode.decode_people(maps, STRIDE, min_parts=1))
-        for person in people[:, list(COCO.part_of_keypoint)]:
+        milliseconds.append(median_ms(lambda: decode_people(maps, STRIDE, min_parts=1), 3))
+        results += coco_results(image_id, *decode_people(maps, STRIDE, min_parts=1))
+        for person in people[:, list(COCO_SKELETON.part_of_keypoint)]:
             labelled = np.isfinite(person[:, 0])
             if not labelled.any():
                 continue
@@ -93,7 +92,7 @@ def measure_crowds(images, size, noise, rng):
                                 'keypoints': keypoints.ravel().tolist(), 'num_keypoints': int(labelled.sum()),
                                 'bbox': box.tolist(), 'area': float(0.5 * box[2] * box[3])})
     entries = [{'id': image_id, 'file_name': '', 'width': size, 'height': size} for image_id in range(1, images + 1)]
-    coco = pose_coco.as_pycocotools(pose_coco.Dataset(COCO, entries, annotations, {}, {}))
+    coco = as_pycocotools(Dataset(COCO_SKELETON, entries, annotations, {}, {}))
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco, coco.loadRes(results), 'keypoints')
         evaluation.params.maxDets = [CROWD + 5]

@@ -13,13 +13,11 @@ import sys
 import tempfile
 import time
 
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_average
 import pose_cli
+from annotations.images import read_photograph
 from bench_inputs import flag_parser, render_sample_data
-from pose_finder import Finder, Job, Picture, start_decoders
-from pose_image import read_photograph
+from inference.predictor import InputImage, Predictor, Request, make_views, start_decoders
 
 SETTINGS = collections.OrderedDict([
     ('single', dict(scales=(1.0,), flip=False)), ('flip', dict(scales=(1.0,), flip=True)),
@@ -28,7 +26,8 @@ SETTINGS = collections.OrderedDict([
 
 def random_network():
     """mobilenet_thin with random weights, as a predict_maps."""
-    import tensorflow.compat.v1 as tf
+    from networks.tensorflow import tf
+
     import networks
     with tf.Graph().as_default():
         image = tf.placeholder(tf.float32, (None, None, None, 3))
@@ -43,13 +42,13 @@ def find_all(predict_maps, paths, size, decoders, setting):
     def job(path):
         def read():
             pixels = read_photograph(path)
-            views = pose_average.make_views(pixels.shape[1], pixels.shape[0], size, **setting)
-            return Picture(pixels, 1, views, None)
-        return Job(path, read)
-    finder = Finder(predict_maps, 4, decoders)
+            views = make_views(pixels.shape[1], pixels.shape[0], size, **setting)
+            return InputImage(pixels, 1, views, None)
+        return Request(path, read)
+    finder = Predictor(predict_maps, 4, decoders)
     begin = time.perf_counter()
     found = sum(1 for _ in finder.find(job(path) for path in paths))
-    return (time.perf_counter() - begin) / found, finder.figures()['waiting']
+    return (time.perf_counter() - begin) / found, finder.timings()['waiting']
 
 
 def measure(folder, size, rounds, names):

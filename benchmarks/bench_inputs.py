@@ -12,7 +12,7 @@ import pose_cli
 import pose_labels
 
 BATCHES = 4  # different ones that are repeated
-# A standing person, one unit tall, about (0, 0); in the order of pose_skeleton.COCO.parts.
+# A standing person, one unit tall, about (0, 0); in the order of annotations.skeleton.COCO_SKELETON.parts.
 STANDING = np.array([(0, -.42), (0, -.32), (-.1, -.32), (-.15, -.15), (-.17, .01), (.1, -.32), (.15, -.15), (.17, .01),
                      (-.06, .02), (-.07, .26), (-.07, .48), (.06, .02), (.07, .26), (.07, .48), (-.02, -.44),
                      (.02, -.44), (-.05, -.43), (.05, -.43)])
@@ -72,7 +72,7 @@ def made_up_batch(rng, batchsize, width, height, stride, people):
     """A batch of standing people at random places, as large as training samples show them, on a noise image.
 
     Returns:
-        Dense arrays as for pose_batches.encode_batch: image uint8 and heatmap, paf, mask float32.
+        Dense arrays as for batches.batch.encode_batch: image uint8 and heatmap, paf, mask float32.
     """
     labels = []
     for _ in range(batchsize):

@@ -3,7 +3,7 @@
     python3 benchmarks/bench_intake.py [--strides=8,4] [--json]
 
 A few batches of made-up people lie in memory and are given again and again. `intake` is from there through the input
-queue (training/feed.py), cut into the parts of two towers; with `dense` the label maps are also written out, as a tower
+queue (training/input_queue.py), cut into the parts of two towers; with `dense` the label maps are also written out, as a tower
 on the CPU does at the start of its step. On a GPU that part is the GPU's, and its memory is not fresh each time.
 """
 import json
@@ -12,14 +12,15 @@ import statistics
 import time
 
 from bench_inputs import made_up_batches, throughput_parser
-import pose_cli
-import tensorflow.compat.v1 as tf
+from networks.tensorflow import tf
 
-from pose_batches import batch_layout, encode_batch
-from pose_samples import check_input_size
-from pose_skeleton import COCO
-from training.feed import FeedHook
-from training.maps import dense_maps, split_batch
+import pose_cli
+from annotations.skeleton import COCO_SKELETON
+from batches.batch import batch_layout, encode_batch
+from pose_dataset import check_input_size
+from pose_errors import UserError
+from training.input_queue import InputQueueHook
+from training.towers import dense_maps, split_batch
 
 TOWERS = 2
 WARM_UP = 10  # batches
@@ -42,11 +43,11 @@ class BatchesInMemory:
 def samples_per_second(flags, batches, stride, dense):
     """(samples/s that arrive, samples per second of CPU time); dense: whether the maps are written out."""
     with tf.Graph().as_default():
-        feed = FeedHook(BatchesInMemory(batches), batch_layout(flags.batchsize, *flags.input_size, stride=stride))
+        feed = InputQueueHook(BatchesInMemory(batches), batch_layout(flags.batchsize, *flags.input_size, stride=stride))
         with tf.device('/cpu:0'):
-            arrived = split_batch(feed.batch, TOWERS, COCO)
+            arrived = split_batch(feed.batch, TOWERS, COCO_SKELETON)
             if dense:
-                arrived = [dense_maps(part, COCO) for part in arrived]
+                arrived = [dense_maps(part, COCO_SKELETON) for part in arrived]
             # One value of each is fetched: TensorFlow leaves out what nobody asks for.
             arrived = [tf.reshape(field, [-1])[:1] for part in arrived for field in part]
         with tf.train.MonitoredSession(hooks=[feed]) as session:
@@ -92,7 +93,7 @@ def parse_flags(args=None):
     for stride in flags.strides:
         check_input_size(*flags.input_size, stride=stride, flag='--input-size')
     if flags.batchsize % TOWERS:
-        raise pose_cli.UserError('--batchsize=%d is not even; take %d' % (flags.batchsize, flags.batchsize + 1))
+        raise UserError('--batchsize=%d is not even; take %d' % (flags.batchsize, flags.batchsize + 1))
     return flags
 
 

@@ -16,7 +16,8 @@ import psutil
 
 from bench_inputs import ROOT, flag_parser, render_sample_data
 import pose_cli
-from training.runlog import read_curves
+from pose_errors import UserError
+from training.run_log import read_curves
 
 POLL_SECONDS = 0.5
 WARM_UP = 0.25  # of the steps: buffers, caches and the allocator's pools settle
@@ -47,7 +48,7 @@ def measure(steps, folder):
             break
         time.sleep(POLL_SECONDS)
     if process.wait():
-        raise pose_cli.UserError('train.py ended with exit code %d' % process.returncode)
+        raise UserError('train.py ended with exit code %d' % process.returncode)
     # Processes that have just ended have no memory left.
     return np.array([row for row in rows if all(row)], np.float64) / (1, 2 ** 20, 2 ** 20)
 

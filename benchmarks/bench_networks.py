@@ -16,15 +16,15 @@ import statistics
 import tempfile
 import time
 
-from bench_inputs import flag_parser
-import pose_cli
 import numpy as np
-import tensorflow.compat.v1 as tf
+from bench_inputs import flag_parser
+from networks.tensorflow import tf
 
 import networks
 import networks.pretrained
+import pose_cli
 from networks import network_base
-from pose_samples import check_input_size
+from pose_dataset import check_input_size
 
 
 class Plain:

@@ -5,17 +5,17 @@
 Both are the train op of train.py on a batch that lies in memory, each a process of its own; they take turns for a few
 steps each. `ratio`, below 1 when mixed precision is faster, is the median over the rounds. `loss_difference` is that of
 the two losses after equally many steps from the same weights, as a share of float32's. Where mixed precision is not to
-be had, see training/precision.py, this ends with exit code 2.
+be had, see training/devices.py, this ends with exit code 2.
 """
 import json
 
-from bench_inputs import flag_parser
-from bare_processes import BareProcesses, compare, take_turns
-import pose_cli
 import numpy as np
 
+from bench_inputs import flag_parser
 import networks
-from pose_samples import check_input_size
+import pose_cli
+from bare_processes import BareProcesses, compare, take_turns
+from pose_dataset import check_input_size
 
 
 def measure(model, flags):
@@ -40,7 +40,7 @@ def parse_flags(args=None):
     flags.models = flags.models.split(',')
     for model in flags.models:
         check_input_size(*flags.input_size, stride=networks.stride(model), flag='--input-size')
-    from training.precision import check_precision  # imports TensorFlow
+    from training.devices import check_precision  # imports TensorFlow
     check_precision()
     return flags
 

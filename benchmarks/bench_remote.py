@@ -3,7 +3,7 @@
     python3 benchmarks/bench_remote.py [--seconds=5] [--datapath=DIR] [--json]
 
 The same batches, in the same run and in turns, go through tensorpack's send_dataflow_zmq / RemoteDataZMQ and through
-remote/trainer.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
+remote/receiver.py, one sender each. With --datapath, real data workers with 1 and 2 loader processes follow: what they
 reach together with reading, augmenting and drawing label maps. The last line of --json holds the figures of the table.
 """
 import collections
@@ -24,9 +24,11 @@ import numpy as np
 from bench_inputs import ROOT, made_up_batches, throughput_parser
 import pose_cli
 import pose_dataworker
-from pose_batches import encode_batch
-from pose_samples import check_input_size
-from remote import trainer, wire
+from batches.batch import encode_batch
+from pose_dataset import check_input_size
+from pose_errors import UserError
+from remote import protocol
+from remote.receiver import BatchReceiver
 
 WARM_UP = 10
 GIVE_UP_SECONDS = 60
@@ -84,6 +86,7 @@ def samples_per_second(next_batch, seconds):
 def send_with_tensorpack(batches, address, quiet):
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     from tensorpack.dataflow import DataFromList, send_dataflow_zmq
+
     # A long list: a progress bar starts with each pass over it.
     send_dataflow_zmq(DataFromList([list(batch) for batch in batches] * 10000, shuffle=False), address, hwm=8)
 
@@ -103,7 +106,7 @@ def measure_tensorpack(batches, seconds):
     with open(os.devnull, 'w') as quiet, child(send_with_tensorpack, batches, address, quiet.fileno()):
         with child(receive_with_tensorpack, address, seconds, theirs):
             if not ours.poll(GIVE_UP_SECONDS + 2 * seconds):
-                raise pose_cli.UserError("no batch comes through tensorpack's wire; is tensorpack 0.11 installed?")
+                raise UserError("no batch comes through tensorpack's wire; is tensorpack 0.11 installed?")
             return ours.recv()
 
 
@@ -115,14 +118,14 @@ def sending(batches, address, keys=None):
 
 def measure_wire(flags, batches, keys=None):
     address = 'tcp://127.0.0.1:%d' % free_port()
-    with trainer.BatchReceiver(address, settings(flags), keys) as receiver, sending(batches, address, keys):
+    with BatchReceiver(address, settings(flags), keys) as receiver, sending(batches, address, keys):
         return samples_per_second(lambda: len(next_batch(receiver)[0]), flags.seconds)
 
 
 def next_batch(receiver):
     batch = receiver.get(GIVE_UP_SECONDS)
     if batch is None:
-        raise pose_cli.UserError('the data worker has stopped sending')
+        raise UserError('the data worker has stopped sending')
     return batch
 
 
@@ -143,12 +146,12 @@ def measure_data_worker(flags, workers):
     address = 'tcp://127.0.0.1:%d' % free_port()
     command = [sys.executable, os.path.join(ROOT, 'pose_dataworker.py'), '--master=' + address,
                '--datapath=' + flags.datapath, '--workers=%d' % workers]
-    with trainer.BatchReceiver(address, settings(flags)) as receiver:
+    with BatchReceiver(address, settings(flags)) as receiver:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             try:
                 while receiver.get(1) is None:
                     if process.poll() is not None:
-                        raise pose_cli.UserError(process.stderr.read().decode().strip().split('error: ')[-1])
+                        raise UserError(process.stderr.read().decode().strip().split('error: ')[-1])
                 return samples_per_second(lambda: len(next_batch(receiver)[0]), 2 * flags.seconds)
             finally:
                 process.kill()
@@ -156,7 +159,7 @@ def measure_data_worker(flags, workers):
 
 def bytes_per_sample(batch):
     """Bytes of the frames that a batch becomes, headers included."""
-    header = wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
+    header = protocol.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
     return (len(header) + sum(array.nbytes for array in batch)) / len(batch.image)
 
 

@@ -14,21 +14,24 @@ import logging
 import os
 import tempfile
 
-from bench_inputs import flag_parser
-import pose_cli
 import cv2
 import numpy as np
-import tensorflow.compat.v1 as tf
+from bench_inputs import flag_parser
+from networks.tensorflow import tf
 
+import export_graphs
 import networks
-import pose_annotations
-import pose_samples
-from graphs import freeze, graphdef, optimize, report, tflite
-from graphs.predict import limit_threads, load_network
+import pose_cli
+import pose_dataset
+import pose_files
+from annotations.coco import find_split
+from graphs import freeze, graphdef, optimize, tflite
+from inference import load_network
+from inference.metrics import evaluate
+from inference.predictor import SIZE_MULTIPLE
+from inference.tensorflow_runtime import limit_threads
 from networks.pretrained import find_checkpoint
-from pose_average import SIZE_MULTIPLE
-from pose_cli import UserError
-from pose_metrics import evaluate
+from pose_errors import UserError
 
 Graphs = collections.namedtuple('Graphs', 'frozen_pb opt_pb frozen images folder')
 CALIBRATION_IMAGES = 32
@@ -54,7 +57,7 @@ def tflite_int8(graphs, threads):
 
 def _tflite(graphs, data, name, threads):
     path = os.path.join(graphs.folder, name + '.tflite')
-    pose_cli.write_file(path, data)
+    pose_files.write_file(path, data)
     return load_network(path, threads=threads)[0], path
 
 
@@ -158,7 +161,7 @@ def read_images(args):
     """uint8 (N, H, W, 3): training images of --datapath, else smooth noise."""
     width, height = args.input_size
     if args.datapath:
-        dataset = pose_samples.PoseDataset(args.datapath, 'train2017', width, height, SIZE_MULTIPLE)
+        dataset = pose_dataset.PoseDataset(args.datapath, 'train2017', width, height, SIZE_MULTIPLE)
         count = min(CALIBRATION_IMAGES, len(dataset.validation_images))
         return np.stack([dataset.validation_sample(index).image for index in range(count)])
     noise = np.random.RandomState(0).randint(0, 256, (4, height // 8, width // 8, 3)).astype(np.uint8)
@@ -181,11 +184,11 @@ def measure(model, images, args):
                 continue
             predictors[runtime.__name__] = predict_maps
             sizes[runtime.__name__] = os.path.getsize(path)
-        rows = report.measure(predictors, images[:4], args.runs)
+        rows = export_graphs.measure(predictors, images[:4], args.runs)
     for name, row in rows.items():
         row['bytes'] = sizes[name]
         if args.datapath:
-            split = pose_annotations.find_split(args.datapath, 'val2017', None)
+            split = find_split(args.datapath, 'val2017', None)
             row['AP'] = evaluate(predictors[name], *split, input_size=args.input_size, limit=args.max_images,
                                  progress=False)[0]['AP']
     print('%s at %dx%d, %d thread(s)' % ((model,) + args.input_size + (args.threads,)))

@@ -11,7 +11,7 @@ import sys
 import time
 
 from bench_inputs import ROOT, flag_parser
-from pose_cli import UserError
+from pose_errors import UserError
 
 WRONG_CALLS = {
     'train.py': ['--model=openpose', '--batchsize=100000000', '--datapath=nowhere', '--lr=fast', '--no-such-flag'],

@@ -20,20 +20,21 @@ import sys
 import tempfile
 import time
 
-from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
-import bench_remote
-import pose_cli
 import numpy as np
 import psutil
-import tensorflow.compat.v1 as tf
+from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
+from networks.tensorflow import tf
 
+import bench_remote
+import networks
+import pose_cli
 from bare_processes import BareProcesses, take_turns
 from bare_training import BareTraining
-import networks
-from pose_batches import encode_batch
-from pose_samples import check_input_size
+from batches.batch import encode_batch
+from pose_dataset import check_input_size
+from pose_errors import UserError
 from training.curves import read_curves
-from training.replicas import all_reduce, step_group
+from training.towers import all_reduce, step_group
 
 MAX_TOWER_OVERHEAD, MAX_PROCESS_OVERHEAD, MAX_TRAINER_OVERHEAD = 0.05, 0.10, 0.03
 CMU_PARAMETERS = 52311446
@@ -75,7 +76,7 @@ class RealTraining:
         while len(self._logged()) < steps:
             if self._process.poll() is not None:
                 with open(self._log) as log:
-                    raise pose_cli.UserError('train.py ended: ' + ' '.join(log.read().splitlines()[-1:]))
+                    raise UserError('train.py ended: ' + ' '.join(log.read().splitlines()[-1:]))
             time.sleep(0.05)
 
     def _family(self):
@@ -101,7 +102,7 @@ def measure_processes(flags):
     arguments = ['--model=' + flags.model, '--input-size=%dx%d' % flags.input_size]
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
-        raise pose_cli.UserError('two processes with a core each need two cores; this machine gives one')
+        raise UserError('two processes with a core each need two cores; this machine gives one')
     with BareProcesses(2, '--batchsize=%d' % (flags.batchsize // 2), '--threads=1', *arguments,
                        prefixes=[['taskset', '-c', str(core)] for core in cores]) as two, \
             BareProcesses(1, '--batchsize=%d' % flags.batchsize, '--threads=2', *arguments,

@@ -15,14 +15,14 @@ import json
 import shutil
 import sys
 
-from bench_inputs import flag_parser
-from bare_processes import BareProcesses, compare, take_turns
-import pose_cli
 import numpy as np
 
-from pose_cli import UserError
-from pose_samples import check_input_size
+from bench_inputs import flag_parser
 import networks
+import pose_cli
+from bare_processes import BareProcesses, compare, take_turns
+from pose_dataset import check_input_size
+from pose_errors import UserError
 
 MODEL = 'mobilenet_thin'
 
@@ -71,7 +71,7 @@ def parse_flags(args=None):
         raise UserError('--reference-python=%s is not a program; give the path of a Python with TensorFlow'
                         % flags.reference_python)
     if flags.precision == 'mixed':
-        from training.precision import check_precision  # imports TensorFlow
+        from training.devices import check_precision  # imports TensorFlow
         check_precision()
     return flags
 

@@ -27,8 +27,10 @@ import zmq
 from bench_inputs import ROOT, made_up_batches
 import bench_remote
 import pose_cli
-from pose_batches import encode_batch
-from remote import trainer
+from batches.batch import encode_batch
+from pose_errors import UserError
+from remote import protocol
+from remote.receiver import BatchReceiver
 
 SETTINGS = {'input_width': 96, 'input_height': 96, 'stride': 8, 'batchsize': 4, 'seed': 0}
 GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\0' + bytes(31)  # of ZeroMQ's protocol, ZMTP 3
@@ -167,7 +169,7 @@ def big_headers(host, port, begun):
 
 def hellos(host, port, begun):
     """A stranger that says what a worker says, with other data."""
-    version = getattr(trainer, 'headers', trainer.wire).VERSION
+    version = protocol.VERSION
     said = [msgpack.packb(dict(fields, version=version, type=kind)) for kind, fields in (
         ('hello', {'name': 'worker:1'}), ('ready', {'samples': 1, 'data': '1' * 32}), ('bye', {}))]
     messages(host, port, begun, lambda n: [said[n // 20 % 3]])
@@ -203,7 +205,7 @@ def run_trainer(address, keys, files, pipe):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     batches = failed_saves = most = 0
     busy, next_save = False, time.monotonic()
-    receiver = trainer.BatchReceiver(address, SETTINGS, keys)
+    receiver = BatchReceiver(address, SETTINGS, keys)
     while True:
         if pipe.poll():
             wish = pipe.recv()
@@ -270,7 +272,7 @@ def measure(name, seconds, batches, keys):
         deadline = time.monotonic() + PATIENCE
         while ask(pipe, 'go on')[2] < 20:
             if time.monotonic() > deadline:
-                raise pose_cli.UserError('no batch reaches the trainer')
+                raise UserError('no batch reaches the trainer')
             time.sleep(0.1)
         (before, cpu_before), memory_before = rate(pipe, seconds), ask(pipe, 'go on')[3]
         line = '%9.0f %7.0f' % (before, memory_before)
@@ -304,7 +306,7 @@ def parse_flags(args=None):
     flags.attacks = flags.attacks.split(',')
     unknown = sorted(set(flags.attacks) - set(ATTACKS))
     if unknown:
-        raise pose_cli.UserError('--attacks: there is no %s; take of %s' % (unknown[0], ','.join(ATTACKS)))
+        raise UserError('--attacks: there is no %s; take of %s' % (unknown[0], ','.join(ATTACKS)))
     return flags
 
 

@@ -15,7 +15,7 @@ import time
 
 from bench_inputs import ROOT, render_sample_data
 import pose_cli
-from pose_cli import UserError
+from pose_errors import UserError
 
 LOGGED_STEP = re.compile(r' step=(\d+),')
 RESUMED_STEP = re.compile(r'resuming from \S*model-(\d+)')

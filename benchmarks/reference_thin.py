@@ -11,12 +11,13 @@ import argparse
 import collections
 import time
 
-from bench_inputs import made_up_batch, made_up_weights  # first: it puts the project's root on sys.path
-import pose_cli  # before TensorFlow, to quieten its import
 import numpy as np
-import tensorflow.compat.v1 as tf
+from bench_inputs import made_up_weights  # first: it puts the project's root on sys.path
+from networks.tensorflow import tf
 
+import pose_cli
 from bare_processes import answer
+from bench_inputs import made_up_batch
 
 STRIDE = 8
 # (filters, stride) of Conv2d_1 to Conv2d_11, separable; Conv2d_0 is a full 3x3 convolution of 24 filters, stride 2.

@@ -1,20 +1,21 @@
 """From a checkpoint to a frozen graph, and the files of graphs; TensorFlow's own transforms where they exist."""
 import os
+import shutil
 import subprocess
 import tempfile
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 from google.protobuf import message, text_format
 
 import networks
-import pose_skeleton
+from annotations.skeleton import COCO_SKELETON
 from networks import pretrained
-from networks.doors import imagenet_vgg
-from pose_cli import UserError, write_file
-from pose_files import read_file
+from networks.formats import vgg19
+from networks.tensorflow import tf
+from pose_errors import UserError
+from pose_files import read_file, write_file
 
-from . import admission
+from . import allowed_ops, graphdef
 from .graphdef import BATCH_NORM, INPUT, VARIABLES, constant_node, drop_attributes, is_training, like, strip_unused
 
 SKELETON = 'Openpose/skeleton'
@@ -53,8 +54,8 @@ def load_frozen(path):
             if node.op in VARIABLES + ('VarHandleOp',):
                 raise UserError('it is not frozen: %s is a variable; give the graph_frozen.pb or graph_opt.pb that '
                                 'scripts/freeze_and_optimize.sh makes from a checkpoint' % node.name)
-        admission.check_nodes(graph)
-        admission.check_shapes(graph)
+        allowed_ops.check_nodes(graph)
+        allowed_ops.check_shapes(graph)
     except UserError as error:
         raise UserError('%s is not a graph of this project: %s' % (path, error))
     return graph
@@ -81,7 +82,7 @@ def skeleton_text(graph):
     return None
 
 
-def network_graph(model, input_size=None, skeleton=pose_skeleton.COCO):
+def network_graph(model, input_size=None, skeleton=COCO_SKELETON):
     """The inference graph of a network.
 
     Args:
@@ -126,7 +127,7 @@ def freeze(graph, checkpoint):
     """
     try:
         if pretrained.is_weights_file(checkpoint):
-            weights = imagenet_vgg.converted(pretrained.read_weights(checkpoint))
+            weights = vgg19.converted(pretrained.read_weights(checkpoint))
             shapes = {name: list(weights[name].shape) for name in weights}
 
             def value_of(name):
@@ -192,3 +193,36 @@ def _transform_graph():
     except ImportError:
         return None
     return TransformGraph
+
+
+SIGNATURE = 'serving_default'  # what clients call when they name none
+IMAGE, MAPS = 'image', 'maps'
+
+
+def save_saved_model(graph, folder):
+    """Write a frozen graph as the SavedModel folder; one that is there already gives way when the new one is complete.
+
+    Its signature SIGNATURE takes IMAGE, float32 pixels (batch, height, width, 3) BGR, and gives MAPS, float32.
+
+    Args:
+        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
+        folder: TensorFlow Serving wants its name to be a number, the version: models/NAME/1.
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    temporary = '%s.%d.tmp' % (folder, os.getpid())
+    try:
+        with tf.Graph().as_default(), tf.Session() as session:
+            tensors = [graphdef.INPUT + ':0', graphdef.OUTPUT + ':0']
+            image, maps = tf.import_graph_def(graph, name='', return_elements=tensors)
+            signature = tf.saved_model.predict_signature_def({IMAGE: image}, {MAPS: maps})
+            builder = tf.saved_model.Builder(temporary)
+            builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING],
+                                                 {SIGNATURE: signature})
+            builder.save()
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError('cannot write the SavedModel %s: %s; choose another --output-dir' % (folder, error))

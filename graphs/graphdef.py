@@ -2,9 +2,9 @@
 import collections
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError
+from networks.tensorflow import tf
+from pose_errors import UserError
 
 INPUT, OUTPUT = 'image', 'Openpose/concat_stage7'
 
@@ -52,7 +52,7 @@ def strip_unused(graph):
     return stripped
 
 
-class View:
+class GraphView:
     """A copy of a graph with lookups by name and by user. Inputs of its nodes may be changed, constants be added;
     `users` still answers as before the changes."""
 

@@ -6,14 +6,15 @@ does not need, and `find_leftovers` proves that it did. The same code runs on TF
 import collections
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError
+from networks.tensorflow import tf
+from pose_errors import UserError
 
-from .affine import before_affine, comes_after_linear, fold_affine, fold_depthwise_1x1, other_operand, why_not_folded
-from .graphdef import (ADDITIONS, BATCH_NORM, INPUT, LINEAR, OTHER_BATCH_NORM, OUTPUT, PASS_THROUGH, RUN_TIME_BRANCHES,
-                       SCALINGS, View, canonical, constant_node, import_graph, is_training, like, new_name, node_name,
-                       port, reference, set_input_shape, strip_unused)
+from .fold_batch_norm import before_affine, comes_after_linear, fold_batch_norm, fold_depthwise_1x1, other_operand, \
+    why_not_folded
+from .graphdef import ADDITIONS, BATCH_NORM, INPUT, LINEAR, OTHER_BATCH_NORM, OUTPUT, PASS_THROUGH, RUN_TIME_BRANCHES, \
+    SCALINGS, GraphView, canonical, constant_node, import_graph, is_training, like, new_name, node_name, port, \
+    reference, set_input_shape, strip_unused
 from .separable import split_layers
 
 MAX_NAMED = 10  # nodes in an error line
@@ -42,7 +43,7 @@ def optimize(graph, input_shape=None):
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
     graph = simplify(set_input_shape(graph, input_shape))
-    return strip_unused(split_layers(fold_affine(fold_depthwise_1x1(graph)), OUTPUT))
+    return strip_unused(split_layers(fold_batch_norm(fold_depthwise_1x1(graph)), OUTPUT))
 
 
 def simplify(graph):
@@ -145,7 +146,7 @@ def find_batch_norms(graph):
     The graph must have been simplified. A scale per channel counts as (part of) a batch norm when it follows a
     convolution, or when an addition per channel stands beside it; scaling the image itself does not.
     """
-    view = View(graph)
+    view = GraphView(graph)
     found = []
     for node in view.of(*BATCH_NORM + OTHER_BATCH_NORM):
         if node.op in BATCH_NORM and is_training(node):

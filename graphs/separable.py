@@ -9,7 +9,8 @@ import functools
 import itertools
 
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+from networks.tensorflow import tf
 
 # Parts of a concatenation with a smaller share of its channels are convolved together.
 LEAST_SHARE_ALONE = 1 / 4

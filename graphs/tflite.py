@@ -2,7 +2,7 @@
 
 The converter is the one in either platform's TensorFlow, 1.15 and 2.x. It takes frozen graphs as they are: it folds
 batch norm itself, and the layers that graphs/separable.py splits for TensorFlow are slower in TensorFlow Lite.
-graphs/tflite_runtime.py runs the files.
+inference/tflite_runtime.py runs the files.
 """
 import contextlib
 import os
@@ -10,12 +10,12 @@ import sys
 import tempfile
 
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+from networks.tensorflow import stderr_to, tf
+from pose_errors import UserError
 from tensorflow.lite.python.convert import ConverterError
 
-from graphs import freeze, graphdef, optimize
-from pose_cli import UserError
-from pose_quiet import stderr_to
+from . import freeze, graphdef, optimize
 
 
 def convert(graph, input_shape):

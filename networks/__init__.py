@@ -6,8 +6,8 @@ it before anything that takes time. A network's class is imported when it is ask
 import importlib
 from collections import namedtuple
 
-import pose_skeleton
-from pose_cli import UserError
+from annotations.skeleton import COCO_SKELETON
+from pose_errors import UserError
 
 # Where a network's pretrained weights lie.
 #   paths: below the models folder, the first that exists is taken
@@ -59,13 +59,13 @@ def stride(name):
     return entry(name).stride
 
 
-def get_network(name, image, is_training, skeleton=pose_skeleton.COCO):
+def get_network(name, image, is_training, skeleton=COCO_SKELETON):
     """Build the network `name` on `image`.
 
     image: (B,H,W,3) BGR pixels 0..255, float32 or uint8; H and W are multiples of the network's stride, or unknown.
     is_training: a bool. True: batch norm uses the batch's statistics, and its updates of the moving averages are added
         to tf.GraphKeys.UPDATE_OPS (run them with the train op). False: it uses the moving averages.
-    skeleton: the pose_skeleton.Skeleton to look for: COCO's 18 parts and 19 limbs unless told otherwise.
+    skeleton: the annotations.skeleton.Skeleton to look for: COCO's 18 parts and 19 limbs unless told otherwise.
     Returns a network_base.Network. Variables go through tf.get_variable: reuse, scopes and devices are the caller's.
     """
     return network_class(name)(name, image, is_training, skeleton)

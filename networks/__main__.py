@@ -1,11 +1,14 @@
 """python3 -m networks: a table of the networks: parameters, GFLOPs, stride, pretrained source."""
-import numpy as np
-import tensorflow.compat.v1 as tf
-
 import pose_cli
 
-from . import NAMES, get_network
+pose_cli.explain_missing_packages()
+
+import numpy as np
+
+from networks import NAMES, get_network
+
 from .pretrained import models_folder
+from .tensorflow import tf
 
 
 def parameter_count(network):

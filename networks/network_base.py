@@ -1,11 +1,31 @@
-"""What all the networks share: layers, the loop over stages and branches, initial values."""
+"""What all the networks share: layers, the loop over stages and branches, initial values, losses."""
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-import pose_skeleton
-from pose_cli import UserError
+from annotations.skeleton import COCO_SKELETON
+from networks import NETWORKS
+from pose_errors import UserError
 
-from . import NETWORKS
+from .tensorflow import tf
+
+
+def build_losses(stages, heatmap, paf, mask, batchsize):
+    """The losses of all stages: l2_loss(mask * (prediction - label)) / batchsize (Cao et al., equation 5).
+
+    Returns:
+        dict of scalars: loss (all stages and branches), loss_ll (last stage), loss_ll_paf, loss_ll_heat, and
+        loss_ll_background, the loss_ll of predicting an empty image.
+    """
+    def l2(prediction, label):
+        return tf.nn.l2_loss(mask * (prediction - label)) / batchsize
+
+    with tf.name_scope('losses'):
+        per_stage = [(l2(stage_paf, paf), l2(stage_heat, heatmap)) for stage_paf, stage_heat in stages]
+        loss_ll_paf, loss_ll_heat = per_stage[-1]
+        background = tf.one_hot(heatmap.shape[-1] - 1, heatmap.shape[-1])
+        return {'loss': tf.add_n([loss for pair in per_stage for loss in pair]),
+                'loss_ll': loss_ll_paf + loss_ll_heat, 'loss_ll_paf': loss_ll_paf, 'loss_ll_heat': loss_ll_heat,
+                'loss_ll_background': l2(0.0, paf) + l2(background, heatmap)}
+
 
 # Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of
 # the parts; the background is nearly one (see Network.conv).
@@ -24,7 +44,7 @@ class Network:
 
     name: as in networks.NAMES.  stride: input pixels per output cell.
     scaled: the image as the first layer sees it.
-    skeleton: the pose_skeleton.Skeleton that it looks for.
+    skeleton: the annotations.skeleton.Skeleton that it looks for.
     stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first.
     output: (B,h,w,channels), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
     skeleton_variables: names of the variables of the layers that make maps or read them.
@@ -41,7 +61,7 @@ class Network:
         if entry:
             _, cls.stride, cls.pretrained = NETWORKS[entry]
 
-    def __init__(self, name, image, is_training, skeleton=pose_skeleton.COCO):
+    def __init__(self, name, image, is_training, skeleton=COCO_SKELETON):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
         for axis, size in zip(('height', 'width'), image.shape.as_list()[1:3]):
             if size is not None and size % self.stride:

@@ -1,7 +1,6 @@
 """The pose network on MobileNet v1 (Howard et al. 2017): depthwise-separable layers with batch norm throughout."""
-import tensorflow.compat.v1 as tf
-
 from .network_base import Network, max_pool
+from .tensorflow import tf
 
 # (filters at width 1, stride) of the separable layers Conv2d_1, Conv2d_2, ...; Conv2d_0 is a full 3x3, stride 2.
 BACKBONE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1),

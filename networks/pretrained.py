@@ -10,26 +10,27 @@ A file is one of
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
   slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
   has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
-- a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/doors/.
-VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (doors/imagenet_vgg.py).
+- a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/formats/.
+VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (formats/vgg19.py).
 
 TensorFlow is imported to read a checkpoint or a .pb, not to find out that there is none.
 """
 import importlib
+import json
 import os
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from pose_cli import UserError
+from annotations.skeleton import RUN_FILE, parse_skeleton
+from networks import NAMES, entry
+from pose_errors import UserError
 
-from . import checkpoints, entry
-from .about import skeleton_of
-from .doors import imagenet_vgg
-from .npy import is_npy, read_npy, take_about
+from .formats import vgg19
+from .formats.npy import is_npy, read_npy, take_metadata
 
-DOORS = {'.caffemodel': 'caffemodel', '.pb': 'frozen', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of doors/
+FORMATS = {'.caffemodel': 'caffemodel', '.pb': 'frozen_graph', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of formats/
 LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
@@ -73,7 +74,7 @@ def find_start(name, checkpoint=None, pretrained=None):
 
 
 def _exists(path):
-    return os.path.exists(path) or os.path.exists(checkpoints.prefix(path) + '.index')
+    return os.path.exists(path) or os.path.exists(checkpoint_prefix(path) + '.index')
 
 
 class Match:
@@ -124,7 +125,7 @@ def fit(network, path, flag='--pretrained'):
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
     if _SlimMobilenet.MARK in set(weights):
         weights = _SlimMobilenet(weights)
-    weights = imagenet_vgg.converted(weights)
+    weights = vgg19.converted(weights)
     names = set(weights)
     values, wrong = {}, {}
     for variable in network.variables:
@@ -184,7 +185,7 @@ def _is_training_state(name, values):
 
 def is_weights_file(path):
     """Whether it is a file of weights other than a checkpoint."""
-    return os.path.isfile(path) and os.path.splitext(path)[1].lower() in ('.npy',) + tuple(DOORS)
+    return os.path.isfile(path) and os.path.splitext(path)[1].lower() in ('.npy',) + tuple(FORMATS)
 
 
 def find_checkpoint(path):
@@ -195,7 +196,7 @@ def find_checkpoint(path):
     if is_weights_file(path):
         return path
     if os.path.isdir(path):
-        prefix = checkpoints.newest_checkpoint(path)
+        prefix = newest_checkpoint(path)
         if prefix is None:
             raise UserError('no checkpoint in the folder %s; give the folder that train.py wrote with --modelpath'
                             % path)
@@ -222,20 +223,20 @@ def _read(path):
         with open(path, 'rb') as file:
             if is_npy(file):
                 weights = read_npy(file, path)
-                about = take_about(weights, path)
+                about = take_metadata(weights, path)
                 return weights, about
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
-        if suffix in DOORS:
-            return importlib.import_module('.doors.' + DOORS[suffix], __package__).read(path), {}
+        if suffix in FORMATS:
+            return importlib.import_module('.formats.' + FORMATS[suffix], __package__).read(path), {}
     find_start(None, path)
-    return _Checkpoint(checkpoints.prefix(path)), {}
+    return _Checkpoint(checkpoint_prefix(path)), {}
 
 
 class _Checkpoint(Mapping):
     def __init__(self, path):
-        import tensorflow.compat.v1 as tf
+        from .tensorflow import tf
         self.path, self._tf_error = path, tf.errors.OpError
         self.reader = self._read(tf.train.NewCheckpointReader, path)
         self.shapes = self._read(self.reader.get_variable_to_shape_map)
@@ -275,3 +276,87 @@ class _SlimMobilenet(Mapping):
 
     def __len__(self):
         return len(self.weights)
+
+
+def skeleton_of(path, about=None):
+    """The Skeleton that weights were trained for, as their file or the run that they are in says; else None.
+
+    about: what the file says about itself (npy.take_about), where it has been read already.
+    Raises UserError when the file is a .npy and cannot be read.
+    """
+    text = (_npy_metadata(path) if about is None else about).get('skeleton')
+    if text:
+        return parse_skeleton(text, path)
+    for run_file, run in _runs_around(path):
+        try:
+            return parse_skeleton(run['skeleton'], run_file)
+        except (UserError, KeyError, TypeError):
+            continue
+    return None
+
+
+def model_of(path):
+    """The name of the network whose weights these are, in the same way. Raises as skeleton_of does."""
+    names = [_npy_metadata(path).get('model')]
+    names += [run['flags'].get('model') for _, run in _runs_around(path) if isinstance(run.get('flags'), dict)]
+    return next((name for name in names if name in NAMES), None)
+
+
+def _npy_metadata(path):
+    """What a .npy file of scripts/export_weights.py says about itself: {'model': ..., 'skeleton': JSON}, or less."""
+    if not os.path.isfile(path) or not path.lower().endswith('.npy'):
+        return {}
+    with open(path, 'rb') as file:
+        return take_metadata(read_npy(file, path), path) if is_npy(file) else {}
+
+
+def _runs_around(path):
+    """[(path, content)] of the run.json in a checkpoint's folder and in the one above, as those are there."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    runs = []
+    for run_file in (os.path.join(folder, RUN_FILE), os.path.join(os.path.dirname(os.path.abspath(folder)), RUN_FILE)):
+        try:
+            with open(run_file, encoding='utf-8') as file:
+                run = json.load(file)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(run, dict):
+            runs.append((run_file, run))
+    return runs
+
+
+STATE_FILE = 'checkpoint'
+MAX_STATE_BYTES = 1 << 20
+
+
+def named_checkpoints(folder):
+    """The prefixes that the file `checkpoint` of a folder names, the latest last; [] when it is missing or damaged.
+
+    tf.train.get_checkpoint_state raises ValueError and UnicodeDecodeError for damaged ones.
+    """
+    try:
+        with open(os.path.join(folder, STATE_FILE), 'rb') as file:
+            text = file.read(MAX_STATE_BYTES).decode()
+    except (OSError, UnicodeDecodeError):
+        return []
+    names = dict.fromkeys(re.findall(r'^all_model_checkpoint_paths: "([^"\0]+)"', text, re.MULTILINE))
+    latest = re.search(r'^model_checkpoint_path: "([^"\0]+)"', text, re.MULTILINE)
+    if latest is None:
+        return []
+    names.pop(latest.group(1), None)
+    return [os.path.join(folder, name) for name in list(names) + [latest.group(1)]]
+
+
+def newest_checkpoint(folder):
+    """The prefix of the checkpoint that a folder's file `checkpoint` names, or else of the newest there; or None."""
+    named = named_checkpoints(folder)
+    if named and os.path.isfile(named[-1] + '.index'):
+        return named[-1]
+    # The file is missing, or names files that are elsewhere now.
+    prefixes = [os.path.join(folder, name)[:-len('.index')] for name in os.listdir(folder) if name.endswith('.index')]
+    return max(prefixes, key=lambda prefix: os.path.getmtime(checkpoint_prefix + '.index')) if prefixes else None
+
+
+def checkpoint_prefix(path):
+    """The prefix of a checkpoint, also when one of its files was given."""
+    return re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)

@@ -14,7 +14,7 @@ import zmq
 import zmq.auth
 from zmq.utils import z85
 
-from pose_cli import UserError
+from pose_errors import UserError
 
 TRAINER, WORKER, ACCEPTED = 'trainer', 'worker', 'accepted_workers'
 PUBLIC, SECRET = '.key', '.key_secret'  # endings that ZeroMQ's own functions write

@@ -11,10 +11,14 @@ import sys
 sys.path[:0] = [os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
                 for name in ('', 'benchmarks')]
 import pose_cli
-from bare_processes import BareProcesses
-from pose_cli import UserError, positive_int
-from pose_samples import check_input_size
+
+pose_cli.explain_missing_packages()
+
 import networks
+from bare_processes import BareProcesses
+from pose_cli import positive_int
+from pose_dataset import check_input_size
+from pose_errors import UserError
 
 WARM_UP, AGREE = 2, 1e-3
 

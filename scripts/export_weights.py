@@ -9,13 +9,15 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+pose_cli.explain_missing_packages()
+
 import networks
-import pose_skeleton
-from networks.about import model_of, skeleton_of
-from networks.npy import write_npy
-from networks.pretrained import checked_values, find_checkpoint, read_weights
-from pose_cli import UserError
+from annotations.skeleton import COCO_SKELETON
+from networks.formats.npy import write_npy
+from networks.pretrained import checked_values, find_checkpoint, model_of, read_weights, skeleton_of
+from pose_errors import UserError
 
 
 def parse_flags():
@@ -35,7 +37,7 @@ def parse_flags():
 
 def network_weights(model, skeleton, checkpoint):
     """{variable name: float32 array} of a network. Raises UserError when the checkpoint lacks one or is another's."""
-    import tensorflow.compat.v1 as tf
+    from networks.tensorflow import tf
     with tf.Graph().as_default():
         image = tf.placeholder(tf.float32, [None, None, None, 3])
         names = [v.op.name for v in networks.get_network(model, image, False, skeleton).variables]
@@ -49,7 +51,7 @@ def network_weights(model, skeleton, checkpoint):
 
 def main():
     flags = parse_flags()
-    skeleton = skeleton_of(flags.checkpoint) or pose_skeleton.COCO
+    skeleton = skeleton_of(flags.checkpoint) or COCO_SKELETON
     weights = network_weights(flags.model, skeleton, flags.checkpoint)
     write_npy(flags.output, weights, {'model': flags.model, 'skeleton': skeleton.to_json()})
     print('%s: %s, %d arrays, %.2f MB' % (flags.output, flags.model, len(weights),

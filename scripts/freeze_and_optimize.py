@@ -12,14 +12,18 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+pose_cli.explain_missing_packages()
+
 import networks
-import pose_annotations
-from graphs import tflite_runtime
-from graphs.images import image_paths
+import pose_files
+from annotations.coco import find_split
+from annotations.images import image_paths
+from inference import tflite_runtime
 from networks.pretrained import find_checkpoint
-from pose_cli import UserError
-from pose_samples import check_input_size
+from pose_dataset import check_input_size
+from pose_errors import UserError
 
 TRANSFORMS = ('nodes', 'weights')  # what --quantize does with transforms of TensorFlow 1.x
 CALIBRATION_IMAGES = 32
@@ -29,8 +33,8 @@ def main():
     args = parse_flags()
     check_flags(args)
     pose_cli.log_to_stderr()
-    from graphs import pipeline  # TensorFlow comes with it
-    pipeline.make_graphs(args)
+    import export_graphs  # TensorFlow comes with it
+    export_graphs.make_graphs(args)
 
 
 def parse_flags():
@@ -85,7 +89,7 @@ def check_flags(args):
     if args.quantize == 'int8' and not (args.datapath or args.images):
         raise UserError('--quantize=int8 needs images to calibrate on: give --datapath=COCO or --images=FOLDER, with '
                         'pictures like those that the network will see')
-    pose_cli.check_folder(args.output_dir)
+    pose_files.check_folder(args.output_dir)
     # What is missing shows before TensorFlow takes its time.
     if args.checkpoint:
         find_checkpoint(args.checkpoint)
@@ -94,9 +98,9 @@ def check_flags(args):
     if args.images:
         image_paths(args.images)
     if args.datapath:
-        pose_annotations.find_split(args.datapath, 'val2017', args.imgpath)
+        find_split(args.datapath, 'val2017', args.imgpath)
         if args.quantize == 'int8' and not args.images:
-            pose_annotations.find_split(args.datapath, 'train2017', args.imgpath)
+            find_split(args.datapath, 'train2017', args.imgpath)
 
 
 def has_transforms():

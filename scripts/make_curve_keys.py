@@ -20,6 +20,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
+
+pose_cli.explain_missing_packages()
+
+from pose_errors import UserError
 from remote import keys
 
 
@@ -31,7 +35,7 @@ def parse_flags():
     reserved = (keys.TRAINER, keys.WORKER, keys.ACCEPTED)
     if args.worker is not None and (args.worker in reserved
                                     or not re.match(r'[A-Za-z0-9][A-Za-z0-9_.-]*\Z', args.worker)):
-        raise pose_cli.UserError('--worker=%s: take another name, of letters, digits and _.-' % args.worker)
+        raise UserError('--worker=%s: take another name, of letters, digits and _.-' % args.worker)
     return args
 
 
@@ -44,7 +48,7 @@ def make_keys(folder, worker):
         return 'keys of the trainer and of a worker: %s' % folder
     trainers = os.path.join(folder, keys.TRAINER + keys.PUBLIC)
     if not os.path.exists(trainers):
-        raise pose_cli.UserError('%s holds no trainer.key; make the first keys without --worker' % folder)
+        raise UserError('%s holds no trainer.key; make the first keys without --worker' % folder)
     own = os.path.join(folder, worker)
     keys.make_pair(own, keys.WORKER)
     shutil.copy(trainers, own)
@@ -58,7 +62,7 @@ def main():
     try:
         print(make_keys(args.output_dir, args.worker))
     except OSError as error:
-        raise pose_cli.UserError('cannot write keys to %s: %s' % (args.output_dir, error.strerror))
+        raise UserError('cannot write keys to %s: %s' % (args.output_dir, error.strerror))
 
 
 if __name__ == '__main__':

@@ -16,14 +16,18 @@ from collections import namedtuple
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+pose_cli.explain_missing_packages()
+
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sample_people import (CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer, paint,
-                           paint_labels, project, sample_person, seat, snap_joints)
+from pose_errors import UserError
+from sample_people import CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer, paint, \
+    paint_labels, project, sample_person, seat, snap_joints
 
 SKELETON = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
             [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]]
@@ -298,11 +302,11 @@ def check_replaceable(folder):
     """Raise UserError unless the folder is absent, empty, or holds just an earlier output of this script."""
     remedy = 'choose a new --output-dir or empty this one'
     if folder.exists() and not folder.is_dir():
-        raise pose_cli.UserError('%s is not a folder; %s' % (folder, remedy))
+        raise UserError('%s is not a folder; %s' % (folder, remedy))
     content = {path.name for path in folder.iterdir()} - {UNFINISHED} if folder.exists() else set()
     strange = content - {'annotations'} - {name for name, _ in SPLITS}
     if strange:
-        raise pose_cli.UserError('%s already contains %s; %s' % (folder, sorted(strange)[0], remedy))
+        raise UserError('%s already contains %s; %s' % (folder, sorted(strange)[0], remedy))
     for name, _ in SPLITS if content else ():
         try:
             data = json.loads((folder / 'annotations' / annotation_file(name)).read_text())
@@ -312,7 +316,7 @@ def check_replaceable(folder):
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise pose_cli.UserError('%s contains a %s that this script did not write; %s' % (folder, name, remedy))
+            raise UserError('%s contains a %s that this script did not write; %s' % (folder, name, remedy))
 
 
 def write_dataset(folder, seed, counts):
@@ -340,9 +344,9 @@ def parse_flags(args=None):
     parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0, help='the same seed gives the same bytes')
     flags = parser.parse_args(args)
     if flags.train + flags.val == 0:
-        raise pose_cli.UserError('--train=0 and --val=0 leave nothing to render; give one of them a positive number')
+        raise UserError('--train=0 and --val=0 leave nothing to render; give one of them a positive number')
     if flags.seed >= 2 ** 32:
-        raise pose_cli.UserError('--seed=%d is too large; use a number below 2**32' % flags.seed)
+        raise UserError('--seed=%d is too large; use a number below 2**32' % flags.seed)
     return flags
 
 
@@ -353,7 +357,7 @@ def main():
         check_replaceable(folder)
         write_dataset(folder, flags.seed, (flags.train, flags.val))
     except OSError as error:
-        raise pose_cli.UserError('cannot write to %s: %s; choose another --output-dir' % (folder, error.strerror))
+        raise UserError('cannot write to %s: %s; choose another --output-dir' % (folder, error.strerror))
     print('%d training and %d validation images in %s' % (flags.train, flags.val, folder))
 
 

@@ -12,10 +12,14 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import pose_cli  # first: it names a missing package
+import pose_cli
+
+pose_cli.explain_missing_packages()
+
 import numpy as np
 
-from pose_cli import UserError
+import pose_files
+from pose_errors import UserError
 from training.curves import CURVES_FILE, read_curves
 
 CURVES = (('loss_ll_heat', 'Heatmap loss, last stage'), ('loss_ll_paf', 'PAF loss, last stage'))
@@ -104,13 +108,13 @@ def parse_flags(args=None):
 def main():
     flags = parse_flags()
     runs = [read_run(folder, flags.shares) for folder in flags.logdirs]
-    pose_cli.make_folder(flags.output_dir)
+    pose_files.make_folder(flags.output_dir)
     unit, suffix = ('of predicting only background', '_share') if flags.shares else ('per image', '')
     for loss, title in CURVES:
         path = os.path.join(flags.output_dir, loss + suffix + '.png')
         picture = io.BytesIO()
         draw(runs, run_names(flags.logdirs), loss, title, unit).savefig(picture, format='png', bbox_inches='tight')
-        pose_cli.write_file(path, picture.getvalue())
+        pose_files.write_file(path, picture.getvalue())
         print(path)
 
 

@@ -216,7 +216,7 @@ report_cuda() {
     local major=2
     ! tensorflow_1 "$version" || major=1
     [ -z "$gpu" ] || [ "${TF:-}" = 0 ] || [ "${TF:-}" = lite ] ||
-        (cd "$root" && "$venv/bin/python" -c "from training import cuda; print('setup_env: ' + cuda.report($major))")
+        (cd "$root" && "$venv/bin/python" -c "from training.devices import cuda_report; print('setup_env: ' + cuda_report($major))")
 }
 
 # In a function, so that bash has read all of it before it starts: the file may change under a run (git pull).

@@ -9,7 +9,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import pose_cli
-from pose_cli import UserError
+from pose_errors import UserError
 
 
 def parse_flags():
@@ -28,6 +28,7 @@ def main():
     if not os.path.isfile(args.in_graph):
         raise UserError('there is no graph --in_graph=%s; give the path of a frozen graph' % args.in_graph)
     from graphs import freeze  # TensorFlow comes with it
+
     # One transform is a name and, maybe, its parameters in brackets.
     transforms = re.findall(r'\w+(?:\([^)]*\))?', args.transforms)
     names = [[name.split(':')[0].strip() for name in text.split(',')] for text in (args.inputs, args.outputs)]

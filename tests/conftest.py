@@ -84,6 +84,12 @@ def assert_user_error(result, *mentions):
         assert str(mention) in lines[0], lines[0]
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache_home(tmp_path_factory):
+    """Caches of annotations are not to pile up in the user's own folder."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(scope='session')
 def sample_coco(tmp_path_factory):
     """A COCO folder of rendered people: 16 training and 6 validation images."""

@@ -3,9 +3,9 @@ import collections
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
+import tensorflow.compat.v1 as tf
 from graphs import graphdef, optimize
 
 SIZE = 64

@@ -6,14 +6,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
 import pose_eval
+import tensorflow.compat.v1 as tf
 import tool_files
+from annotations.coco import find_split
 from conftest import PATIENCE, run_command
-from graphs.predict import read_skeleton
-from pose_annotations import find_split
+from inference import read_skeleton
 from test_pose_dataworker import worker_command
 
 SPLITS = {'default': 'train2017', 'check': 'val2017'}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import pose_augment
-from pose_augment import (Augmentation, augmentation_matrix, draw_augmentation, fit_matrix, matrix_scale,
-                          reduced_matrix, transform_joints, warp_image)
-from pose_skeleton import COCO
+from annotations.skeleton import COCO_SKELETON
+from pose_augment import Augmentation, augmentation_matrix, draw_augmentation, fit_matrix, matrix_scale, \
+    reduced_matrix, transform_joints, warp_image
 
 
 def test_draws_are_uniform_in_their_ranges():
@@ -78,7 +78,7 @@ def test_joints_move_in_float_and_swap_sides_when_mirrored():
     mirrored = transform_joints(joints, mirror)
     np.testing.assert_allclose(mirrored[0, 2],
                                (99 - joints[0, 5, 0], joints[0, 5, 1]))  # the right shoulder was the left
-    np.testing.assert_allclose(mirrored, (joints * (-1, 1) + (99, 0))[:, list(COCO.flip_order)])
+    np.testing.assert_allclose(mirrored, (joints * (-1, 1) + (99, 0))[:, list(COCO_SKELETON.flip_order)])
     assert np.isnan(mirrored[1, 7]).all() and np.isfinite(mirrored[1, 4]).all()
 
 

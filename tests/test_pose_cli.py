@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import pose_cli
+import pose_files
 from conftest import run_program
-from pose_cli import Stopped, UserError
+from pose_errors import Stopped, UserError
 
 
 def test_two_signals_at_once_are_one():
@@ -35,29 +36,29 @@ def test_a_signal_that_came_ends_what_asks_for_it():
 
 def test_a_json_file_is_replaced_in_one_move(tmp_path):
     path = tmp_path / 'a.json'
-    pose_cli.write_json(str(path), {'b': 1, 'a': [2]})
+    pose_files.write_json(str(path), {'b': 1, 'a': [2]})
     assert path.read_text() == '{"a": [2], "b": 1}'
     with pytest.raises(TypeError):
-        pose_cli.write_json(str(path), {'a': object()})
-    pose_cli.write_json(str(path), {'a': 3}, indent=1)
+        pose_files.write_json(str(path), {'a': object()})
+    pose_files.write_json(str(path), {'a': 3}, indent=1)
     assert json.loads(path.read_text()) == {'a': 3} and '\n "a"' in path.read_text()
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.json']
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match='nowhere/file'):
-        pose_cli.write_file(str(tmp_path / 'nowhere' / 'file'), b'x')
+        pose_files.write_file(str(tmp_path / 'nowhere' / 'file'), b'x')
     (tmp_path / 'taken').write_text('')
     with pytest.raises(UserError, match='taken/folder'):
-        pose_cli.make_folder(str(tmp_path / 'taken' / 'folder'))
+        pose_files.make_folder(str(tmp_path / 'taken' / 'folder'))
 
 
 def test_a_folder_is_checked_without_making_it(tmp_path):
-    pose_cli.check_folder(str(tmp_path))
-    pose_cli.check_folder(str(tmp_path / 'a' / 'b'))
+    pose_files.check_folder(str(tmp_path))
+    pose_files.check_folder(str(tmp_path / 'a' / 'b'))
     (tmp_path / 'taken').write_text('')
     with pytest.raises(UserError, match='taken is no folder'):
-        pose_cli.check_folder(str(tmp_path / 'taken' / 'folder'))
+        pose_files.check_folder(str(tmp_path / 'taken' / 'folder'))
     assert [entry.name for entry in tmp_path.iterdir()] == ['taken']
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from image_folders import grey_image, keypoints, many_images, write_coco
-from pose_cli import UserError
-from pose_dataflow import PoseDataFlow
 from pose_dataset import get_dataflow
-from pose_samples import PoseDataset
+from pose_errors import UserError
 
 
 @pytest.fixture
@@ -18,7 +16,7 @@ def one_image(tmp_path):
 
 
 def test_bad_samples_are_skipped_counted_and_named_once(tmp_path, caplog):
-    flow = PoseDataFlow(PoseDataset(str(many_images(tmp_path, 18, 2)), 'train2017', 64, 64, 8), True, seed=0)
+    flow = get_dataflow(str(many_images(tmp_path, 18, 2)), 'train2017', 64, 64, 8, True, seed=0)
     for _ in range(2):
         flow.reset_state()
         assert len(list(flow)) == 18
@@ -27,13 +25,13 @@ def test_bad_samples_are_skipped_counted_and_named_once(tmp_path, caplog):
 
 
 def test_a_single_bad_image_does_not_end_a_small_run(tmp_path):
-    flow = PoseDataFlow(PoseDataset(str(many_images(tmp_path, 2, 1)), 'train2017', 64, 64, 8), True, seed=0)
+    flow = get_dataflow(str(many_images(tmp_path, 2, 1)), 'train2017', 64, 64, 8, True, seed=0)
     flow.reset_state()
     assert len(list(flow)) == 2
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path):
-    flow = PoseDataFlow(PoseDataset(str(many_images(tmp_path, 14, 6)), 'train2017', 64, 64, 8), True, seed=0)
+    flow = get_dataflow(str(many_images(tmp_path, 14, 6)), 'train2017', 64, 64, 8, True, seed=0)
     flow.reset_state()
     with pytest.raises(UserError, match=r'\d+ of 20 samples were bad .*truncated JPEG.*repair'):
         list(flow)
@@ -55,7 +53,7 @@ def test_dataflow_shapes_and_order(sample_coco):
 
 
 def test_copies_in_other_processes_do_not_repeat_a_seed(one_image):
-    flow = PoseDataFlow(PoseDataset(str(one_image), 'train2017', 64, 64, 8), True, seed=3)
+    flow = get_dataflow(str(one_image), 'train2017', 64, 64, 8, True, seed=3)
     flow.reset_state()
     here = flow.rng.uniform(size=3).tolist()
     seen = []

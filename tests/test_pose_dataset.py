@@ -10,8 +10,8 @@ import pose_cli
 import pose_dataset
 from conftest import assert_user_error, run_command
 from image_folders import grey_image, keypoints, many_images, write_coco
-from pose_dataset import draw_sample
-from pose_samples import PoseDataset
+from pose_dataset import PoseDataset
+from pose_draw import draw_sample
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import zlib
 import psutil
 import pytest
 
+from batches.batch import decode_batch
 from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
-from pose_batches import decode_batch
-from remote.trainer import BatchReceiver
+from remote.receiver import BatchReceiver
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
 WITHOUT_TENSORFLOW = (PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py')

@@ -8,19 +8,18 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import pose_skeleton
 import pose_augment
 import pose_eval
-import pose_metrics
+import tensorflow.compat.v1 as tf
+from annotations.coco import find_split
+from annotations.skeleton import COCO_SKELETON
 from conftest import assert_user_error, run_command
-from pose_annotations import find_split
-from pose_average import make_views
-from pose_cli import UserError
-from pose_finder import Finder, Job, Picture
+from inference.metrics import load_coco, oracle_maps
+from inference.predictor import InputImage, Predictor, Request, make_views
+from pose_errors import UserError
 
 SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'PCK', 'decode_ms',
                 'network_ms', 'waiting', 'input', 'scales', 'flip']
@@ -67,7 +66,7 @@ def test_the_command_on_rendered_data(sample_coco, tmp_path):
 
 def test_a_picture_of_nobody_found(sample_coco):
     annotation_file, folder = find_split(str(sample_coco), 'val2017')
-    assert pose_eval.draw_results(pose_metrics.load_coco(annotation_file), folder, [], 2).any()
+    assert pose_eval.draw_results(load_coco(annotation_file), folder, [], 2).any()
 
 
 # Graphs, checkpoints and pictures.
@@ -78,11 +77,11 @@ def photo_graph(coco_photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp('photo')
     (folder / 'images').mkdir()
     shutil.copy(str(coco_photos / 'val2017' / '000000197388.jpg'), str(folder / 'images'))
-    coco = pose_metrics.load_coco(find_split(str(coco_photos), 'val2017')[0])
-    joints = pose_skeleton.COCO.joints([a['keypoints'] for a in coco.dataset['annotations']])
+    coco = load_coco(find_split(str(coco_photos), 'val2017')[0])
+    joints = COCO_SKELETON.joints([a['keypoints'] for a in coco.dataset['annotations']])
     matrix = pose_augment.fit_matrix(640, 392, 640, 400)
     moved = pose_augment.transform_joints(joints.astype(np.float64), matrix)
-    maps = pose_metrics.oracle_maps(8)(np.zeros((1, 400, 640, 3), np.uint8), [moved])
+    maps = oracle_maps(8)(np.zeros((1, 400, 640, 3), np.uint8), [moved])
     write_graph(folder / 'graph.pb', maps, (1, 400, 640, 3))
     return folder, joints
 
@@ -133,8 +132,8 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), '2, 8, 8, 57. for an input')):
         with pytest.raises(UserError, match=mention):
             predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
-            job = Job('photo', lambda: Picture(np.zeros((64, 64, 3), np.uint8), 1, make_views(64, 64, (64, 64)), None))
-            list(Finder(predict_maps).find([job]))
+            job = Request('photo', lambda: InputImage(np.zeros((64, 64, 3), np.uint8), 1, make_views(64, 64, (64, 64)), None))
+            list(Predictor(predict_maps).find([job]))
 
 
 # Flags.

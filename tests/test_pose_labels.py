@@ -5,10 +5,11 @@ import warnings
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from annotations.skeleton import COCO_SKELETON
 from pose_labels import LIMB_HALF_WIDTH, render_heatmaps, render_mask, render_pafs
-from pose_skeleton import COCO
 
 
 def slow_heatmaps(joints, height, width, stride, sigma):
@@ -31,7 +32,7 @@ def slow_pafs(joints, height, width, stride):
     limb_width = LIMB_HALF_WIDTH / stride
     total, people = np.zeros((height, width, 19, 2)), np.zeros((height, width, 19))
     for person in (joints / stride).tolist():
-        for limb, (first, second) in enumerate(COCO.limbs):
+        for limb, (first, second) in enumerate(COCO_SKELETON.limbs):
             (ax, ay), (bx, by) = person[first], person[second]
             if not all(math.isfinite(v) for v in (ax, ay, bx, by)):
                 continue
@@ -139,10 +140,10 @@ def test_maps_equal_the_reference(oracles):
 
 
 def test_parts_limbs_and_flip_order_are_consistent():
-    assert len(COCO.parts) == 18 and len(COCO.limbs) == 19
-    flipped = [COCO.parts[part] for part in COCO.flip_order]
+    assert len(COCO_SKELETON.parts) == 18 and len(COCO_SKELETON.limbs) == 19
+    flipped = [COCO_SKELETON.parts[part] for part in COCO_SKELETON.flip_order]
     swapped = [name.replace(name[0], {'R': 'L', 'L': 'R'}[name[0]], 1) if name[0] in 'LR' else name
-               for name in COCO.parts]
+               for name in COCO_SKELETON.parts]
     assert flipped == swapped
 
 

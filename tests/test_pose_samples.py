@@ -9,12 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from annotations.images import BadSampleCounter
+from annotations.skeleton import COCO_SKELETON
 from image_folders import HEIGHT, WIDTH, grey_image, jpeg, keypoints, many_images, write_coco
 from pose_augment import reduced_matrix, warp_image
-from pose_cli import UserError
-from pose_skeleton import COCO
-from pose_samples import (BadSample, BadSampleCounter, PoseDataset, check_input_size, read_image,
-                          training_samples, validation_samples)
+from pose_dataset import BadSample, PoseDataset, check_input_size, read_image, training_samples, validation_samples
+from pose_errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------- geometry
 
@@ -61,7 +61,7 @@ def test_every_dot_is_where_its_joint_says(dots, width, height, stride):
             if (joint < radius + 1).any() or (joint > (width - radius - 2, height - radius - 2)).any():
                 continue
             # What is the right elbow in a mirrored picture was painted as the left one.
-            painted = list(COCO.flip_order)[part] if sample.augmentation.flip else part
+            painted = list(COCO_SKELETON.flip_order)[part] if sample.augmentation.flip else part
             centre = find_dot(sample.image, painted)
             assert centre is not None, (part, joint, sample.augmentation)
             assert np.linalg.norm(centre - joint) <= 1.5, (part, joint, centre, sample.augmentation)
@@ -78,7 +78,7 @@ def test_pafs_point_from_joint_to_joint_also_when_flipped(dots):
     checked = 0
     for _ in range(20):
         sample = dataset.training_sample(0, rng)
-        for limb, (first, second) in enumerate(COCO.limbs):
+        for limb, (first, second) in enumerate(COCO_SKELETON.limbs):
             start, end = sample.joints[0, first], sample.joints[0, second]
             x, y = np.round((start + end) / 2 / 8).astype(int)
             if 0 <= x < 46 and 0 <= y < 46:

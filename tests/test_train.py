@@ -10,15 +10,16 @@ import types
 import cv2
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
-import train
+import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_command
-from pose_cli import UserError
-from pose_samples import PoseDataset
-from training.board import tag
-from training.runlog import LOSSES
+from pose_dataset import PoseDataset
+from pose_errors import UserError
+from training import config
+from training.cluster import ALONE
+from training.run_folder import check_start
+from training.run_log import LOSSES, tag
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
 SMALL = ['--input-width=64', '--input-height=64', '--pretrained=none', '--workers=1']
@@ -196,16 +197,21 @@ def test_the_log_ends_with_where_things_are(run):
 def parse(args):
     argv, sys.argv = sys.argv, ['train.py'] + [str(arg) for arg in args]
     try:
-        return train.parse_flags()
+        return config.parse_flags()
     finally:
         sys.argv = argv
+
+
+def accept(args):
+    flags = parse(args)
+    config.check_flags(flags, ALONE)
+    check_start(flags)
 
 
 def refusal(*args):
     """The message with which train.py refuses these flags, before it reads data."""
     with pytest.raises(UserError) as caught:
-        flags = parse(args)
-        train.check_flags(flags)
+        accept(args)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -217,8 +223,7 @@ def good(sample_coco, tmp_path):
 
 
 def test_good_flags_are_accepted(good):
-    flags = parse(good)
-    train.check_flags(flags)
+    accept(good)
 
 
 @pytest.mark.parametrize('flag, mentions', [

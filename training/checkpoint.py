@@ -1,8 +1,11 @@
-"""Checkpoints that survive being killed, a full disk and a diverging loss.
+"""Checkpoints that survive being killed, a full disk, a diverging loss and damaged files.
 
 A checkpoint counts once the file `checkpoint` of its folder names it, and that file is replaced in one move after all
-else is written. So a run that dies at any moment resumes from the last one that is complete.
+else is written: a run that dies at any moment resumes from the last one that is complete. A checkpoint carries a
+checksum of each array, so reading all of it once, when a run starts, finds a cut file as well as a single wrong bit;
+then the newest whole one is used, and the damaged one is kept under another name.
 """
+import errno
 import glob
 import json
 import logging
@@ -11,13 +14,13 @@ import re
 import shutil
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from networks.checkpoints import named_checkpoints
-from pose_cli import UserError, reason_of, write_json
+from networks.pretrained import STATE_FILE, named_checkpoints
+from networks.tensorflow import tf
+from pose_errors import UserError, disk_trouble, reason_of
+from pose_files import write_file, write_json
 
-from .liveness import DIVERGED_EXIT_CODE
-from .recovery import BASENAME, recover, set_aside
+from .coordinator import DIVERGED_EXIT_CODE
 
 
 def latest_checkpoint(folder):
@@ -29,6 +32,18 @@ def latest_checkpoint(folder):
 def saved_step(folder):
     """The step that a run in this folder resumes from, 0 for a new run."""
     return _step(os.path.basename(latest_checkpoint(folder) or ''), 0)
+
+
+def check_disk(folder, error):
+    """Raise UserError when an exception was raised because the disk of a run folder is full or broken."""
+    reason = disk_trouble(error)
+    if reason:
+        full = reason == os.strerror(errno.ENOSPC)
+        saved = latest_checkpoint(folder)
+        raise UserError('%s and run the same command again: %s' % (
+            'the disk of %s is full; free some space' % folder if full else
+            'cannot write in %s: %s; mend that' % (folder, reason),
+            'it resumes from %s' % saved if saved else 'nothing was saved yet'))
 
 
 def create_saver(keep, variables=None, like=None):
@@ -69,7 +84,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         saver: see create_saver.
         folder: --modelpath.
         every: steps between checkpoints.
-        training: a towers.Training, of which step, rate, health and network.variables are watched.
+        training: a towers.Training, of which step, rate, finite_check and network.variables are watched.
         writes: whether this process saves. The others of a cluster only watch, and end at the same step.
     Attributes:
         first_step: the step that the session starts at.
@@ -80,7 +95,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     def __init__(self, saver, folder, every, training, writes=True):
         self._writes = writes
         self._saver, self._folder, self._every = saver, folder, every
-        self._watched = {'step': training.step, 'rate': training.rate, 'health': training.health}
+        self._watched = {'step': training.step, 'rate': training.rate, 'finite_check': training.finite_check}
         # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
         self._state = tf.train.get_global_step(), tf.add_n([tf.reduce_sum(v) for v in training.network.variables])
         self.first_step = self._saved_step = None
@@ -97,8 +112,8 @@ class CheckpointHook(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs(self._watched)
 
     def after_run(self, run_context, run_values):
-        step, rate, health = (run_values.results[name] for name in ('step', 'rate', 'health'))
-        if not np.isfinite(health):
+        step, rate, finite_check = (run_values.results[name] for name in ('step', 'rate', 'finite_check'))
+        if not np.isfinite(finite_check):
             self._diverged('loss or a gradient', step, 'with lr=%g' % rate)
         if step % self._every == 0:
             self._save(run_context.session, 'with lr=%g' % rate)
@@ -107,7 +122,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         if session.run(self._state)[0] != self._saved_step:
             self._save(session, 'at the end')
 
-    def rescue(self, session, error):
+    def save_on_error(self, session, error):
         """Save what an error that is about to end the run would lose, unless it tells of weights gone bad."""
         if not self._writes or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
             return
@@ -151,7 +166,7 @@ class BestCheckpoint:
         try:
             self._resume()
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            kept = set_aside(self._folder)
+            kept = quarantine(self._folder)
             logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
                             reason_of(error), kept)
             self.loss_ll = np.inf
@@ -179,3 +194,121 @@ class BestCheckpoint:
             self.loss_ll = loss_ll
             write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)}, indent=1)
             logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)
+
+
+BASENAME = 'model'
+DAMAGED = 'damaged-'  # what is set aside keeps its name behind this
+
+
+def recover(folder):
+    """Make the file `checkpoint` of a folder name the newest checkpoint that reads whole, and set newer ones aside.
+
+    Does nothing when the one that it names is whole, or when there is none yet. Says in one line what it did.
+
+    Returns:
+        the prefix of the checkpoint to go on from, or None for a folder without any.
+    Raises:
+        UserError: checkpoints were there and none of them reads whole, or one cannot be read for want of rights.
+    """
+    named = named_checkpoints(folder)
+    latest = named[-1] if named else None
+    if latest and fault(latest) is None:
+        return latest
+    steps = checkpoint_steps(folder)
+    if latest is None and not steps:
+        # A file `checkpoint` that names nothing: of a new run that was cut short, or the rest of an old one.
+        if os.path.exists(os.path.join(folder, STATE_FILE)) and _has_orphans(folder):
+            raise UserError('%s holds a damaged checkpoint and no whole one; bring its files back, or choose another '
+                            '--modelpath' % folder)
+        return None
+    last_named = _step_of_prefix(latest) if latest else None
+    faults = []
+    if latest and _step_of_prefix(latest) not in steps:
+        faults.append((latest, fault(latest)))
+    for step in sorted(steps, reverse=True):
+        if last_named is not None and step > last_named:
+            continue  # a save that was cut short before it counted; remove_leftovers takes it away
+        prefix = os.path.join(folder, '%s-%d' % (BASENAME, step))
+        reason = fault(prefix)
+        if reason is None:
+            return _go_on_from(prefix, faults, sorted(s for s in steps if s <= step))
+        faults.append((prefix, reason))
+    raise UserError('no checkpoint in %s reads whole (%s: %s); bring its files back, or choose another --modelpath'
+                    % (folder, os.path.basename(faults[0][0]), faults[0][1]))
+
+
+def fault(prefix):
+    """Why a checkpoint cannot be used, in a few words; None when all of it can be read.
+
+    Raises:
+        UserError: its files are there, but this user may not read them.
+    """
+    files = _files(prefix)
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise UserError('cannot read %s: Permission denied; mend its rights' % path)
+    if prefix + '.index' not in files or not any('.data-' in path for path in files):
+        return 'its files are not all there'
+    try:
+        reader = tf.train.NewCheckpointReader(prefix)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except MemoryError:
+        raise UserError('not enough memory to read %s' % prefix)
+    except Exception as error:  # damaged bytes fail in many ways, which differ between TensorFlows
+        return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return None
+
+
+def quarantine(path):
+    """Rename a file or folder to damaged-NAME beside it, with a number where that is taken. Returns the new path."""
+    folder, name = os.path.split(path)
+    target, number = os.path.join(folder, DAMAGED + name), 1
+    while os.path.lexists(target):
+        number += 1
+        target = os.path.join(folder, '%s%d-%s' % (DAMAGED, number, name))
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        raise UserError('cannot rename the damaged %s: %s; choose another --modelpath' % (path, error.strerror))
+    return target
+
+
+def _go_on_from(prefix, faults, steps):
+    """Set the damaged ones aside, then name this one the latest. Killed in between, the next start does the rest."""
+    folder = os.path.dirname(prefix)
+    kept = [quarantine(path) for damaged, _ in faults for path in _files(damaged)]
+    names = ['%s-%d' % (BASENAME, step) for step in steps]
+    lines = ['model_checkpoint_path: "%s"' % names[-1]] + ['all_model_checkpoint_paths: "%s"' % name for name in names]
+    write_file(os.path.join(folder, STATE_FILE), ('\n'.join(lines) + '\n').encode())
+    what = 'the file %s was damaged or gone' % os.path.join(folder, STATE_FILE)
+    if faults:
+        what = '%s is damaged (%s)' % (' and '.join(damaged for damaged, _ in faults), faults[0][1])
+        if kept:
+            what += ', kept as %s*' % os.path.join(folder, DAMAGED)
+    logging.warning('%s; going on from %s, the newest checkpoint that reads whole', what, prefix)
+    return prefix
+
+
+def checkpoint_steps(folder):
+    """The steps of the checkpoints in a folder that have an index."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', name) for name in names)
+    return {int(match.group(1)) for match in matches if match}
+
+
+def _has_orphans(folder):
+    return any(re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder))
+
+
+def _step_of_prefix(prefix):
+    match = re.search(r'-(\d{1,18})$', prefix)
+    return int(match.group(1)) if match else None
+
+
+def _files(prefix):
+    folder, name = os.path.split(prefix)
+    if not os.path.isdir(folder):
+        return []
+    return sorted(os.path.join(folder, other) for other in os.listdir(folder)
+                  if re.match(re.escape(name) + r'\.(index|data-\d+-of-\d+|meta)$', other))

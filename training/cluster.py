@@ -1,10 +1,16 @@
-"""Who takes part in a run: one process, or the processes that TF_CONFIG or Slurm names. Needs no TensorFlow."""
+"""Who takes part in a run: one process, or those that TF_CONFIG or Slurm names; and what they must have alike.
+
+Needs no TensorFlow.
+"""
 import collections
 import json
 import re
 
-from pose_cli import UserError
+from pose_errors import UserError
 
+# What may differ between processes: where things lie on a machine, how many cores it has, and what worker 0 alone does.
+LOCAL_FLAGS = ('checkpoint', 'curve_keys', 'datapath', 'imgpath', 'keep', 'logpath', 'modelpath', 'pretrained',
+               'remote_data', 'tag', 'train_split', 'valid_split', 'workers')
 SLURM_FIRST_PORT, SLURM_PORTS, SLURM_JOBS = 20000, 16, 768
 
 
@@ -129,3 +135,8 @@ def expand_counts(text):
     """Slurm's tasks on each node: '2(x3),1' -> [2, 2, 2, 1]. Raises AttributeError for what is no such list."""
     parts = [re.match(r'(\d+)(?:\(x(\d+)\))?$', part).groups() for part in text.split(',')]
     return [int(count) for count, times in parts for _ in range(int(times or 1))]
+
+
+def common_flags(flags):
+    """{'--flag': value} of the flags (a dict) that must be the same."""
+    return {'--' + name.replace('_', '-'): value for name, value in flags.items() if name not in LOCAL_FLAGS}

@@ -1,8 +1,8 @@
-"""The figures of a run as a file, curves.csv: reading it needs no TensorFlow. training/runlog.py writes it."""
+"""The metrics of a run as a file, curves.csv: reading it needs no TensorFlow. training/run_log.py writes it."""
 import csv
 import re
 
-from pose_cli import UserError
+from pose_errors import UserError
 
 CURVES_FILE = 'curves.csv'
 MAX_CURVE_LINE = 10000

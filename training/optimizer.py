@@ -1,10 +1,9 @@
 """How gradients change the weights: the learning rate over time, the optimizer, and what is particular to a layer."""
 import re
 
-import tensorflow.compat.v1 as tf
+from networks.tensorflow import tf
 
-from .precision import LossScale
-from .recipes import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
+from .config import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
 
 EPOCHS_PER_LR = 5  # of several learning rates
 
@@ -49,7 +48,7 @@ class Optimizer:
         return [(gradient / self._scale.value if self._scale else gradient, variable)
                 for gradient, variable in pairs if gradient is not None]
 
-    def health(self, loss, gradients):
+    def finite_check(self, loss, gradients):
         """A number that is NaN or infinite when the loss or a gradient is; an overflow that the scale mends is not."""
         norm = tf.global_norm([gradient for gradient, _ in gradients])
         return loss + (tf.where(self._scale.overflowed(norm), 0.0, norm) if self._scale else norm)
@@ -117,3 +116,32 @@ def layer_factors(name, recipe):
         factor *= ((PAPER_LATER_STAGES if layer.startswith('Mconv') else 1.0)
                    * (PAPER_BIASES if kind == 'biases' else 1.0))
     return decay, factor
+
+
+LARGEST_SCALE, SMALLEST_SCALE, GROWTH_STEPS = 2.0 ** 15, 1.0, 2000
+
+
+class LossScale:
+    """The factor on the loss: halved when a gradient overflows, doubled after GROWTH_STEPS steps in which none did.
+
+    TensorFlow's own DynamicLossScale keeps its state in checkpoints, so that a run could not be resumed in another
+    precision. Here it is local to the session, and a resumed run finds its scale again within a few steps.
+    """
+
+    def __init__(self):
+        def variable(name, value):
+            return tf.get_variable('loss_scale/' + name, initializer=value, trainable=False, use_resource=True,
+                                   collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        self._scale, self._good = variable('scale', LARGEST_SCALE), variable('good_steps', 0)
+        self.value = self._scale.read_value()  # in this step
+
+    def overflowed(self, norm):
+        """Whether the step must be skipped, for the norm of all gradients. At the smallest scale it need not."""
+        return tf.logical_and(tf.logical_not(tf.is_finite(norm)), self.value > SMALLEST_SCALE)
+
+    def update(self, overflowed):
+        """The operation that sets the scale of the next step."""
+        good = tf.where(overflowed, 0, self._good.read_value() + 1)
+        grown = tf.where(good >= GROWTH_STEPS, tf.minimum(2 * self.value, LARGEST_SCALE), self.value)
+        scale = tf.where(overflowed, tf.maximum(self.value / 2, SMALLEST_SCALE), grown)
+        return tf.group(self._scale.assign(scale), self._good.assign(tf.where(good >= GROWTH_STEPS, 0, good)))

@@ -3,20 +3,19 @@ import contextlib
 import logging
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 import networks
-import pose_annotations
-import pose_coco
 import pose_draw
-import pose_metrics
-from networks.losses import build_losses
-from pose_batches import Batch, batch_layout, encode_batch
-from pose_cli import Stopped, UserError, reason_of
-from pose_samples import validation_samples
+from annotations.coco import find_split, read_dataset
+from batches.batch import Batch, batch_layout, encode_batch
+from inference.metrics import evaluate
+from networks.network_base import build_losses
+from networks.tensorflow import tf
+from pose_dataset import validation_samples
+from pose_errors import Stopped, UserError, reason_of
 
-from .maps import dense_maps
-from .runlog import comparison_row
+from .run_log import comparison_row
+from .towers import dense_maps
 
 PICTURED_IMAGES = 4
 
@@ -62,7 +61,7 @@ class Validator:
         """Losses over the validation images, per image, and pictures of the first ones.
 
         Returns:
-            (figures: dict of means, number of images, picture).
+            (metrics: dict of means, number of images, picture).
         Raises:
             Stopped: a signal came meanwhile.
         """
@@ -82,10 +81,10 @@ class Validator:
 def validate(session, validator, tag, step, log, best, stop):
     """One validation: log line, pictures, and the best checkpoint. A signal ends it."""
     with only_reporting('validation', step):
-        figures, images, picture = validator.run(session, stop)
-        log.validation(step, images, tag, figures)
+        metrics, images, picture = validator.run(session, stop)
+        log.validation(step, images, tag, metrics)
         log.picture(step, 'validation', picture)
-        best.update(session, step, figures['loss_ll'])
+        best.update(session, step, metrics['loss_ll'])
 
 
 @contextlib.contextmanager
@@ -103,13 +102,13 @@ def only_reporting(what, step):
         logging.warning('%s at step %d left out: %s%s', what, step, name, reason_of(error)[:300])
 
 
-def evaluate(session, validator, annotation_file, image_folder, category, step, log, stop):
+def evaluate_ap(session, validator, annotation_file, image_folder, category, step, log, stop):
     """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
     with only_reporting('AP evaluation', step):
-        summary, _, _ = pose_metrics.evaluate(
+        summary, _, _ = evaluate(
             lambda images, joints: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,
-            dataset=pose_coco.read_dataset(annotation_file, category))
+            dataset=read_dataset(annotation_file, category))
         log.evaluation(step, summary['AP'])
 
 
@@ -149,5 +148,5 @@ class Checks:
             validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
         if is_due(flags.eval_every, step, self._max_steps):
             with only_reporting('AP evaluation', step):
-                files = pose_annotations.find_split(flags.datapath, flags.valid_split, flags.imgpath)
-                evaluate(session, self._validator, *files, flags.category, step, self._log, self._stop)
+                files = find_split(flags.datapath, flags.valid_split, flags.imgpath)
+                evaluate_ap(session, self._validator, *files, flags.category, step, self._log, self._stop)

@@ -6,15 +6,15 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import check_kill_resume
 import networks
 import reference_thin
+import tensorflow.compat.v1 as tf
 from bench_inputs import made_up_batch, made_up_weights
-from networks.losses import build_losses
-from training.precision import has_bfloat16
 from conftest import ROOT, assert_user_error, run_command
+from networks.network_base import build_losses
+from training.devices import has_bfloat16
 
 NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
                if path.name.startswith(('bench_', 'check_')) and path.name != 'bench_inputs.py')

@@ -3,12 +3,12 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
-import pose_cli
+import tensorflow.compat.v1 as tf
 from conftest import ROOT
 from graphs import freeze, graphdef
+from pose_errors import UserError
 from small_graphs import RNG, conv, frozen_graph, needs_transforms, ops, outputs, save_checkpoint
 
 
@@ -27,13 +27,13 @@ def test_files_without_a_whole_frozen_graph_are_refused(tmp_path):
     for content, mention in ((b'', 'again'), (data[:len(data) // 2], 'again'),
                              (b'\xff\xd8 a photograph', 'not a TensorFlow')):
         path.write_bytes(content)
-        with pytest.raises(pose_cli.UserError, match=mention):
+        with pytest.raises(UserError, match=mention):
             freeze.load_frozen(str(path))
-    with pytest.raises(pose_cli.UserError, match='no_such.pb'):
+    with pytest.raises(UserError, match='no_such.pb'):
         freeze.load_frozen(str(tmp_path / 'no_such.pb'))
     freeze.save_graph(frozen_graph(lambda image: conv(image, 4) + tf.get_variable('v', [4], use_resource=False)),
                       str(path))
-    with pytest.raises(pose_cli.UserError, match='not frozen: v is a variable'):
+    with pytest.raises(UserError, match='not frozen: v is a variable'):
         freeze.load_frozen(str(path))
 
 
@@ -52,7 +52,7 @@ def test_a_frozen_network_computes_what_the_network_does(tmp_path):
         assert not set(ops(frozen)) & {'VariableV2', 'FusedBatchNormV3', 'Assign'}
         assert ops(frozen)['FusedBatchNorm'] == 72
         np.testing.assert_allclose(outputs(frozen, images), expected, atol=1e-5 * np.abs(expected).max())
-    with pytest.raises(pose_cli.UserError, match='variable .* has shape .*, not'):
+    with pytest.raises(UserError, match='variable .* has shape .*, not'):
         freeze.freeze(freeze.network_graph('mobilenet_accurate'), checkpoint)
 
 
@@ -74,5 +74,5 @@ def test_transform_graph_binary(tmp_path, monkeypatch):
 @pytest.mark.parametrize('binary', ['/bin/false', '/no/such/program'])
 def test_transform_graph_binary_that_fails(binary, monkeypatch):
     monkeypatch.setenv('TRANSFORM_GRAPH', binary)
-    with pytest.raises(pose_cli.UserError, match=binary):
+    with pytest.raises(UserError, match=binary):
         freeze.run_transforms(frozen_graph(lambda image: conv(image, 4)), ['image'], [graphdef.OUTPUT], ['x'])

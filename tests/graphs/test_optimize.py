@@ -1,13 +1,13 @@
 """The passes together, and the proof that nothing is left over: on small graphs made by hand, and on every network."""
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
-import pose_cli
+import tensorflow.compat.v1 as tf
 from graphs import freeze, graphdef, optimize
-from small_graphs import (RNG, assert_same_outputs, check, conv, frozen_graph, fused_norm, ops, outputs, plain_norm,
-                          positive, save_checkpoint, values)
+from pose_errors import UserError
+from small_graphs import RNG, assert_same_outputs, check, conv, frozen_graph, fused_norm, ops, outputs, plain_norm, \
+    positive, save_checkpoint, values
 
 
 def test_shapes_become_constant_at_a_fixed_size_only():
@@ -84,7 +84,7 @@ def test_scaled_images_and_parametric_relu_are_no_norms():
 def test_branches_at_run_time_are_named():
     graph = frozen_graph(lambda image: tf.cond(tf.placeholder(tf.bool, name='train'), lambda: conv(image, 4),
                                                lambda: conv(image, 4)))
-    with pytest.raises(pose_cli.UserError, match=r'cond.*\((Switch|StatelessIf)\)') as error:
+    with pytest.raises(UserError, match=r'cond.*\((Switch|StatelessIf)\)') as error:
         optimize.optimize(graph)
     assert error.value.exit_code == 4
 

@@ -1,7 +1,7 @@
 """Separable layers over concatenated and doubled features, on small graphs made by hand."""
 import pytest
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
 from small_graphs import check, conv, depthwise, depthwise_inputs, fused_norm, ops
 
 

@@ -1,13 +1,14 @@
 """TensorFlow Lite files: converted here, run by an interpreter that is not TensorFlow's, and broken in many ways."""
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
+import tensorflow.compat.v1 as tf
 from conftest import run_program
-from graphs import freeze, graphdef, optimize, saved_model, tflite, tflite_runtime
-from graphs.predict import graph_network, load_network
-from pose_cli import UserError
+from graphs import freeze, graphdef, optimize, tflite
+from inference import load_network, tflite_runtime
+from inference.tensorflow_runtime import graph_network
+from pose_errors import UserError
 
 SIZE = 64
 
@@ -111,14 +112,14 @@ def test_files_that_are_no_network_of_this_project(files, tmp_path):
 
 def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expected, tmp_path):
     folder = tmp_path / 'saved_model' / '1'
-    saved_model.save(optimize.optimize(frozen), str(folder))
-    saved_model.save(optimize.optimize(frozen), str(folder))  # again: the new one takes its place
+    freeze.save_saved_model(optimize.optimize(frozen), str(folder))
+    freeze.save_saved_model(optimize.optimize(frozen), str(folder))  # again: the new one takes its place
     assert [path.name for path in folder.parent.iterdir()] == ['1']
     with tf.Graph().as_default(), tf.Session() as session:
         model = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], str(folder))
-        signature = model.signature_def[saved_model.SIGNATURE]
-        maps = session.run(signature.outputs[saved_model.MAPS].name,
-                           {signature.inputs[saved_model.IMAGE].name: images.astype(np.float32)})
+        signature = model.signature_def[freeze.SIGNATURE]
+        maps = session.run(signature.outputs[freeze.MAPS].name,
+                           {signature.inputs[freeze.IMAGE].name: images.astype(np.float32)})
     np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
 
 

@@ -3,12 +3,12 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-import pose_cli
 import pose_eval
+import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_program
 from graphs import freeze, graphdef, tflite
+from pose_errors import UserError
 
 SIZE = 64
 
@@ -92,7 +92,7 @@ def test_freeze_and_optimize(folder, tmp_path, monkeypatch, flags, mention):
     import freeze_and_optimize
     flags = [flag.format(folder) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
     monkeypatch.setattr(sys, 'argv', ['freeze_and_optimize.py'] + flags)
-    with pytest.raises(pose_cli.UserError, match=mention) as error:
+    with pytest.raises(UserError, match=mention) as error:
         freeze_and_optimize.main()
     assert error.value.exit_code == 2 and '\n' not in str(error.value)
     assert not (tmp_path / 'out').exists()
@@ -102,7 +102,7 @@ def test_freeze_and_optimize(folder, tmp_path, monkeypatch, flags, mention):
 def test_pose_eval(folder, sample_coco, tmp_path, monkeypatch, flags, mention):
     flags = [flag.format(folder) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
     monkeypatch.setattr(sys, 'argv', ['pose_eval.py', '--datapath=%s' % sample_coco] + flags)
-    with pytest.raises(pose_cli.UserError, match=mention) as error:
+    with pytest.raises(UserError, match=mention) as error:
         pose_eval.main()
     assert error.value.exit_code == 2 and '\n' not in str(error.value)
     assert not (tmp_path / 'out').exists()
@@ -134,7 +134,7 @@ def test_no_interpreter(folder, sample_coco, tmp_path):
 def test_an_op_that_tensorflow_lite_has_not(folder, tmp_path, capfd):
     """The converter's pages of messages become one line."""
     graph = freeze.load_graph(str(folder / 'unknown_op.pb'))
-    with pytest.raises(pose_cli.UserError, match='refuses the graph') as error:
+    with pytest.raises(UserError, match='refuses the graph') as error:
         tflite.convert(graph, [1, SIZE, SIZE, 3])
     assert len(str(error.value)) < 600
     assert capfd.readouterr().err.count('\n') < 5

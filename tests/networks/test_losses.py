@@ -1,10 +1,10 @@
 """The loss against its definition in numpy."""
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-from networks.losses import build_losses
-from pose_skeleton import COCO
+import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
+from networks.network_base import build_losses
 
 STAGES, BATCHSIZE, CELLS = 3, 2, (4, 5)
 
@@ -17,8 +17,8 @@ def losses():
     def maps(channels):
         return rng.standard_normal((BATCHSIZE,) + CELLS + (channels,)).astype(np.float32)
 
-    stages = [(maps(COCO.paf_channels), maps(COCO.heatmap_channels)) for _ in range(STAGES)]
-    heatmap, paf = maps(COCO.heatmap_channels), maps(COCO.paf_channels)
+    stages = [(maps(COCO_SKELETON.paf_channels), maps(COCO_SKELETON.heatmap_channels)) for _ in range(STAGES)]
+    heatmap, paf = maps(COCO_SKELETON.heatmap_channels), maps(COCO_SKELETON.paf_channels)
     mask = rng.randint(0, 5, (BATCHSIZE,) + CELLS + (1,)).astype(np.float32) / 4
     with tf.Graph().as_default(), tf.Session() as session:
         constants = [tf.constant(array) for array in (heatmap, paf, mask)]
@@ -42,6 +42,6 @@ def test_all_stages_and_branches_count(losses):
 def test_background_loss_is_that_of_predicting_an_empty_image(losses):
     values, _, heatmap, paf, mask = losses
     empty = np.zeros_like(heatmap)
-    empty[..., COCO.background] = 1
+    empty[..., COCO_SKELETON.background] = 1
     expected = half_square(mask, 0, paf) + half_square(mask, empty, heatmap)
     assert values['loss_ll_background'] == pytest.approx(expected, rel=1e-5)

@@ -5,14 +5,14 @@ import zlib
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
+import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_command
 from networks import network_base
 from networks.network_cmu import Vgg
 from networks.network_mobilenet import MobilenetFast, MobilenetThin
-from pose_cli import UserError
+from pose_errors import UserError
 
 PUBLISHED = ('cmu', 'mobilenet', 'mobilenet_thin', 'mobilenet_fast', 'mobilenet_accurate')
 

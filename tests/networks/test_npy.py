@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from networks.npy import is_npy, read_npy
-from pose_cli import UserError
+from networks.formats.npy import is_npy, read_npy
+from pose_errors import UserError
 
 
 def npy(tree, protocol=2):

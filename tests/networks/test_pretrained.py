@@ -7,16 +7,16 @@ import pickle
 import cv2
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
-import pose_skeleton
+import tensorflow.compat.v1 as tf
 import tool_files
+from annotations.skeleton import COCO_SKELETON, RUN_FILE, skeleton_of_category
 from networks import pretrained
-from networks.doors import imagenet_vgg
+from networks.formats import vgg19
 from networks.network_cmu import Cmu
 from networks.network_mobilenet import MobilenetFast
-from pose_cli import UserError
+from pose_errors import UserError
 
 # The true names and shapes of some of the layers.
 LAYERS = {'conv1_1': (3, 3, 3, 64), 'conv1_2': (3, 3, 64, 64), 'conv4_4_CPM': (3, 3, 256, 128),
@@ -225,8 +225,8 @@ class FastTwoStages(MobilenetFast):
 def test_weights_of_another_skeleton(tmp_path, known):
     """Hidden layers are restored; the layers that make maps or read them start anew and are named. Other keypoints in
     the same number show only in the run.json beside the file."""
-    skeleton = pose_skeleton.from_category(tool_files.category(name='dancer'), 'f')
-    other = skeleton._replace(parts=tuple('other_' + name for name in skeleton.parts)) if known else pose_skeleton.COCO
+    skeleton = skeleton_of_category(tool_files.category(name='dancer'), 'f')
+    other = skeleton._replace(parts=tuple('other_' + name for name in skeleton.parts)) if known else COCO_SKELETON
 
     def build(skeleton):
         return FastTwoStages('mobilenet_fast', tf.placeholder(tf.uint8, [1, 32, 32, 3], 'image'), False, skeleton)
@@ -242,7 +242,7 @@ def test_weights_of_another_skeleton(tmp_path, known):
             assert not pretrained.fit(network, path).new
             for written in (skeleton._replace(name='singer'), other):
                 assert not pretrained.fit(network, path).new
-                (tmp_path / pose_skeleton.RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
+                (tmp_path / RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
         match = pretrained.fit(network, path)
         assert set(match.new) == set(match.renewed) == network.skeleton_variables and not match.unfit
         layers = ['Openpose/MConv_Stage%d_L%d_%d' % layer for layer in
@@ -261,12 +261,12 @@ def vgg_19():
             'vgg_19/conv1/conv1_1/biases': random.normal(0, 1, 64).astype(np.float32),
             'vgg_19/conv1/conv1_2/weights': random.normal(0, 0.1, (3, 3, 64, 64)).astype(np.float32),
             'vgg_19/conv5/conv5_1/biases': np.zeros(512, np.float32), 'vgg_19/fc8/biases': np.zeros(1000, np.float32),
-            'vgg_19/mean_rgb': np.float32(imagenet_vgg.VGG_MEAN_RGB)}
+            'vgg_19/mean_rgb': np.float32(vgg19.VGG_MEAN_RGB)}
 
 
 def original_conv1_1(values, rgb, padding):
     with tf.Graph().as_default(), tf.Session() as session:
-        x = tf.constant(rgb[None].astype(np.float32) - np.float32(imagenet_vgg.VGG_MEAN_RGB))
+        x = tf.constant(rgb[None].astype(np.float32) - np.float32(vgg19.VGG_MEAN_RGB))
         x = tf.nn.conv2d(x, values['vgg_19/conv1/conv1_1/weights'], [1, 1, 1, 1], padding)
         return session.run(tf.nn.relu(x + values['vgg_19/conv1/conv1_1/biases']))[0]
 

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from remote.trainer import BatchReceiver
+from remote.receiver import BatchReceiver
 
 settings, address, keys = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3] or None
 receiver = BatchReceiver(address, settings, keys)

@@ -9,16 +9,20 @@ import sys
 import types
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-import pose_annotations
 import pose_cli
-import pose_image
-import pose_skeleton
+import tensorflow.compat.v1 as tf
 import train
-from graphs import freeze, graphdef, saved_model
-from networks.npy import write_npy
-from training import checkpoint, runlog
+from annotations.arrays import read_annotations
+from annotations.coco import find_split
+from annotations.images import write_picture
+from annotations.skeleton import COCO_SKELETON
+from graphs import freeze, graphdef
+from networks.formats.npy import write_npy
+from pose_errors import UserError
+from training import checkpoint
+from training.run_folder import note_start
+from training.run_log import RunLog
 
 FOLDER, COCO = sys.argv[1:]
 BLACK = np.zeros((8, 8, 3), np.uint8)
@@ -29,7 +33,7 @@ def path(*names):
 
 
 def start_log():
-    return runlog.RunLog(FOLDER, 0, 10)
+    return RunLog(FOLDER, 0, 10)
 
 
 def log_figures(log):
@@ -50,12 +54,12 @@ def outcome(write):
     try:
         write()
         return 'went on'
-    except pose_cli.UserError as error:
+    except UserError as error:
         return str(error)
     except Exception as error:
         try:
             train.check_disk(types.SimpleNamespace(modelpath=FOLDER), error)
-        except pose_cli.UserError as told:
+        except UserError as told:
             return str(told)
         return 'traceback: %s: %s' % (type(error).__name__, error)
 
@@ -73,17 +77,17 @@ with tf.Graph().as_default(), tf.Session() as session:
     def keep_best():
         checkpoint.BestCheckpoint(saver, FOLDER).update(session, 2, 0.5)
 
-    annotations = pose_annotations.find_split(COCO, 'train2017')
+    annotations = find_split(COCO, 'train2017')
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         log = start_log()
         faults = [('model-2.data', save), ('model-2.index', save), ('/checkpoint', save), ('best/', keep_best),
                   ('best.json', keep_best),
-                  ('run.json', lambda: runlog.note_start(FOLDER, {}, pose_skeleton.COCO, resumes=False)),
+                  ('run.json', lambda: note_start(FOLDER, {}, COCO_SKELETON, resumes=False)),
                   ('curves.csv', start_log), ('tfevents', start_log), ('any', lambda: log_figures(log)),
-                  ('.npz', lambda: pose_annotations.read_annotations(*annotations)),
-                  ('sample_00.png', lambda: pose_image.write_picture(path('sample_00.png'), BLACK)),
+                  ('.npz', lambda: read_annotations(*annotations)),
+                  ('sample_00.png', lambda: write_picture(path('sample_00.png'), BLACK)),
                   ('graph_opt.pb', lambda: freeze.save_graph(graph(), path('graph_opt.pb'))),
-                  ('saved_model', lambda: saved_model.save(graph(), path('saved_model', '1'))),
+                  ('saved_model', lambda: freeze.save_saved_model(graph(), path('saved_model', '1'))),
                   ('weights.npy', lambda: write_npy(path('weights.npy'), {'x': np.zeros(3)}, {}))]
         os.environ['FAILING_ERRNO'] = str(number)
         for place, write in faults:

@@ -2,8 +2,8 @@
 import signal
 import sys
 
-from training import runlock
+from training.run_folder import lock_folder
 
-with runlock.hold(sys.argv[1]):
+with lock_folder(sys.argv[1]):
     print('held', flush=True)
     signal.pause()

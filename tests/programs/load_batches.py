@@ -3,7 +3,7 @@ import json
 import time
 
 from conftest import descendants
-from test_pose_loader import take, watched_loader
+from watched_loaders import take, watched_loader
 
 with watched_loader(200, workers=2) as (loader, supervisor):
     take(loader, 2)

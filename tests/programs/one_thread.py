@@ -5,13 +5,13 @@ import time
 
 import numpy as np
 
-from graphs import predict
+from inference import load_network, tensorflow_runtime
 
-predict.limit_threads(1)
+tensorflow_runtime.limit_threads(1)
 import tensorflow.compat.v1 as tf  # noqa: E402
 
 tf.Session().close()
-predict_maps, _ = predict.load_network(sys.argv[1], threads=1)
+predict_maps, _ = load_network(sys.argv[1], threads=1)
 images = np.zeros((1, 64, 64, 3), np.uint8)
 predict_maps(images, None)
 begin, wall = os.times(), time.time()

@@ -1,4 +1,4 @@
-"""One process of a cluster without TensorFlow: peer.py INDEX WORKERS FACTS; what it hears goes to its output.
+"""One process of a cluster without TensorFlow: peer.py INDEX WORKERS FACTS; what it receives goes to its output.
 
 It agrees on FACTS (JSON), says so, and lives until its input is closed ('fail' there: it fails; 'hold': it keeps Python
 busy for some seconds).
@@ -9,17 +9,18 @@ import sys
 import time
 
 import pose_cli
-from pose_cli import StopSignal, UserError
+from pose_cli import StopSignal
+from pose_errors import Stopped, UserError
 from training.cluster import Cluster
-from training.liveness import Peers
+from training.coordinator import MultiProcess
 
 
 def main():
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
     cluster = Cluster(tuple(sys.argv[2].split(',')), int(sys.argv[1]))
-    with Peers(cluster, StopSignal(), link_timeout=3, report_seconds=1) as peers:
-        peers.agree('facts', json.loads(sys.argv[3]))
-        logging.info('agreed with %s', peers.exchange('name', {'name': 'worker %d' % cluster.index}))
+    with MultiProcess(cluster, StopSignal(), link_timeout=3, report_seconds=1) as coordinator:
+        coordinator.assert_same('facts', json.loads(sys.argv[3]))
+        logging.info('agreed with %s', coordinator.all_gather('name', {'name': 'worker %d' % cluster.index}))
         for line in sys.stdin:
             if line.strip() == 'fail':
                 raise UserError('the data ran out')
@@ -30,11 +31,11 @@ def main():
                     pass
                 logging.info('held')
             if line.strip() == 'stop?':
-                logging.info('stop: %s', peers())
+                logging.info('stop: %s', coordinator())
         logging.info('ended')
 
 
 try:
     pose_cli.run(main)
-except pose_cli.Stopped as stopped:
+except Stopped as stopped:
     print(stopped)

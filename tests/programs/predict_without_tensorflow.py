@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 
-from graphs.predict import load_network
+from inference import load_network
 
 predict_maps, _ = load_network(sys.argv[1], threads=1)
 np.save(sys.argv[3], predict_maps(np.load(sys.argv[2]), None))

@@ -2,7 +2,7 @@
 import sys
 
 import pose_cli
-from pose_annotations import read_annotations
+from annotations.arrays import read_annotations
 
 
 def main():

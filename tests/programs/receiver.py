@@ -11,7 +11,7 @@ import time
 import psutil
 
 import pose_cli
-from remote.trainer import BatchReceiver
+from remote.receiver import BatchReceiver
 
 settings, address, keys, link_timeout = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3] or None, float(sys.argv[4])
 pose_cli.log_to_stderr()

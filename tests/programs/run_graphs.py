@@ -2,6 +2,7 @@
 import sys
 
 import numpy as np
+
 import tensorflow.compat.v1 as tf
 
 images = np.load(sys.argv[1])

@@ -10,9 +10,10 @@ import time
 sys.modules['tensorflow'] = None  # a helper node has none
 
 import numpy  # noqa: E402
+
 import pose_cli  # noqa: E402
 import pose_dataworker  # noqa: E402
-from pose_batches import Batch  # noqa: E402
+from batches.batch import Batch  # noqa: E402
 
 
 class Source:

@@ -5,9 +5,9 @@ import stat
 import pytest
 
 from conftest import PATIENCE, assert_user_error, run_command, wait_for
-from pose_cli import UserError
-from remote.trainer import BatchReceiver
-from remote.worker import TrainerConnection
+from pose_errors import UserError
+from remote.receiver import BatchReceiver
+from remote.sender import TrainerConnection
 from wire_ends import SENDER, SETTINGS, made_up_batch, next_batch, save_batches
 
 

@@ -2,12 +2,14 @@
 import numpy as np
 import pytest
 
-from pose_cli import UserError
-from pose_skeleton import COCO
-from remote.settings import augmentation_ranges, check_settings, definitions
+from annotations.skeleton import COCO_SKELETON
+from batches.loader import SAMPLE_SOURCES
+from pose_errors import UserError
+from pose_files import sources_digest
+from remote.protocol import augmentation_ranges, check_settings
 from wire_ends import RANGES, SETTINGS
 
-GOOD = dict(SETTINGS, augmentation=RANGES, definitions=definitions(), skeleton=COCO.to_json(), category='',
+GOOD = dict(SETTINGS, augmentation=RANGES, code=sources_digest(*SAMPLE_SOURCES), skeleton=COCO_SKELETON.to_json(), category='',
             negatives=0.0)
 
 
@@ -15,7 +17,7 @@ GOOD = dict(SETTINGS, augmentation=RANGES, definitions=definitions(), skeleton=C
     ({'batchsize': 10 ** 9}, 'batchsize'), ({'input_width': '64'}, 'input_width'), ({'stride': 7}, 'stride'),
     ({'seed': None}, 'seed'), ({'seed': 1 << 63}, 'seed'), ({'stride': 0}, 'stride'),
     ({'skeleton': '{}'}, 'skeleton'), ({'skeleton': None}, 'skeleton'), ({'skeleton': '[' * 10000}, 'skeleton'),
-    ({'skeleton': COCO.to_json().replace('0.026', '1' + '0' * 400)}, 'skeleton'),
+    ({'skeleton': COCO_SKELETON.to_json().replace('0.026', '1' + '0' * 400)}, 'skeleton'),
     ({'category': 5}, 'skeleton'), ({'new': 1}, 'new'),
     ({'batchsize': 65536, 'input_width': 8192, 'input_height': 8192, 'stride': 8192}, '65536 images of 8192x8192'),
     ({'batchsize': 65536, 'input_width': 368, 'input_height': 368}, '65536 images of 368x368'),
@@ -26,8 +28,7 @@ GOOD = dict(SETTINGS, augmentation=RANGES, definitions=definitions(), skeleton=C
     ({'augmentation': dict(RANGES, offset=[0, 1e300])}, 'augmentation'),
     ({'augmentation': dict(RANGES, flip_probability=2)}, 'augmentation'),
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
-    ({'definitions': []}, 'same version'), ({'definitions': {'pose_augment.PERSON_HEIGHT': '0.5'}},
-                                            'pose_augment.PERSON_HEIGHT')])
+    ({'code': []}, 'same version'), ({'code': '0' * 12}, 'same version')])
 def test_a_worker_refuses_settings_that_it_cannot_keep(change, mention):
     check_settings(GOOD)
     assert augmentation_ranges(GOOD)._asdict() == RANGES

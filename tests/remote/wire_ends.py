@@ -6,9 +6,9 @@ import time
 import numpy as np
 
 import pose_labels
+from batches.batch import encode_batch
 from conftest import PATIENCE, wait_for
-from pose_batches import encode_batch
-from remote import wire
+from remote import protocol
 
 RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0}
 DATA = '0' * 32  # the digest of the data set that workers here say they have
@@ -35,7 +35,7 @@ def made_up_batch(seed, settings, people=2):
 
 
 def header_of(batch):
-    return wire.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
+    return protocol.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
 
 
 def assert_same(batch, received):

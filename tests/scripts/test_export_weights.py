@@ -3,21 +3,21 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
+import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from conftest import assert_user_error, run_command
 from graphs import freeze
-from networks import about, pretrained
-from networks.npy import half_precision
-from pose_skeleton import COCO
+from networks import pretrained
+from networks.formats.npy import half_precision
 
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     """(folder of a checkpoint of mobilenet_fast as it starts, with its run.json; the file made of it)."""
     folder = tmp_path_factory.mktemp('run')
-    run = {'flags': {'model': 'mobilenet_fast'}, 'skeleton': COCO.to_json()}
+    run = {'flags': {'model': 'mobilenet_fast'}, 'skeleton': COCO_SKELETON.to_json()}
     (folder / 'run.json').write_text(json.dumps(run))
     with tf.Graph().as_default():
         networks.get_network('mobilenet_fast', tf.placeholder(tf.float32, [1, 32, 32, 3]), is_training=True)
@@ -44,8 +44,8 @@ def test_it_holds_the_network_and_nothing_else_in_half_precision(exported):
 
 @pytest.mark.slow
 def test_it_knows_what_it_is(exported):
-    assert about.model_of(str(exported[1])) == 'mobilenet_fast'
-    assert about.skeleton_of(str(exported[1])) == COCO
+    assert pretrained.model_of(str(exported[1])) == 'mobilenet_fast'
+    assert pretrained.skeleton_of(str(exported[1])) == COCO_SKELETON
 
 
 @pytest.mark.slow
@@ -80,6 +80,6 @@ def test_damage_is_told(tmp_path):
     path = tmp_path / 'w.npy'
     content = {'conv/weights': np.zeros(2, np.float16), 'about': np.frombuffer(b'{"model"', np.uint8)}
     np.save(str(path), np.array(content, object))
-    for read in (pretrained.read_weights, about.model_of):
+    for read in (pretrained.read_weights, pretrained.model_of):
         with pytest.raises(pretrained.UserError, match='w.npy is damaged'):
             read(str(path))

@@ -7,16 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import freeze_and_optimize
-import pose_cli
-import pose_samples
+import pose_dataset
+import tensorflow.compat.v1 as tf
 from conftest import PROGRAMS, ROOT, assert_user_error, run_command
 from graphs import freeze, graphdef, optimize
 from networks.pretrained import find_checkpoint
-from small_graphs import (HAS_TRANSFORMS, RNG, SIZE, conv, frozen_graph, fused_norm, needs_transforms, ops, outputs,
-                          save_checkpoint)
+from pose_errors import UserError
+from small_graphs import HAS_TRANSFORMS, RNG, SIZE, conv, frozen_graph, fused_norm, needs_transforms, ops, outputs, \
+    save_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def run_folder(thin, sample_coco, tmp_path_factory):
 
 
 def validation_samples(sample_coco):
-    return list(pose_samples.validation_samples(pose_samples.PoseDataset(str(sample_coco), 'val2017', SIZE, SIZE, 8)))
+    return list(pose_dataset.validation_samples(pose_dataset.PoseDataset(str(sample_coco), 'val2017', SIZE, SIZE, 8)))
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def refused(monkeypatch, tmp_path):
     def call(*flags):
         out = tmp_path / 'out'
         monkeypatch.setattr(sys, 'argv', ['freeze_and_optimize.py', '--output-dir=%s' % out] + list(flags))
-        with pytest.raises(pose_cli.UserError) as error:
+        with pytest.raises(UserError) as error:
             freeze_and_optimize.main()
         assert error.value.exit_code == 2
         assert not out.exists() or not list(out.iterdir())

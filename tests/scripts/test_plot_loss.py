@@ -5,8 +5,8 @@ import pytest
 
 import plot_loss
 from conftest import assert_user_error, run_command
-from pose_cli import UserError
-from training.runlog import CURVE_COLUMNS, read_curves
+from pose_errors import UserError
+from training.run_log import CURVE_COLUMNS, read_curves
 
 
 def write_curves(folder, heat, paf, validation=True, steps=400):

@@ -1,5 +1,6 @@
 """What the processes of a run compare: flags that change training, and the sources."""
-from training.agreement import LOCAL_FLAGS, code_version, common_flags
+import pose_files
+from training.cluster import LOCAL_FLAGS, common_flags
 
 
 def test_flags_that_tell_where_things_are_may_differ():
@@ -9,22 +10,23 @@ def test_flags_that_tell_where_things_are_may_differ():
 
 def test_local_flags_exist():
     import sys
-    import train
+
+    from training import config
     argv, sys.argv = sys.argv, ['train.py']
     try:
-        assert set(LOCAL_FLAGS) < set(vars(train.parse_flags()))
+        assert set(LOCAL_FLAGS) < set(vars(config.parse_flags()))
     finally:
         sys.argv = argv
 
 
-def test_the_code_has_a_version(tmp_path, monkeypatch):
-    assert code_version() == code_version()
-    for folder in ('', 'networks', 'remote', 'training'):
-        (tmp_path / folder).mkdir(exist_ok=True)
+def test_the_code_has_a_checksum(tmp_path, monkeypatch):
+    assert pose_files.sources_digest('*.py') == pose_files.sources_digest('*.py') != pose_files.sources_digest('*/*.py')
+    monkeypatch.setattr(pose_files, '__file__', str(tmp_path / 'pose_files.py'))
+    (tmp_path / 'training').mkdir()
     (tmp_path / 'train.py').write_text('step = 1\n')
-    monkeypatch.setattr('training.agreement.ROOT', str(tmp_path))
-    before = code_version()
+    before = pose_files.sources_digest('*.py', 'training/*.py')
     (tmp_path / 'training' / 'notes.txt').write_text('nothing that runs')
-    assert code_version() == before
+    (tmp_path / 'train.py').write_bytes(b'step = 1\r\n')
+    assert pose_files.sources_digest('*.py', 'training/*.py') == before
     (tmp_path / 'train.py').write_text('step = 2\n')
-    assert code_version() != before
+    assert pose_files.sources_digest('*.py', 'training/*.py') != before

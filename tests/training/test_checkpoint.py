@@ -5,12 +5,11 @@ import types
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-from pose_cli import UserError
+import tensorflow.compat.v1 as tf
+from pose_errors import UserError
 from saved_weights import load_all, saved_step
 from training import checkpoint
-from training.session import open_session
 from training.towers import Training
 
 
@@ -25,14 +24,14 @@ class TinyTraining:
         self.amount = tf.placeholder_with_default(1.0, ())
         with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
             self.step = tf.assign_add(global_step, 1)
-        self.health = tf.placeholder_with_default(0.0, ())
+        self.finite_check = tf.placeholder_with_default(0.0, ())
         self.saver = checkpoint.create_saver(keep)
         self.best = checkpoint.BestCheckpoint(self.saver, folder)
         network = types.SimpleNamespace(variables=[self.weight])
         hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
-            network, tf.identity(self.step), tf.constant(0.25), {}, self.health, [], tf.no_op(), None, None, 0))
+            network, tf.identity(self.step), tf.constant(0.25), {}, self.finite_check, [], tf.no_op(), None, None, 0))
         self.session = self._stack.enter_context(
-            open_session(folder, tf.train.Scaffold(saver=self.saver), [hook], None))
+            tf.train.SingularMonitoredSession([hook], tf.train.Scaffold(saver=self.saver), checkpoint_dir=folder))
 
     def run(self, steps=1, **feed):
         for _ in range(steps):
@@ -63,8 +62,8 @@ def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
     assert modification_times(str(tmp_path)) == before
 
 
-@pytest.mark.parametrize('feed, what', [({'health': np.nan}, 'loss or a gradient'),
-                                        ({'health': np.inf}, 'loss or a gradient'), ({'amount': np.inf}, 'weight')])
+@pytest.mark.parametrize('feed, what', [({'finite_check': np.nan}, 'loss or a gradient'),
+                                        ({'finite_check': np.inf}, 'loss or a gradient'), ({'amount': np.inf}, 'weight')])
 def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
     with pytest.raises(UserError, match='a %s became NaN or infinite at step 4, with lr=0.25' % what) as caught:
         with TinyTraining(str(tmp_path)) as training:

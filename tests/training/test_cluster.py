@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from pose_cli import UserError
+from pose_errors import UserError
 from training.cluster import ALONE, Cluster, expand_nodes, read_cluster
 
 

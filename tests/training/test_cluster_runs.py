@@ -10,7 +10,7 @@ from conftest import PATIENCE, descendants, free_ports, is_running
 from saved_weights import load_all, saved_step
 from test_pose_dataworker import worker_command
 from train_runs import ClusterRun
-from training.liveness import LOST_EXIT_CODE
+from training.coordinator import LOST_EXIT_CODE
 
 pytestmark = pytest.mark.slow
 SAVE_EVERY = 3
@@ -82,9 +82,13 @@ def test_a_signal_to_one_ends_all_at_the_same_step(stopped, folder):
 
 
 def test_all_log_the_same_losses_and_the_slowest(stopped):
-    lines = [[re.search(r'step=(\d+),.* loss=([\d.e+]+),.* slowest=(127\S+) data_wait=\d+%, the others wait', line)
-              .groups() for line in stopped.log(k).splitlines() if 'examples/sec' in line] for k in range(2)]
-    assert lines[0] == lines[1] and set(line[2] for line in lines[0]) <= set(stopped.workers)
+    lines = [[line for line in stopped.log(k).splitlines() if 'examples/sec' in line] for k in range(2)]
+    losses = [[re.search(r'step=(\d+),.* loss=([\d.e+]+),', line).groups() for line in of_one] for of_one in lines]
+    assert losses[0] == losses[1]
+    for of_one in lines:  # a process knows the other's load after a second
+        slowest = [re.search(r' slowest=(127\S+) data_wait=\d+%, the others wait \d+% for it$', line)
+                   for line in of_one]
+        assert slowest[-1] and {match.group(1) for match in slowest if match} <= set(stopped.workers)
 
 
 def test_tensorflow_s_open_port_is_told(stopped):
@@ -100,11 +104,11 @@ def test_a_checkpoint_has_one_replica(stopped, folder):
 
 
 def test_each_sample_is_used_once_an_epoch(sample_coco):
-    """The shares of two processes are together the batch of one."""
-    from pose_order import batch_positions
+    """The shards of two processes are together the batch of one."""
+    from batches.loader import batch_positions
     for number in range(5):
         whole = list(batch_positions(number, 8))
-        assert whole == [p for share in range(2) for p in batch_positions(number, 4, share, 2)]
+        assert whole == [p for shard in range(2) for p in batch_positions(number, 4, shard, 2)]
 
 
 def test_different_flags_are_refused_before_the_first_step(start_run, folder):

@@ -1,13 +1,13 @@
 """Gradients of a tower: slices, one after the other, give those of the whole."""
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-from pose_batches import Batch, encode_batch
-from pose_skeleton import COCO
-from test_pose_batches import made_up_arrays
-from training.gradients import tower_gradients
+import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
+from batches.batch import Batch, encode_batch
+from made_up_arrays import made_up_arrays
 from training.optimizer import Optimizer
+from training.towers import tower_gradients
 
 
 @pytest.fixture(scope='module')
@@ -19,9 +19,9 @@ def whole_and_slices():
         fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in batch))
         optimizer = Optimizer(tf.constant(0.1))
         with tf.name_scope('whole'):
-            whole = tower_gradients('cmu', fields, optimizer, COCO)
+            whole = tower_gradients('cmu', fields, optimizer, COCO_SKELETON)
         with tf.name_scope('slices'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            slices = tower_gradients('cmu', fields, optimizer, COCO, accumulate=4)
+            slices = tower_gradients('cmu', fields, optimizer, COCO_SKELETON, accumulate=4)
         assert [v for _, v in whole.gradients] == [v for _, v in slices.gradients] and len(whole.gradients) == 2 * 92
         differences = {
             'gradients': [tf.norm(a - b) / tf.norm(a) for (a, _), (b, _) in zip(whole.gradients, slices.gradients)],

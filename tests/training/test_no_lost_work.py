@@ -13,8 +13,8 @@ import time
 import numpy as np
 import psutil
 import pytest
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
 from saved_weights import load_all, saved_step
 from train_runs import TrainRun
 

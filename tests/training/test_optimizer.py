@@ -1,10 +1,10 @@
 """The learning rate over time, and what an update does to a weight."""
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
+from training.config import Recipe
 from training.optimizer import Optimizer, learning_rate_schedule
-from training.recipes import Recipe
 
 PAPER = Recipe('sgd', momentum=0.9, weight_decay=5e-4, factors=True, decay_steps=30)
 

@@ -3,13 +3,13 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_command
-from pose_cli import UserError
-from training import precision
-from training.optimizer import Optimizer
-from training.recipes import Recipe
+from pose_errors import UserError
+from training import devices
+from training.config import Recipe
+from training.optimizer import GROWTH_STEPS, Optimizer
 
 
 def cpu_info(tmp_path, features):
@@ -18,30 +18,29 @@ def cpu_info(tmp_path, features):
 
 
 def test_without_a_gpu_a_cpu_with_bfloat16_is_needed_and_tensorflow_2(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, 'GPU_DEVICES', str(tmp_path / 'nvidia*'))
+    monkeypatch.setattr(devices, 'gpu_present', lambda: False)
     with pytest.raises(UserError, match='--precision=mixed needs a GPU, or TensorFlow 2 on a CPU with AVX512-BF16'):
-        precision.check_precision(cpu_info(tmp_path, 'avx512f'))
+        devices.check_precision(cpu_info(tmp_path, 'avx512f'))
     with pytest.raises(UserError, match='--precision=mixed'):
-        precision.enable_mixed(tf.ConfigProto(), 0, cpu_info(tmp_path, 'avx512f'))
+        devices.enable_mixed(tf.ConfigProto(), 0, cpu_info(tmp_path, 'avx512f'))
     able = cpu_info(tmp_path, 'avx512_bf16')
     if tf.__version__.startswith('1.'):
         with pytest.raises(UserError, match='TensorFlow 1'):
-            precision.check_precision(able)
+            devices.check_precision(able)
     else:
-        precision.check_precision(able)
+        devices.check_precision(able)
         config = tf.ConfigProto()
-        assert not precision.enable_mixed(config, 0, able)
+        assert not devices.enable_mixed(config, 0, able)
         options = config.graph_options.rewrite_options
         assert options.auto_mixed_precision_onednn_bfloat16 == options.ON
         assert options.auto_mixed_precision == options.DEFAULT
 
 
 def test_on_gpus_the_graph_is_rewritten_and_the_loss_scaled(tmp_path, monkeypatch):
-    (tmp_path / 'nvidia0').write_text('')
-    monkeypatch.setattr(precision, 'GPU_DEVICES', str(tmp_path / 'nvidia*'))
-    precision.check_precision(cpu_info(tmp_path, ''))
+    monkeypatch.setattr(devices, 'gpu_present', lambda: True)
+    devices.check_precision(cpu_info(tmp_path, ''))
     config = tf.ConfigProto()
-    assert precision.enable_mixed(config, gpus=1)
+    assert devices.enable_mixed(config, gpus=1)
     options = config.graph_options.rewrite_options
     assert options.auto_mixed_precision == options.ON
 
@@ -57,14 +56,14 @@ def scaled(request):
                                                          loss_scaling=True))
         loss = weight * x
         gradients = optimizer.compute_gradients(loss, [weight])
-        health = optimizer.health(loss, gradients)
+        finite_check = optimizer.finite_check(loss, gradients)
         update = optimizer.apply_gradients(gradients, global_step)
         assert 'loss_scale' not in ' '.join(v.op.name for v in tf.global_variables())  # checkpoints fit either way
         session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         scale, good = tf.local_variables()
 
         def step(value):
-            return session.run([health, update], {x: value})[0]
+            return session.run([finite_check, update], {x: value})[0]
 
         def state():
             return [float(value) for value in session.run([weight, scale, good, global_step])]
@@ -83,10 +82,10 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(scaled):
 def test_the_scale_grows_back_after_many_good_steps(scaled):
     step, state, set_good = scaled
     step(1e35)
-    set_good(precision.GROWTH_STEPS - 1)
+    set_good(GROWTH_STEPS - 1)
     step(0.5)
     assert state()[1:3] == [2 ** 15, 0]
-    set_good(precision.GROWTH_STEPS - 1)
+    set_good(GROWTH_STEPS - 1)
     step(0.5)
     assert state()[1] == 2 ** 15  # the largest
 
@@ -95,8 +94,8 @@ def test_what_no_scale_can_mend_is_not_forgiven(scaled):
     step, state, _ = scaled
     assert not np.isfinite(step(np.nan))
     for _ in range(20):  # down to the smallest scale
-        health = step(np.inf)
-    assert state()[1] == 1 and not np.isfinite(health)
+        finite_check = step(np.inf)
+    assert state()[1] == 1 and not np.isfinite(finite_check)
 
 
 def test_gradients_are_those_without_a_scale():
@@ -118,7 +117,7 @@ def test_train_learns_the_same_in_both_precisions_and_resumes_in_the_other(sampl
                            '--modelpath=%s' % (tmp_path / name), '--batchsize=4', '--input-width=64',
                            '--input-height=64', '--workers=1', '--log-every=1', '--valid-every=6', *flags)
 
-    if not precision.has_bfloat16():
+    if not devices.has_bfloat16():
         assert_user_error(train('mixed', '--max-steps=6', '--precision=mixed'), '--precision=mixed')
         return
     losses = {}

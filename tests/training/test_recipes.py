@@ -3,8 +3,8 @@ import types
 
 import pytest
 
-from pose_cli import UserError
-from training import recipes
+from pose_errors import UserError
+from training import config
 
 
 def flags_with(**given):
@@ -16,20 +16,20 @@ def flags_with(**given):
 
 def test_a_recipe_fills_in_what_the_flags_leave_open():
     flags = flags_with()
-    recipes.complete_flags(flags)
+    config.complete_flags(flags)
     assert (flags.optimizer, flags.lr, flags.weight_decay) == ('adam', [0.001], 0)
-    assert flags.warmup_steps == recipes.WARMUP_STEPS and not recipes.recipe_of(flags).factors
+    assert flags.warmup_steps == config.WARMUP_STEPS and not config.recipe_of(flags).factors
     flags = flags_with(recipe='paper', weight_decay=0.01, accumulate=2)
-    recipes.complete_flags(flags)
+    config.complete_flags(flags)
     assert (flags.optimizer, flags.lr, flags.momentum, flags.warmup_steps) == ('sgd', [4e-5], 0.9, 0)
-    recipe = recipes.recipe_of(flags)
+    recipe = config.recipe_of(flags)
     assert recipe.weight_decay == 0.01 and recipe.factors and recipe.decay_steps == 136106 // 2
 
 
 def test_the_backbone_is_what_comes_from_the_networks_pretrained_file():
     flags = flags_with(model='mobilenet_thin', backbone_lr=0.1)
-    recipes.complete_flags(flags)
-    recipe = recipes.recipe_of(flags)
+    config.complete_flags(flags)
+    recipe = config.recipe_of(flags)
     assert (recipe.backbone_rate, recipe.backbone) == (0.1, ('MobilenetV1/',))
 
 
@@ -41,6 +41,6 @@ def test_the_backbone_is_what_comes_from_the_networks_pretrained_file():
     ({'momentum': 0.5, 'optimizer': 'adam'}, ['--momentum', '--optimizer=sgd'])])
 def test_flags_that_contradict_each_other(given, mentions):
     with pytest.raises(UserError) as caught:
-        recipes.complete_flags(flags_with(**given))
+        config.complete_flags(flags_with(**given))
     for mention in mentions:
         assert mention in str(caught.value)

@@ -8,14 +8,18 @@ import sys
 import numpy as np
 import psutil
 import pytest
-import tensorflow.compat.v1 as tf
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-import pose_skeleton
+import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from conftest import PROGRAMS, assert_user_error, run_command, wait_for
-from graphs import predict
-from pose_cli import UserError
-from training import checkpoint, recovery, runlog
+from inference import read_skeleton
+from pose_errors import UserError
+from training import checkpoint
+from training.checkpoint import recover
+from training.run_folder import check_resume, note_start
+from training.run_log import CURVE_COLUMNS, CURVES_FILE, RunLog, csv, read_curves
 
 FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam'}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
@@ -50,7 +54,7 @@ def step_of(folder):
 
 def test_a_whole_checkpoint_is_left_alone(folder):
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
-    assert recovery.recover(str(folder)) == str(folder / 'model-6')
+    assert recover(str(folder)) == str(folder / 'model-6')
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
 
 
@@ -60,7 +64,7 @@ def test_a_damaged_newest_checkpoint_is_kept_and_the_one_before_it_taken(folder,
     path = folder / ('model-6' + suffix)
     data = path.read_bytes()
     path.unlink() if kind == 'gone' else path.write_bytes(KINDS[kind](data))
-    assert recovery.recover(str(folder)) == str(folder / 'model-4')
+    assert recover(str(folder)) == str(folder / 'model-4')
     assert step_of(folder) == 4 and not list(folder.glob('model-6*'))
     other, = {'.index', '.data-00000-of-00001'} - {suffix}
     assert (folder / ('damaged-model-6' + other)).exists()
@@ -72,7 +76,7 @@ def test_a_damaged_newest_checkpoint_is_kept_and_the_one_before_it_taken(folder,
 @pytest.mark.parametrize('content', [None, b'', b'\xff\xfe', b'model_checkpoint_path: "model-8"\n', b'\0' * 100])
 def test_the_file_checkpoint_gone_or_damaged(folder, content):
     (folder / 'checkpoint').unlink() if content is None else (folder / 'checkpoint').write_bytes(content)
-    assert recovery.recover(str(folder)) == str(folder / 'model-6')
+    assert recover(str(folder)) == str(folder / 'model-6')
     assert step_of(folder) == 6
     assert tf.train.get_checkpoint_state(str(folder)).all_model_checkpoint_paths == [
         str(folder / ('model-%d' % step)) for step in (2, 4, 6)]
@@ -83,15 +87,15 @@ def test_none_reads_whole(folder):
         path.write_bytes(b'')
     before = sorted(os.listdir(str(folder)))
     with pytest.raises(UserError, match='no checkpoint in .* reads whole'):
-        recovery.recover(str(folder))
+        recover(str(folder))
     assert sorted(os.listdir(str(folder))) == before
 
 
 def test_folders_of_new_runs_hold_nothing_to_recover(tmp_path):
-    assert recovery.recover(str(tmp_path)) is None
-    assert recovery.recover(str(tmp_path / 'missing')) is None
+    assert recover(str(tmp_path)) is None
+    assert recover(str(tmp_path / 'missing')) is None
     (tmp_path / 'model-0.data-00000-of-00001').write_bytes(b'half')  # the first save was killed
-    assert recovery.recover(str(tmp_path)) is None
+    assert recover(str(tmp_path)) is None
 
 
 def damage_best(best, how):
@@ -134,16 +138,16 @@ GOOD = 'kind,step,epoch,loss\ntrain,1,0.1,3\ntrain,2,0.2,2.5\n'
 def test_damaged_curves_lose_their_bad_lines_only(tmp_path, content, steps):
     path = tmp_path / 'curves.csv'
     path.mkdir() if content == 'directory' else path.write_bytes(content)
-    with runlog.RunLog(str(tmp_path), 10, 10) as log:
+    with RunLog(str(tmp_path), 10, 10) as log:
         log.evaluation(11, 0.5)
-    assert [row['step'] for row in runlog.read_curves(str(path))] == steps + ['11']
+    assert [row['step'] for row in read_curves(str(path))] == steps + ['11']
     assert bool(steps) != (tmp_path / 'damaged-curves.csv').exists()
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     if not os.path.exists('/dev/full'):
         pytest.skip('there is no /dev/full')
-    with runlog.RunLog(str(tmp_path), 0, 10) as log:
+    with RunLog(str(tmp_path), 0, 10) as log:
         curves, = [file.fd for file in psutil.Process().open_files() if file.path == str(tmp_path / 'curves.csv')]
         os.dup2(os.open('/dev/full', os.O_WRONLY), curves)
         log.evaluation(1, 0.5)
@@ -210,7 +214,7 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
 
 def losses(model):
     """{step: loss} of the training steps in a run's curves."""
-    return {int(row['step']): float(row['loss']) for row in runlog.read_curves(str(model / 'logs' / runlog.CURVES_FILE))
+    return {int(row['step']): float(row['loss']) for row in read_curves(str(model / 'logs' / CURVES_FILE))
             if row['kind'] == 'train'}
 
 
@@ -225,16 +229,16 @@ def test_mutated_run_files(name, places, checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp('mutated') / 'run'
     shutil.copytree(str(checkpoints), str(folder))
     (folder / 'best.json').write_text('{"step": 4, "loss_ll": 0.5}')
-    (folder / 'curves.csv').write_text(','.join(runlog.CURVE_COLUMNS) + '\ntrain,2' + ',1' * 11 + '\n')
-    runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=False)
+    (folder / 'curves.csv').write_text(','.join(CURVE_COLUMNS) + '\ntrain,2' + ',1' * 11 + '\n')
+    note_start(str(folder), FLAGS, COCO_SKELETON, resumes=False)
     data = (folder / name).read_bytes()
     for at, removed, added in places:
         data = data[:at % (len(data) + 1)] + added + data[at % (len(data) + 1) + removed:]
     (folder / name).write_bytes(data)
-    for read in (lambda: recovery.recover(str(folder)), lambda: runlog.check_resume(str(folder), FLAGS),
-                 lambda: runlog.note_start(str(folder), FLAGS, pose_skeleton.COCO, resumes=True),
-                 lambda: predict.read_skeleton(checkpoint=str(folder)),
-                 lambda: runlog.RunLog(str(folder), 4, 10).__exit__()):
+    for read in (lambda: recover(str(folder)), lambda: check_resume(str(folder), FLAGS),
+                 lambda: note_start(str(folder), FLAGS, COCO_SKELETON, resumes=True),
+                 lambda: read_skeleton(checkpoint=str(folder)),
+                 lambda: RunLog(str(folder), 4, 10).__exit__()):
         try:
             read()
         except UserError as error:
@@ -252,6 +256,6 @@ def test_a_log_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         def full(*args, **kwargs):
             raise OSError(number, os.strerror(number))
-        monkeypatch.setattr(runlog.csv.DictWriter, 'writeheader', full)
+        monkeypatch.setattr(csv.DictWriter, 'writeheader', full)
         with pytest.raises(UserError, match='--logpath=%s: %s' % (tmp_path, os.strerror(number))):
-            runlog.RunLog(str(tmp_path), 0, 10)
+            RunLog(str(tmp_path), 0, 10)

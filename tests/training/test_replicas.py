@@ -1,9 +1,9 @@
 """Buckets and the all-reduce, between CPU devices of this process."""
 import numpy as np
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
 from training.cluster import ALONE
-from training.replicas import all_reduce, bytes_on_the_wire, copy_variables, pack, process_group, step_group
+from training.towers import all_reduce, buckets_of, bytes_on_the_wire, copy_variables, process_group, step_group
 
 DEVICES = ['/cpu:0', '/cpu:1', '/cpu:2']
 
@@ -15,8 +15,8 @@ def session():
 def test_buckets_hold_one_type_and_so_many_bytes_in_order():
     with tf.Graph().as_default():
         tensors = [tf.zeros([10]), tf.zeros([5, 3]), tf.zeros([], tf.int64), tf.zeros([4]), tf.zeros([1000])]
-        assert pack(tensors, limit=100) == [[0, 1], [2], [3], [4]]
-        assert pack(tensors[:2], limit=99) == [[0], [1]]
+        assert buckets_of(tensors, limit=100) == [[0, 1], [2], [3], [4]]
+        assert buckets_of(tensors[:2], limit=99) == [[0], [1]]
 
 
 def test_the_mean_comes_to_all_devices_alike_to_the_last_bit():

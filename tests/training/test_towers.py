@@ -6,14 +6,14 @@ import types
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
+import tensorflow.compat.v1 as tf
 from conftest import free_ports, program_environment, wait_for
-from pose_cli import UserError
+from pose_errors import UserError
 from tower_graphs import Towers, five_steps, random_batch
 from training.cluster import Cluster
-from training.recipes import Recipe
-from training.towers import tower_devices
+from training.config import Recipe
+from training.devices import tower_devices
 
 
 def assert_same_weights(weights, expected):
@@ -62,7 +62,7 @@ def two_towers():
     saved = {variable.op.name: variable for variable in towers.training.variables}
     before = towers.session.run(saved)
     metadata = tf.RunMetadata()
-    towers.run([towers.training.step, towers.training.figures], random_batch(4),
+    towers.run([towers.training.step, towers.training.metrics], random_batch(4),
                options=tf.RunOptions(output_partition_graphs=True), run_metadata=metadata)
     partitions = {graph.node[0].device.rsplit('/', 1)[1].lower(): list(graph.node)
                   for graph in metadata.partition_graphs}

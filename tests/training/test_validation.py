@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import networks
-from pose_cli import Stopped
-from pose_samples import PoseDataset
+import tensorflow.compat.v1 as tf
+from pose_dataset import PoseDataset
+from pose_errors import Stopped
 from training.validation import Validator, log_background_loss, validate
 
 VALIDATION_IMAGES = 6

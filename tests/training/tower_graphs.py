@@ -6,19 +6,18 @@ import os
 import sys
 
 import numpy as np
+
 import tensorflow.compat.v1 as tf
-
-from pose_batches import Batch, batch_layout, encode_batch
+from batches.batch import Batch, batch_layout, encode_batch
 from training.cluster import ALONE, read_cluster
-from training.session import start_server
-from training.towers import build_training, tower_devices
-
+from training.devices import start_server, tower_devices
+from training.towers import build_training
 
 SIZE = 64
 
 
 def random_batch(batchsize, stride=8, seed=0):
-    """Dense arrays (image, heatmap, paf, mask) as for pose_batches.encode_batch."""
+    """Dense arrays (image, heatmap, paf, mask) as for batches.batch.encode_batch."""
     rng = np.random.RandomState(seed)
     cells = (batchsize, SIZE // stride, SIZE // stride)
     return [rng.randint(0, 256, (batchsize, SIZE, SIZE, 3)).astype(np.uint8),
@@ -53,11 +52,11 @@ class Towers:
         self.session.run(self.training.copy)
 
     def run(self, fetches, batch, **kwargs):
-        """Run on this process's share of a batch; nobody stops, nobody waited."""
+        """Run on this process's share of a batch; nobody stops."""
         share = len(batch[0]) // self.cluster.size
         feed = dict(zip(self.fields, encode_batch(*(part[self.cluster.index * share:][:share] for part in batch))))
         if self.cluster.size > 1:
-            feed.update({self.training.stop: 0, self.training.waited: 0})
+            feed[self.training.stop] = 0
         return self.session.run(fetches, feed, **kwargs)
 
 

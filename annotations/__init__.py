@@ -1,0 +1,1 @@
+"""Annotation files as tools write them, as flat arrays; skeletons; image files."""

@@ -1,0 +1,394 @@
+"""COCO keypoint annotations as a few flat numpy arrays, with a cache.
+
+Millions of Python objects, as json gives them, cost gigabytes, and each forked loader process would copy them as soon
+as their reference counts are touched. Arrays are shared by all processes. The annotation file is parsed once, in a
+process of its own; later starts read the arrays back from a cache.
+"""
+import collections
+import contextlib
+import gc
+import hashlib
+import io
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import stat
+from array import array
+
+import numpy as np
+
+from pose_errors import UserError
+from pose_files import write_file
+
+from .coco import read_dataset, summary_of
+from .skeleton import parse_skeleton
+
+MAIN_MIN_KEYPOINTS = 5
+MAIN_MIN_AREA = 32 * 32
+MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
+
+CACHE_VERSION = 5  # of the arrays below
+MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
+
+# image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
+# person_start int64 (I + 1): people of image i are person_start[i] .. person_start[i + 1] of
+#   joints float32 (P, parts, 2), NaN where not labelled, and bbox float32 (P, 4)
+# polygon_start (I + 1) -> point_range (polygons, 2) -> points float32 (N, 2): regions that nobody labelled; polygon p
+#   has the points point_range[p, 0] .. point_range[p, 1]
+# spared_start (I + 1) -> spared_range (polygons, 2) -> spared float32 (N, 2): labelled people in such images
+# run_start (I + 1) -> count_range (regions, 2) -> counts uint32: the same as COCO run lengths
+# sample_image, sample_person int64 (S): the main people, in the order of the annotation file
+# skeleton: the annotations.skeleton.Skeleton of the category
+Annotations = collections.namedtuple('Annotations', (
+    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_range', 'points',
+    'spared_start', 'spared_range', 'spared', 'run_start', 'count_range', 'counts', 'sample_image', 'sample_person',
+    'skeleton'))
+
+
+def read_annotations(annotation_file, image_folder, category=None):
+    """Read a COCO keypoint annotation file, from its cache when there is a valid one.
+
+    Images that are not in image_folder are left out, counted and named in the log.
+
+    Args:
+        category: the name of one, where the file has several with keypoints.
+    Returns:
+        Annotations.
+    Raises:
+        UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
+    """
+    arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category), path),
+                         '%d %s' % (CACHE_VERSION, category or ''))
+    for line in arrays['summary']:
+        logging.warning('%s: %s', annotation_file, line.decode())
+    return _drop_missing_images(annotations_of(arrays), annotation_file, image_folder)
+
+
+def annotations_of(arrays):
+    skeleton = parse_skeleton(arrays['skeleton'][0].decode(), 'the cache')
+    return Annotations(**dict({name: arrays[name] for name in Annotations._fields}, skeleton=skeleton))
+
+
+def people_of(annotations, image):
+    """joints float32 (people, parts, 2) and bbox float32 (people, 4) of one image, in image pixels."""
+    rows = slice(annotations.person_start[image], annotations.person_start[image + 1])
+    return annotations.joints[rows], annotations.bbox[rows]
+
+
+def images_without_people(annotations, image_folder):
+    """The numbers of the images that are in image_folder and have nobody, labelled or not, as an int64 array."""
+    a = annotations
+    nobody = sum(np.diff(starts) for starts in (a.person_start, a.polygon_start, a.run_start)) == 0
+    present = set(os.listdir(image_folder)) if nobody.any() else ()
+    rows = [row for row in np.flatnonzero(nobody).tolist()
+            if a.file_name[row].decode() in present
+            or os.path.isfile(os.path.join(image_folder, a.file_name[row].decode()))]
+    return np.array(rows, np.int64)
+
+
+def samples_digest(annotations):
+    """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
+
+    The digest is that of what a batch's number stands for; it does not depend on platform or Python.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    for values in annotations:
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind == 'f':
+                values = np.where(np.isnan(values), np.float32(-1e9), values)  # a NaN may have many bit patterns
+            hashed.update(('%s %s ' % (values.dtype.str, values.shape)).encode() + values.tobytes())
+    return hashed.hexdigest()
+
+
+def ignored_regions(annotations, image):
+    """The regions of one image in which people are not labelled.
+
+    Returns:
+        (polygons, bitmaps, spared): a list of float32 (points, 2) arrays in image pixels, a list of uint8
+        (height, width), and polygons of labelled people, which count although they lie in such a region.
+    """
+    a = annotations
+    polygons, spared = ([points[first:last] for first, last in ranges[starts[image]:starts[image + 1]]]
+                        for points, ranges, starts in ((a.points, a.point_range, a.polygon_start),
+                                                       (a.spared, a.spared_range, a.spared_start)))
+    width, height = a.image_size[image]
+    bitmaps = [_decode_run_lengths(a.counts[first:last], height, width)
+               for first, last in a.count_range[a.run_start[image]:a.run_start[image + 1]]]
+    return polygons, bitmaps, spared
+
+
+def min_keypoints(skeleton):
+    """How many labelled keypoints a main person has at least: 5, or half of them where a skeleton has fewer than 10."""
+    return min(MAIN_MIN_KEYPOINTS, (len(skeleton.keypoints) + 1) // 2)
+
+
+def select_main_people(num_keypoints, area, bbox, least=MAIN_MIN_KEYPOINTS):
+    """The main people of one image, for each of which there is one sample (Cao et al.'s training code).
+
+    A main person has at least 5 labelled keypoints and an area of at least 32 * 32, and no earlier main person (largest
+    first) whose centre is nearer than 0.3 times that person's longer bounding box side.
+
+    Args:
+        num_keypoints (people,), area (people,), bbox (people, 4) of the people of one image; no crowds.
+        least: labelled keypoints of a main person, see least_keypoints.
+    Returns:
+        list of indices, largest first.
+    """
+    chosen, circles = [], []  # x, y and radius: no other main person has its centre in there
+    for person in sorted(range(len(area)), key=lambda person: -area[person]):
+        x, y, width, height = bbox[person]
+        x, y = x + width / 2, y + height / 2
+        if (num_keypoints[person] >= least and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
+                and all(math.hypot(x - other_x, y - other_y) >= radius for other_x, other_y, radius in circles)):
+            chosen.append(person)
+            circles.append((x, y, MAIN_MIN_DISTANCE * max(width, height)))
+    return chosen
+
+
+class _Regions:
+    """Regions that nobody labelled, as rows of numbers of different lengths, one after the other in one flat array."""
+
+    def __init__(self, typecode):
+        self.numbers = array(typecode)
+        self.lengths, self.image_rows = [], []
+
+    def add(self, image_row, numbers):
+        self.numbers.fromlist(numbers)
+        self.lengths.append(len(numbers))
+        self.image_rows.append(image_row)
+
+    def ranges(self, images):
+        """Where the regions of each image start, (images + 1,), and the range of numbers of each region, (regions, 2),
+        both int64."""
+        order, starts = _group_by_image(self.image_rows, images)
+        last = np.cumsum(np.array(self.lengths, np.int64))
+        return starts, np.stack([last - self.lengths, last], axis=1).astype(np.int64)[order]
+
+
+def build_arrays(dataset, annotation_file):
+    """A annotations.coco.Dataset -> the arrays of Annotations, `skeleton`, and `summary`, lines for the log.
+
+    Raises UserError, which counts the causes, when there is nobody to train on.
+    """
+    images, skeleton = dataset.images, dataset.skeleton
+    row_of_image = {image['id']: row for row, image in enumerate(images)}
+    people = [annotation for annotation in dataset.annotations if annotation['num_keypoints']]
+    order, person_start = _group_by_image([row_of_image[person['image_id']] for person in people], len(images))
+    people = [people[k] for k in order]
+    boxes = np.array([person['bbox'] for person in people], np.float64).reshape(-1, 4)
+    samples = _select_samples(person_start, min_keypoints(skeleton), [person['num_keypoints'] for person in people],
+                              [person['area'] for person in people], boxes.tolist())
+    if not len(samples[0]):
+        raise UserError(_nobody(dataset, people, annotation_file))
+    polygons, runs, spared = _ignored_regions(dataset.annotations, row_of_image)
+    polygon_start, coordinate_range = polygons.ranges(len(images))
+    spared_start, spared_range = spared.ranges(len(images))
+    run_start, count_range = runs.ranges(len(images))
+    return {
+        'image_id': np.array([image['id'] for image in images], np.int64),
+        'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
+        'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
+        'person_start': person_start, 'joints': skeleton.joints([person['keypoints'] for person in people]),
+        'bbox': boxes.astype(np.float32),
+        'polygon_start': polygon_start, 'point_range': coordinate_range // 2, 'points': _points(polygons.numbers),
+        'spared_start': spared_start, 'spared_range': spared_range // 2, 'spared': _points(spared.numbers),
+        'run_start': run_start, 'count_range': count_range, 'counts': np.array(runs.numbers, np.uint32),
+        'sample_image': samples[0], 'sample_person': samples[1],
+        'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
+        'summary': np.array([line.encode() for line in [summary_of(dataset)] if line], np.bytes_),
+    }
+
+
+def _points(coordinates):
+    """COCO's polygons count from the corner of the first pixel, everything else here from its centre."""
+    return np.array(coordinates, np.float32).reshape(-1, 2) - np.float32(0.5)
+
+
+def _nobody(dataset, people, annotation_file):
+    """The error line of a file without a sample: how many people it has, and what each lacks."""
+    least = min_keypoints(dataset.skeleton)
+    causes = collections.Counter()
+    for annotation in dataset.annotations:
+        if annotation['iscrowd']:
+            causes['crowds'] += 1
+        elif not annotation['num_keypoints']:
+            causes['without labelled keypoints'] += 1
+    for person in people:
+        few, small = person['num_keypoints'] < least, person['area'] < MAIN_MIN_AREA
+        causes['with fewer than %d labelled keypoints' % least] += few
+        causes['smaller than %d pixels' % MAIN_MIN_AREA] += small
+        causes['with a box of no size'] += not few and not small
+    counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count)
+    found = 'of %d annotations %s' % (len(dataset.annotations), counts) if counts else 'it has no annotations'
+    left_out = summary_of(dataset)
+    return ('%s has no person with %d keypoints and an area of %d pixels to train on: %s%s; give a COCO keypoint '
+            'annotation file' % (annotation_file, least, MAIN_MIN_AREA, found, '; ' + left_out if left_out else ''))
+
+
+def _ignored_regions(annotations, row_of_image):
+    """Regions that nobody labelled, and the labelled people in the same images.
+
+    Returns:
+        (polygons, runs, spared): _Regions of coordinates, of run lengths, and of coordinates.
+    """
+    polygons, runs, spared = _Regions('d'), _Regions('I'), _Regions('d')
+    ignored = set()
+    for annotation in annotations:
+        segmentation, row = annotation['segmentation'], row_of_image[annotation['image_id']]
+        if annotation['num_keypoints'] or not segmentation:
+            continue
+        ignored.add(row)
+        if isinstance(segmentation, dict):
+            runs.add(row, segmentation['counts'])
+        else:
+            for polygon in segmentation:
+                polygons.add(row, polygon)
+    for annotation in annotations:
+        row = row_of_image[annotation['image_id']]
+        if annotation['num_keypoints'] and row in ignored:
+            for polygon in _labelled_regions(annotation):
+                spared.add(row, polygon)
+    return polygons, runs, spared
+
+
+def _labelled_regions(person):
+    """The polygons of a person, else the corners of the box."""
+    if person['segmentation'] and isinstance(person['segmentation'], list):
+        return person['segmentation']
+    x, y, width, height = person['bbox']
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def _select_samples(person_start, least, *columns):
+    """The main people of all images: their images and themselves, int64 (samples,) each.
+
+    Args:
+        person_start: as in Annotations.  least: labelled keypoints of a main person.
+        columns: what select_main_people takes, lists of all people in the order of the images.
+    """
+    samples = []
+    for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
+        if last > first:
+            chosen = select_main_people(*(column[first:last] for column in columns), least=least)
+            samples += [(row, first + person) for person in chosen]
+    return np.array(samples, np.int64).reshape(-1, 2).T
+
+
+def _decode_run_lengths(counts, height, width):
+    values = np.arange(len(counts), dtype=np.uint8) & 1
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def _group_by_image(image_rows, images):
+    """A stable order that puts rows of one image together, and where each image starts in it, int64 (images + 1)."""
+    image_rows = np.array(image_rows, np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(image_rows, minlength=images))])
+    return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
+
+
+def _drop_missing_images(annotations, annotation_file, image_folder):
+    try:
+        present = set(os.listdir(image_folder))
+    except OSError as error:
+        raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
+    rows = np.unique(annotations.sample_image)
+    names = [name.decode() for name in annotations.file_name[rows]]
+    missing = np.array([name not in present and not os.path.isfile(os.path.join(image_folder, name)) for name in names])
+    if not missing.any():
+        return annotations
+    examples = ', '.join(np.array(names)[missing][:3])
+    message = ('%d of the %d images with people of %s are not in %s (%s ...)'
+               % (missing.sum(), len(names), annotation_file, image_folder, examples))
+    if missing.mean() > MISSING_LIMIT:
+        raise UserError('%s; give the folder with the images by --imgpath' % message)
+    logging.warning('%s: they are left out', message)
+    keep = ~np.isin(annotations.sample_image, rows[missing])
+    return annotations._replace(sample_image=annotations.sample_image[keep],
+                                sample_person=annotations.sample_person[keep])
+
+
+def _from_cache(annotation_file, make, version):
+    """The arrays that make(annotation_file) gives, from the user's cache when it has those of this very file.
+
+    Args:
+        make: function (annotation_file) -> dict of arrays; it runs in a process of its own and may raise UserError.
+        version: text, another one when make returns other arrays for the same file.
+    Raises:
+        UserError: the annotation file cannot be read, from make, or its process was killed.
+    """
+    key = _key(annotation_file, version)
+    try:
+        with np.load(_cache_path(annotation_file)) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if str(arrays.pop('key')) == key:
+            return arrays
+    except Exception:  # missing or damaged, in many ways; making the arrays again mends them all
+        pass
+    return _make_in_child(annotation_file, make, version, key)
+
+
+def _key(annotation_file, version):
+    """Text that changes whenever the file is written: its last time (ctime) cannot be set, unlike the one before."""
+    try:
+        status = os.stat(annotation_file)
+    except OSError as error:
+        raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
+    return '%s %d %d %d %d' % (version, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _cache_path(annotation_file):
+    """In the user's own cache folder: no cache that somebody else wrote is ever read."""
+    cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(annotation_file))).hexdigest()[:16]
+    return os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (os.path.basename(annotation_file), digest))
+
+
+def _make_in_child(annotation_file, make, version, key):
+    """make(annotation_file) in a process of its own: what json allocates goes back to the system when that ends."""
+    logging.info('reading %s (later starts read a cache)', annotation_file)
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_make_and_send, daemon=True,
+                            args=(annotation_file, make, version, key, here, there))
+    child.start()
+    there.close()
+    try:
+        result = here.recv()
+    except EOFError:
+        raise UserError('the process that read %s was killed; it needs about 2 GB of free memory for all of COCO'
+                        % annotation_file)
+    child.join()
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _make_and_send(annotation_file, make, version, key, parents_end, connection):
+    parents_end.close()  # or sending would wait for ever for a parent that was killed
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is reported by the parent
+    gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
+    try:
+        arrays = make(annotation_file)
+        unchanged = stat.S_ISREG(os.stat(annotation_file).st_mode) and _key(annotation_file, version) == key
+    except (UserError, OSError) as error:
+        connection.send(error if isinstance(error, UserError) else
+                        UserError('cannot read %s: %s' % (annotation_file, error.strerror)))
+        return
+    if unchanged:
+        _store_cache(annotation_file, dict(arrays, key=np.array(key)))
+    with contextlib.suppress(ConnectionError):
+        connection.send(arrays)
+    os._exit(0)  # at once: taking millions of objects apart would take seconds
+
+
+def _store_cache(annotation_file, arrays):
+    """Several processes may start at once, and any may be killed: a cache is whole or not there."""
+    content, path = io.BytesIO(), _cache_path(annotation_file)
+    np.savez(content, **arrays)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        write_file(path, content.getbuffer())
+    except (UserError, OSError) as error:
+        logging.warning('no cache of the annotations, each start will take as long: %s', error)

@@ -1,0 +1,220 @@
+"""What is looked for: the parts, the limbs between them, and how annotated keypoints become parts.
+
+A Skeleton is data and travels by value from the annotation file to the optimized graph. COCO is the one of Cao et al.:
+COCO's 17 keypoints and the neck between the shoulders, in the order of the published checkpoints. Any other annotation
+file brings its own, in `categories` (`from_category`).
+"""
+import collections
+import json
+import re
+
+import numpy as np
+
+from pose_errors import UserError
+
+MAX_PARTS, MAX_LIMBS, MAX_NAME = 512, 2048, 64
+# Of keypoints whose spread nobody measured: the mean of COCO's 17 (their OKS sigmas run from 0.025 to 0.107).
+DEFAULT_SIGMA = 0.067
+# A name's side, as labelling tools write it: left_knee, l_knee, L-Knee, LeftKnee, LKnee, knee_left, knee.l ...
+SIDES = (('left', 'right'), ('Left', 'Right'), ('LEFT', 'RIGHT'), ('l', 'r'), ('L', 'R'))
+
+RUN_FILE = 'run.json'  # of training/run_log.py, in a run's folder
+
+_FIELDS = 'name keypoints sigmas parts sources limbs flip_order'
+
+
+class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
+    """An immutable skeleton.
+
+    Attributes:
+        name: of the category, 'person'.
+        keypoints: names of the keypoints in the annotation file's order.  sigmas: their OKS sigmas, as floats.
+        parts: names of the network's parts; heatmap channel k is part k, the last one the background.
+        sources: for each part the keypoints that it is the mean of (one, or the shoulders for COCO's neck).
+        limbs: pairs of parts; limb k has the PAF channels 2k (x) and 2k + 1 (y), pointing from the first to the second.
+        flip_order: parts[flip_order[k]] takes the place of part k in a mirrored image.
+    """
+    __slots__ = ()
+
+    @property
+    def heatmap_channels(self):
+        return len(self.parts) + 1
+
+    @property
+    def paf_channels(self):
+        return 2 * len(self.limbs)
+
+    @property
+    def map_channels(self):
+        return self.heatmap_channels + self.paf_channels
+
+    @property
+    def background(self):
+        """The heatmap's last channel."""
+        return len(self.parts)
+
+    @property
+    def part_of_keypoint(self):
+        """For each keypoint the part that is this keypoint alone."""
+        return tuple(self.sources.index((k,)) for k in range(len(self.keypoints)))
+
+    def joints(self, keypoints):
+        """Annotated keypoints (people, keypoints, 3) as x, y, v -> float32 (people, parts, 2), NaN where v < 1."""
+        keypoints = np.asarray(keypoints, np.float64).reshape(-1, len(self.keypoints), 3)
+        labelled = np.where(keypoints[:, :, 2:] >= 1, keypoints[:, :, :2], np.nan)
+        labelled[~np.isfinite(labelled).all(axis=2)] = np.nan
+        # Most parts are one keypoint: their first source. The mean of the others is NaN unless all are labelled.
+        joints = labelled[:, [source[0] for source in self.sources]]
+        for part, source in enumerate(self.sources):
+            if len(source) > 1:
+                joints[:, part] = sum(labelled[:, k] for k in source) / len(source)
+        return joints.astype(np.float32)
+
+    def finds_the_same(self, other):
+        """Whether a network for one of them has the same outputs as one for the other: parts and limbs are equal."""
+        return (self.parts, self.limbs) == (other.parts, other.limbs)
+
+    def to_json(self):
+        """One line of JSON, the same for equal skeletons."""
+        return json.dumps(self._asdict(), sort_keys=True)
+
+
+def parse_skeleton(text, origin):
+    """The inverse of Skeleton.to_json, for text from anywhere. Raises UserError, which names `origin`."""
+    try:
+        fields = json.loads(text)
+        assert set(fields) == set(_FIELDS.split())
+        skeleton = Skeleton(
+            name=_names([fields['name']])[0], keypoints=_names(fields['keypoints']), parts=_names(fields['parts']),
+            sigmas=tuple(float(sigma) for sigma in fields['sigmas']),
+            sources=tuple(_indices(source, len(fields['keypoints'])) for source in fields['sources']),
+            limbs=tuple(_indices(limb, len(fields['parts'])) for limb in fields['limbs']),
+            flip_order=_indices(fields['flip_order'], len(fields['parts'])))
+        parts = len(skeleton.parts)
+        assert len(skeleton.sigmas) == len(skeleton.keypoints) <= MAX_PARTS and 2 <= parts <= MAX_PARTS
+        assert all(0 < sigma < 10 for sigma in skeleton.sigmas)
+        assert len(skeleton.sources) == len(skeleton.flip_order) == parts and all(map(len, skeleton.sources))
+        assert sorted(skeleton.flip_order) == list(range(parts)) and 1 <= len(skeleton.limbs) <= MAX_LIMBS
+        assert all(len(set(limb)) == len(limb) == 2 for limb in skeleton.limbs)
+        assert all((k,) in skeleton.sources for k in range(len(skeleton.keypoints)))
+    except (AssertionError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise UserError('%s holds no skeleton of this project; make it anew' % origin)
+    return skeleton
+
+
+def skeleton_of_category(category, annotation_file):
+    """The Skeleton of an entry of `categories` in an annotation file: COCO's own 17 keypoints give COCO.
+
+    Args:
+        category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1, optionally 'sigmas'}.
+    Raises:
+        UserError: names or limbs that make no skeleton; the line names the file and what to mend there.
+    """
+    def refuse(problem):
+        raise UserError('the category %.60r of %s %s' % (category.get('name'), annotation_file, problem))
+
+    try:
+        keypoints = _names(category.get('keypoints'))
+        name = _names([category.get('name', 'object')])[0]
+    except (AssertionError, TypeError):
+        refuse('has no list of names in "keypoints"; write one name for each keypoint')
+    if len(set(keypoints)) < len(keypoints):
+        refuse('has two keypoints of the same name; give each its own')
+    if keypoints == COCO_SKELETON.keypoints:
+        return COCO_SKELETON
+    if not 2 <= len(keypoints) <= MAX_PARTS:
+        refuse('has %d keypoints; 2 to %d can be trained' % (len(keypoints), MAX_PARTS))
+    pairs = category.get('skeleton')
+    if not isinstance(pairs, list) or not pairs:
+        refuse('has no limbs in "skeleton"; write pairs of keypoint numbers, counted from 1, that connect all of them')
+    try:
+        limbs = tuple(_indices([int(k) - 1 for k in pair], len(keypoints)) for pair in pairs)
+        assert all(len(set(limb)) == len(limb) == 2 for limb in limbs) and len(limbs) <= MAX_LIMBS
+    except (AssertionError, ValueError, TypeError):
+        refuse('has something else in "skeleton" than pairs of different keypoint numbers from 1 to %d'
+               % len(keypoints))
+    limbs = tuple(dict.fromkeys(limb for limb in limbs if limb[::-1] not in limbs[:limbs.index(limb)]))
+    alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
+    if alone:
+        refuse('has no limb in "skeleton" that reaches %s; connect it' % ', '.join(alone[:5]))
+    islands = _connected_components(limbs, len(keypoints))
+    if len(islands) > 1:
+        refuse('has limbs in "skeleton" that leave %s apart from %s; connect them by a limb'
+               % (', '.join(keypoints[k] for k in islands[1][:5]), ', '.join(keypoints[k] for k in islands[0][:5])))
+    return Skeleton(name, keypoints, _sigmas(category, len(keypoints)), keypoints,
+                    tuple((k,) for k in range(len(keypoints))), limbs, flip_order_of(keypoints))
+
+
+def flip_order_of(names):
+    """For each name the index of its other side's name; its own where it has no side or the other side is missing.
+
+    >>> mirrored(('nose', 'left_eye', 'right_eye'))
+    (0, 2, 1)
+    """
+    index = {name: k for k, name in enumerate(names)}
+    order = list(range(len(names)))
+    for k, name in enumerate(names):
+        for other in _other_sides(name):
+            if other in index:
+                order[k] = index[other]
+                break
+    return tuple(order if sorted(order) == list(range(len(names))) else range(len(names)))
+
+
+def _other_sides(name):
+    for pair in SIDES:
+        for side, other in (pair, pair[::-1]):
+            letter = len(side) == 1
+            # A letter stands apart (l_knee, knee.l) or before a capital (LKnee); a word may be joined (LeftKnee).
+            starts = r'^%s(?=[_\-. ]%s)' % (side, '|[A-Z]' if letter else r'|[A-Z]|[a-z]')
+            ends = r'(?<=[_\-. ])%s$' % side if letter else r'%s$' % side
+            for pattern in (starts, ends):
+                changed = re.sub(pattern, other, name)
+                if changed != name:
+                    yield changed
+
+
+def _sigmas(category, count):
+    """The category's own sigmas where they are usable, else DEFAULT_SIGMA for all."""
+    sigmas = category.get('sigmas')
+    try:
+        sigmas = tuple(float(sigma) for sigma in sigmas)
+        usable = len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas)
+    except (ValueError, TypeError):
+        usable = False
+    return sigmas if usable else (DEFAULT_SIGMA,) * count
+
+
+def _connected_components(limbs, parts):
+    """The sets of parts that limbs connect, as sorted lists."""
+    island = list(range(parts))
+    for a, b in limbs:
+        old, new = island[b], island[a]
+        island = [new if k == old else k for k in island]
+    return [[part for part in range(parts) if island[part] == k] for k in dict.fromkeys(island)]
+
+
+def _names(names):
+    assert isinstance(names, (list, tuple))
+    assert all(isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() for name in names)
+    return tuple(names)
+
+
+def _indices(values, limit):
+    assert isinstance(values, (list, tuple)) and all(type(value) is int and 0 <= value < limit for value in values)
+    return tuple(values)
+
+
+COCO_SKELETON = Skeleton(
+    name='person',
+    keypoints=('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder',
+               'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee',
+               'right_knee', 'left_ankle', 'right_ankle'),
+    sigmas=(.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089),
+    parts=('Nose', 'Neck', 'RShoulder', 'RElbow', 'RWrist', 'LShoulder', 'LElbow', 'LWrist', 'RHip', 'RKnee', 'RAnkle',
+           'LHip', 'LKnee', 'LAnkle', 'REye', 'LEye', 'REar', 'LEar'),
+    sources=((0,), (5, 6), (6,), (8,), (10,), (5,), (7,), (9,), (12,), (14,), (16,), (11,), (13,), (15,), (2,), (1,),
+             (4,), (3,)),
+    limbs=((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 2), (2, 3), (3, 4), (2, 16), (1, 5), (5, 6),
+           (6, 7), (5, 17), (1, 0), (0, 14), (0, 15), (14, 16), (15, 17)),
+    flip_order=(0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16))

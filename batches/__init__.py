@@ -1,0 +1,1 @@
+"""Which sample comes when, the form of a batch, and the processes that make batches."""

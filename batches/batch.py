@@ -1,0 +1,156 @@
+"""A batch on its way: the one form that it has from the process that makes its samples to the tower that trains on it.
+
+Label maps are almost everywhere empty: 0, and 1 in the heatmap's background. Only the items that differ from an empty
+map travel, through shared memory, the network, TensorFlow's queue and the bus to a GPU: a 32-bit position and a 16-bit
+fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit pattern is NaN or infinite). The mask
+travels as a whole number of pixels. The maps are written out where they are used (training/towers.py).
+"""
+import collections
+import os
+
+import numpy as np
+
+from annotations.skeleton import COCO_SKELETON
+from pose_errors import UserError
+
+FIXED_POINT = 32767
+MAX_ITEMS = 1 << 31  # of a batch's map: positions are int32
+# How maps are cut into items, a position each: a heatmap's single values, and the vectors (x, y) of a PAF.
+HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
+
+# image uint8 (B, H, W, 3), mask uint8 (B, h, w, 1): pixels of a cell that count, of mask_steps;
+# heatmap_positions int32 (n,), rising, in the flat (B, h, w, parts + 1); heatmap_values uint16 (n,);
+# paf_positions int32 (m,), rising, in the flat (B, h, w, limbs); paf_values uint16 (m, 2).
+# A value v is stored as FIXED_POINT * (1 + v), rounded.
+Batch = collections.namedtuple('Batch', 'image mask heatmap_positions heatmap_values paf_positions paf_values')
+
+
+def batch_layout(batchsize, input_width, input_height, stride, skeleton=COCO_SKELETON):
+    """[(name, dtype, shape)] of a Batch's arrays; the first sides of positions and values are the largest possible."""
+    cells = (batchsize, input_height // stride, input_width // stride)
+    values, vectors = product(cells) * skeleton.heatmap_channels, product(cells) * len(skeleton.limbs)
+    return list(zip(Batch._fields, (np.uint8, np.uint8, np.int32, np.uint16, np.int32, np.uint16),
+                    ((batchsize, input_height, input_width, 3), cells + (1,), (values,), (values,), (vectors,),
+                     (vectors, 2))))
+
+
+def check_memory(layout, batches):
+    """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
+    batchsize, height, width, _ = layout[0][2]
+    size = batches * sum(product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if size > memory:
+        raise UserError('%d batch(es) of %d samples of %dx%d take %d MB, this machine has %d; take a smaller '
+                        '--batchsize or input, or fewer --workers'
+                        % (batches, batchsize, width, height, size >> 20, memory >> 20))
+
+
+def product(shape):
+    """How many items an array of this shape has, without overflow."""
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def mask_steps(image, mask):
+    """The number that a mask of 1 is stored as, for arrays or tensors of images and masks: the pixels of a cell, so
+    that nothing is rounded, unless that is more than 8 bits hold."""
+    stride = int(image.shape[1]) // int(mask.shape[1])
+    return min(stride * stride, 255)
+
+
+def encode_batch(image, heatmap, paf, mask):
+    """Dense arrays to a Batch.
+
+    Args:
+        image: uint8 (B, H, W, 3).
+        heatmap: float32 (B, h, w, parts + 1) and paf: float32 (B, h, w, 2 limbs), in -1..1.
+        mask: float32 (B, h, w, 1), in 0..1.
+    Raises:
+        ValueError: map values that are not in -1..1.
+    """
+    return Batch(image, (mask * mask_steps(image, mask) + 0.5).astype(np.uint8),
+                 *encode_maps(heatmap, HEATMAP_ITEM), *encode_maps(paf, PAF_ITEM))
+
+
+def encode_maps(maps, item):
+    """Where maps float32 (B, h, w, channels) differ from empty ones, and their values there.
+
+    Args:
+        item: HEATMAP_ITEM or PAF_ITEM.
+    Returns:
+        (positions int32 (n,), rising; values uint16 (n,) or (n, 2)).
+    """
+    items = np.ascontiguousarray(maps, np.float32).reshape(len(maps), -1).view(item)
+    positions = np.flatnonzero(items != empty_map(maps.shape[1:], item).reshape(-1).view(item))
+    values = items.reshape(-1).take(positions).view(np.float32)
+    if len(values) and not np.abs(values).max() <= 1.00001:
+        raise ValueError('label maps hold values outside -1..1')
+    # Adding half a step rounds to the nearest, as the cast cuts off.
+    values = (values * FIXED_POINT + (FIXED_POINT + 0.5)).astype(np.uint16)
+    return positions.astype(np.int32), values if item is HEATMAP_ITEM else values.reshape(-1, 2)
+
+
+def empty_map(shape, item):
+    """The map float32 (h, w, channels) of a sample without people: all 0, but the heatmap's background 1."""
+    empty = np.zeros(shape, np.float32)
+    if item is HEATMAP_ITEM:
+        empty[..., -1] = 1
+    return empty
+
+
+def empty_batch(layout):
+    """A Batch of black images whose masks leave everything out, without people."""
+    return Batch(*(np.zeros(shape if name in ('image', 'mask') else (0,) + shape[1:], dtype)
+                   for name, dtype, shape in layout))
+
+
+def decode_batch(batch, skeleton=COCO_SKELETON):
+    """A Batch to the dense arrays (image, heatmap, paf, mask) of encode_batch; new ones, but for the image."""
+    cells = batch.mask.shape[:3]
+    heatmap = np.tile(empty_map((skeleton.heatmap_channels,), HEATMAP_ITEM), cells + (1,))
+    heatmap.reshape(-1)[batch.heatmap_positions] = decode_values(batch.heatmap_values)
+    paf = np.zeros(cells + (skeleton.paf_channels,), np.float32)
+    paf.reshape(-1, 2)[batch.paf_positions] = decode_values(batch.paf_values)
+    return batch.image, heatmap, paf, batch.mask / np.float32(mask_steps(batch.image, batch.mask))
+
+
+def decode_values(values):
+    """uint16 fixed point -> float32. Multiplied, not divided: so does TensorFlow, which makes a division into that."""
+    return (values.astype(np.float32) - FIXED_POINT) * np.float32(1 / FIXED_POINT)
+
+
+class BatchBuffer:
+    """Memory for one batch, which is written sample by sample, perhaps by another process, and read as a Batch.
+
+    Args:
+        layout: see batch_layout.
+        allocate: a function from shape and dtype to an array; memory that is never touched should cost nothing.
+    """
+
+    def __init__(self, layout, allocate=np.empty):
+        self._arrays = Batch(*(allocate(shape, dtype) for _, dtype, shape in layout))
+        self._lengths = allocate((2,), np.int64)  # of positions: heatmap, PAF
+        self.batchsize = len(self._arrays.image)
+
+    def write(self, row, image, heatmap, paf, mask):
+        """Write sample `row`, as arrays of one sample each (see encode_batch); the rows come in order, from 0."""
+        arrays = self._arrays
+        if row == 0:
+            self._lengths[:] = 0
+        sample = encode_batch(*(np.asarray(field)[None] for field in (image, heatmap, paf, mask)))
+        arrays.image[row], arrays.mask[row] = image, sample.mask[0]
+        for k, (positions, values, new_positions, new_values, items) in enumerate((
+                (*arrays[2:4], *sample[2:4], heatmap.size), (*arrays[4:6], *sample[4:6], paf.size // 2))):
+            end = self._lengths[k] + len(new_positions)
+            np.add(new_positions, row * items, out=positions[self._lengths[k]:end], casting='unsafe')
+            values[self._lengths[k]:end] = new_values
+            self._lengths[k] = end
+
+    def read(self):
+        """The Batch, as views of this memory."""
+        arrays = self._arrays
+        heatmap, paf = self._lengths.tolist()
+        return Batch(arrays.image, arrays.mask, arrays.heatmap_positions[:heatmap], arrays.heatmap_values[:heatmap],
+                     arrays.paf_positions[:paf], arrays.paf_values[:paf])

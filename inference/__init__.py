@@ -1,0 +1,72 @@
+"""From images to people: `load_network` runs a network, whatever file it is in.
+
+    frozen graph (.pb)          inference/tensorflow_runtime.py
+    checkpoint                  inference/tensorflow_runtime.py
+    TensorFlow Lite (.tflite)   inference/tflite_runtime.py, no TensorFlow
+
+Each becomes predict_maps(images, joints) -> maps. predictor.py reads images and finds people with such a function,
+decode.py turns maps into people, metrics.py people into AP, video.py follows them through films.
+
+TensorFlow is imported only for the files that need it: the processes that decode maps import this package too.
+"""
+import os
+
+from annotations.skeleton import COCO_SKELETON, parse_skeleton
+from networks.pretrained import skeleton_of
+from pose_errors import UserError
+
+SKELETON_FILE = 'skeleton.json'  # beside a graph
+
+
+def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=COCO_SKELETON):
+    """A network from a file, as a function of images.
+
+    Args:
+        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite file; or
+        checkpoint: prefix or folder, and model: one of networks.NAMES.
+        skeleton: what the network of a checkpoint finds, see read_skeleton.
+        threads: of the processor, at most; None leaves it to the runtime, which takes all.
+    Returns:
+        predict_maps: function (images uint8 (B, H, W, 3) BGR, joints) -> float32 maps (B, h, w, C); the joints are for
+            oracles that stand in for a network, it has no use for them. Raises UserError for a size it does not take.
+        size: (width, height) of the images, or None when it is free.
+    Raises:
+        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
+    """
+    if graph_file and graph_file.endswith('.tflite'):
+        from . import tflite_runtime
+        return tflite_runtime.load_tflite(graph_file, threads)
+    runtime = _tensorflow_runtime(graph_file or checkpoint)
+    runtime.limit_threads(threads)
+    graph_def = runtime.load_frozen(graph_file) if graph_file else runtime.freeze_checkpoint(checkpoint, model, skeleton)
+    return runtime.graph_network(graph_def, graph_file or checkpoint, threads)
+
+
+def _tensorflow_runtime(file):
+    """inference/tensorflow_runtime.py, which needs TensorFlow. Raises UserError without it."""
+    try:
+        from . import tensorflow_runtime
+    except ImportError as error:
+        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or give a '
+                        '.tflite file' % (file, error))
+    return tensorflow_runtime
+
+
+def read_skeleton(graph_file=None, checkpoint=None):
+    """What a network finds, as its file or its neighbour says; None when nothing says so.
+
+    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json,
+    weights that scripts/export_weights.py wrote in themselves.
+
+    Raises UserError when it is damaged.
+    """
+    if graph_file:
+        text = None
+        if not graph_file.endswith('.tflite'):
+            text = _tensorflow_runtime(graph_file).skeleton_text(graph_file)
+        path = os.path.join(os.path.dirname(graph_file), SKELETON_FILE)
+        if text is None and os.path.isfile(path):
+            with open(path, encoding='utf-8', errors='replace') as file:
+                text = file.read(1 << 20)
+        return None if text is None else parse_skeleton(text, graph_file)
+    return skeleton_of(checkpoint)

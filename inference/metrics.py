@@ -1,0 +1,176 @@
+"""How good a network is: images -> maps -> people -> COCO's keypoint AP.
+
+What makes the maps is a function predict_maps(images, joints), so that a frozen graph, a network that is being trained
+and the labels themselves are measured in the same way. People are found by inference/predictor.py.
+"""
+import contextlib
+import io
+import os
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+import pose_augment
+import pose_labels
+from annotations.coco import as_pycocotools, read_dataset
+from annotations.images import BadSample, read_image
+from annotations.skeleton import COCO_SKELETON
+from pose_errors import UserError
+
+from .predictor import DEFAULT_SIZE, InputImage, Predictor, Request, make_views
+
+METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
+PCK_SHARE = 0.2  # of the torso
+# Diagonals of the torso, by the names that its corners have in files.
+TORSO = (('left_shoulder', 'right_hip'), ('right_shoulder', 'left_hip'))
+
+
+def oracle_maps(stride, skeleton=COCO_SKELETON):
+    """A predict_maps that gives the ground truth's own label maps at this stride: what a perfect network would give."""
+    def predict_maps(images, joints):
+        cells = (images.shape[1] // stride, images.shape[2] // stride, stride)
+        return np.stack([np.concatenate([pose_labels.render_heatmaps(people, *cells, skeleton=skeleton),
+                                         pose_labels.render_pafs(people, *cells, skeleton=skeleton)], axis=2)
+                         for people in joints])
+    return predict_maps
+
+
+def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1,
+             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None):
+    """COCO keypoint AP of a network, or of anything else that makes maps.
+
+    A TensorFlow session is used as `lambda images, joints: session.run(output, {image: images})`.
+
+    Args:
+        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, channels); see inference.predictor.Predictor.
+        annotation_file, image_folder: COCO, as from annotations.coco.find_split.
+        input_size: (width, height) of the network's input; or short_edge: images keep their shape.
+        limit: only the first so many images, by id.
+        batchsize: images of equal input size that go through the network at once, at most.
+        progress: whether to show a progress bar.
+        scales, flip: the maps of the input at these scales, and of its mirror images, are averaged.
+        decoders: as from inference.predictor.start_decoders.
+        dataset: the annotations.coco.Dataset of annotation_file, if it has been read.
+    Returns:
+        summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
+            detections; decode_ms, network_ms and waiting (inference.predictor.Predictor.timings); input, scales and flip: the
+            setting.
+        results: list of dicts in COCO's results format.
+        table: pycocotools' table as text.
+    Raises:
+        UserError: an image is missing or broken, or the maps are not a network's of this project.
+    """
+    dataset = dataset or read_dataset(annotation_file)
+    coco = as_pycocotools(dataset)
+    image_ids = sorted(coco.getImgIds())[:limit]
+    if not image_ids:
+        raise UserError('%s lists no images; there is nothing to evaluate' % annotation_file)
+    views = {image_id: make_views(entry['width'], entry['height'], input_size, short_edge, scales, flip)
+             for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
+    by_size = sorted(image_ids, key=lambda image_id: [view[1:] for view in views[image_id]])
+    # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
+    finder = Predictor(predict_maps, batchsize, decoders, min_parts=1, skeleton=dataset.skeleton)
+    jobs = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, views[image_id]))
+            for image_id in by_size)
+    results = []
+    with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
+            contextlib.closing(finder.find(jobs)) as found:
+        for image_id, _, keypoints, scores in found:
+            results += coco_results(image_id, keypoints, scores, dataset.skeleton)
+            bar.update()
+    results.sort(key=lambda result: result['image_id'])
+    summary, table = measure(coco, image_ids, results, dataset.skeleton)
+    setting = 'short edge %d' % short_edge if short_edge else '%dx%d' % tuple(input_size or DEFAULT_SIZE)
+    summary.update(finder.timings(), input=setting, scales=list(scales), flip=flip)
+    return summary, results, table
+
+
+def _reader(coco, skeleton, image_id, image_folder, views):
+    """The function that reads an image of the data set, for a inference.predictor.Request."""
+    entry = coco.loadImgs(image_id)[0]
+    people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
+    largest = max(pose_augment.matrix_scale(view.matrix) for view in views)
+
+    def read():
+        try:
+            pixels, reduction = read_image(os.path.join(image_folder, entry['file_name']),
+                                           (entry['width'], entry['height']), largest)
+        except BadSample as error:
+            raise UserError('%s; an AP without it would not compare: repair the data set' % error)
+        return InputImage(pixels, reduction, views, skeleton.joints(people).astype(np.float64))
+    return read
+
+
+def load_coco(annotation_file, category=None):
+    """pycocotools' COCO of an annotation file, in the regular form of annotations/coco.py."""
+    return as_pycocotools(read_dataset(annotation_file, category))
+
+
+def coco_results(image_id, keypoints, scores, skeleton=COCO_SKELETON):
+    """keypoints (people, parts, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
+    points = keypoints[:, list(skeleton.part_of_keypoint)].astype(np.float64)
+    points[:, :, 2] = np.isfinite(points[:, :, 2])
+    points = np.round(np.nan_to_num(points), 3)
+    return [{'image_id': image_id, 'category_id': 1, 'keypoints': person.ravel().tolist(),
+             'score': round(float(score), 6)} for person, score in zip(points, scores) if person[:, 2].any()]
+
+
+def measure(coco, image_ids, results, skeleton=COCO_SKELETON):
+    """COCO's keypoint metrics: (dict of METRICS, images, people, detections; pycocotools' table as text)."""
+    table = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        if results:
+            detections = coco.loadRes([dict(result) for result in results])  # it adds fields to the dicts
+        else:  # loadRes looks at the first result, so it fails when there is none
+            detections = COCO()
+            detections.dataset = dict(coco.dataset, annotations=[])
+            detections.createIndex()
+        evaluation = COCOeval(coco, detections, 'keypoints')
+        evaluation.params.imgIds, evaluation.params.catIds = image_ids, [1]
+        evaluation.params.kpt_oks_sigmas = np.array(skeleton.sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(table):
+            evaluation.summarize()
+    ap, ap50, ap75, ap_medium, ap_large, recall = (round(float(value), 4) for value in evaluation.stats[:6])
+    summary = dict(zip(METRICS, (ap, ap50, ap75, ap_medium, ap_large, recall)), images=len(image_ids),
+                   people=len(labelled_people(coco, image_ids)), detections=len(results))
+    reach = pck(coco, image_ids, results, skeleton)
+    if reach is not None:
+        summary['PCK'] = reach
+    return summary, table.getvalue()
+
+
+def labelled_people(coco, image_ids):
+    return [annotation for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_ids, iscrowd=False))
+            if annotation['num_keypoints'] > 0]
+
+
+def pck(coco, image_ids, results, skeleton):
+    """The share of labelled keypoints found within PCK_SHARE of the torso's length, as in the evaluation of the Leeds
+    Sports Pose sets; the torso reaches from a shoulder to the opposite hip.
+
+    Each labelled person is compared with the found one that has the most keypoints in reach. People without a labelled
+    torso are left out; so is the measure, None, for skeletons without one.
+    """
+    names = {name.lower(): k for k, name in enumerate(skeleton.keypoints)}
+    diagonals = [(names[a], names[b]) for a, b in TORSO if a in names and b in names]
+    found = {}
+    for result in results:
+        found.setdefault(result['image_id'], []).append(result['keypoints'])
+    hits = labelled = 0
+    for person in labelled_people(coco, image_ids):
+        truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)
+        visible = truth[:, 2] > 0
+        torso = max([np.hypot(*(truth[a, :2] - truth[b, :2])) for a, b in diagonals if visible[a] and visible[b]],
+                    default=0)
+        if not torso:
+            continue
+        labelled += visible.sum()
+        if person['image_id'] in found:
+            others = np.array(found[person['image_id']]).reshape(-1, len(truth), 3)
+            distance = np.hypot(others[:, :, 0] - truth[:, 0], others[:, :, 1] - truth[:, 1])
+            hits += ((distance <= PCK_SHARE * torso) & (others[:, :, 2] > 0) & visible).sum(axis=1).max()
+    return round(float(hits / labelled), 4) if labelled else None

@@ -1,0 +1,74 @@
+"""Weights of a frozen TensorFlow graph (.pb): its constants, which bear the names of the variables they were.
+
+So do those of this project's graph_frozen.pb (and of graph_opt.pb where there is no batch norm to fold: cmu, vgg) and
+of the graphs that other OpenPose projects published for TensorFlow. The graph is parsed and never run.
+"""
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from ..tensorflow import tf
+from google.protobuf import message
+
+from pose_errors import UserError
+
+LEAVES = ('weights', 'biases', 'depthwise_weights', 'beta', 'gamma', 'moving_mean', 'moving_variance')
+MAX_ELEMENTS = 2 ** 28  # of an array: more than any network here has in all
+
+
+def read(path):
+    """The constants of a frozen graph that are called like variables: Mapping {name: array}.
+
+    Raises:
+        UserError: the file is missing, broken, no graph, or a graph that is not frozen.
+    """
+    graph = tf.GraphDef()
+    try:
+        with open(path, 'rb') as file, warnings.catch_warnings(record=True) as doubts:
+            graph.ParseFromString(file.read())
+    except OSError as error:
+        raise UserError('cannot read %s: %s' % (path, error.strerror))
+    except message.DecodeError:
+        doubts = True
+    if doubts:  # protobuf may also only warn of data that it does not understand
+        raise UserError('%s is no frozen graph (.pb), or a part of one; get it again' % path)
+    weights = _Constants(path, graph)
+    if not len(weights):
+        variables = [node.name for node in graph.node if node.op.startswith(('Variable', 'VarHandle'))]
+        raise UserError('%s is not frozen: %s is a variable; freeze it with its checkpoint, or give the checkpoint'
+                        % (path, variables[0]) if variables else
+                        '%s has no weights: no constant in it is called .../weights' % path)
+    return weights
+
+
+class _Constants(Mapping):
+    def __init__(self, path, graph):
+        self.path = path
+        self.tensors = {node.name: node.attr['value'].tensor for node in graph.node
+                        if node.op == 'Const' and node.name.rpartition('/')[2] in LEAVES}
+        # This project's networks have no gamma; frozen, they have one of ones.
+        for name in [name for name in self.tensors if name.endswith('/gamma')]:
+            if np.array_equal(self[name], np.ones_like(self[name])):
+                del self.tensors[name]
+
+    def __getitem__(self, name):
+        tensor = self.tensors[name]
+        elements = 1
+        for dim in tensor.tensor_shape.dim:
+            elements *= max(dim.size, 0)
+        if elements > MAX_ELEMENTS:
+            raise UserError('%s: %s has %d elements; this is no file of weights' % (self.path, name, elements))
+        try:
+            array = tf.make_ndarray(tensor)
+        except (TypeError, ValueError) as error:
+            raise UserError('%s is broken (%s: %s); get it again' % (self.path, name, error))
+        if array.dtype.kind != 'f' and array.dtype.name != 'bfloat16':
+            raise UserError('%s: %s is %s and not of floats; give a graph that is not quantized'
+                            % (self.path, name, array.dtype))
+        return array
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self):
+        return len(self.tensors)

@@ -1,0 +1,269 @@
+"""Who may connect to the trainer, and stay: a doorkeeper with a thread of its own.
+
+ZeroMQ accepts every connection by itself and only tells of it afterwards. So whoever is too much, too slow or no longer
+welcome is shown out: the door shuts the connection's descriptor down, and ZeroMQ finds that the other side is gone.
+
+    more than MAX_CONNECTIONS in all, or MAX_PER_HOST of one host           shown out at once
+    no handshake within HANDSHAKE_SECONDS                                   ended by ZeroMQ
+    no worker's hello within HELLO_SECONDS                                  shown out
+    more bytes than MAX_GREETING_BYTES, for a worker than its batches have  shown out
+    a key that is no longer accepted (looked up every KEYS_SECONDS)         shown out
+"""
+import collections
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+import struct
+import sys
+import threading
+import time
+
+import zmq
+
+from . import keys
+from .protocol import HANDSHAKE_REMEDY
+
+MAX_CONNECTIONS, MAX_PER_HOST = 1024, 128
+RESERVED_FILES = 256  # descriptors that are left for checkpoints, logs and images, however many connections come
+HANDSHAKE_SECONDS, HELLO_SECONDS, KEYS_SECONDS = 5.0, 15.0, 10.0
+MAX_GREETING_BYTES = 1 << 16  # that may wait to be read; those of the handshake count too
+TURN_SECONDS = 0.2
+TCP_INFO_BYTES_RECEIVED = 128  # where it lies in Linux's struct tcp_info, 64 bits
+EVENTS_PER_TURN = 1000
+EVENTS = (zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+          | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+MONITOR = 'inproc://door'
+
+
+class _Connection:
+    def __init__(self, peer):
+        self.peer = peer  # (host, port) of the other side
+        self.since = time.monotonic()
+        self.owner = self.key = None  # the worker that has said hello there, and its key
+        self.shown_out = False
+        self.taken = 0  # bytes that have been read of it
+
+
+class ConnectionGuard:
+    """Watches the trainer's socket from before it binds until close().
+
+    Args:
+        zmq_socket, context: the trainer's.
+        log: a workers.WorkerStats.
+        curve_keys: folder of keys, or None.
+        max_bytes: that may wait to be read from one worker.
+        attend: a function that the door's thread calls every TURN_SECONDS.
+    Raises:
+        UserError: bad keys.
+    """
+
+    def __init__(self, zmq_socket, context, log, curve_keys, max_bytes, attend):
+        self._socket, self._log, self._curve_keys, self._attend = zmq_socket, log, curve_keys, attend
+        self._max_bytes = max_bytes + MAX_GREETING_BYTES
+        self._limit = connection_limit()
+        self._lock = threading.Lock()
+        self._connections = {}  # descriptor -> _Connection
+        self._hosts = collections.Counter()  # of those that are not on their way out
+        self._failed = False  # the connection whose end comes next has failed its handshake
+        self._looked_up = time.monotonic()
+        zmq_socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_SECONDS * 1000))
+        self._questions = keys.open_server(zmq_socket, context, curve_keys) if curve_keys else None
+        zmq_socket.monitor(MONITOR, EVENTS)
+        self._monitor = context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # a full pipe would stop ZeroMQ's own thread
+        self._monitor.connect(MONITOR)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name='door', daemon=True)
+        self._thread.start()
+
+    def admit(self, descriptor, owner, key):
+        """A worker has said hello: its connection may stay. owner: its routing id; key: its public key, or None."""
+        with self._lock:
+            connection = self._connections.setdefault(descriptor, _Connection(_peer_of(descriptor)))
+            connection.owner, connection.key = owner, key
+
+    def taken(self, descriptor, count):
+        """So many bytes have been read from a connection."""
+        with self._lock:
+            connection = self._connections.get(descriptor)
+            if connection:
+                connection.taken += count
+
+    def dismiss(self, descriptor, owner):
+        """A worker has been told to go: it has HELLO_SECONDS for that."""
+        with self._lock:
+            connection = self._connections.get(descriptor)
+            if connection and connection.owner in (None, owner):
+                connection.owner, connection.since = None, time.monotonic()
+
+    def show_out(self, descriptor, owner):
+        """End the connection that a message of `owner` came from, unless it has become another worker's."""
+        with self._lock:
+            connection = self._connections.get(descriptor)
+            if connection and connection.owner in (None, owner):
+                self._show_out(descriptor, connection)
+
+    def close(self):
+        """Stop watching."""
+        if not self._closing.is_set():
+            # While the thread still reads: ZeroMQ waits for room in the pipe.
+            self._socket.monitor(None, 0)
+            self._closing.set()
+            self._thread.join()
+            self._monitor.close(0)
+            if self._questions:
+                self._questions.close(0)
+
+    def _keep(self):
+        poller = zmq.Poller()
+        for zmq_socket in filter(None, (self._monitor, self._questions)):
+            poller.register(zmq_socket, zmq.POLLIN)
+        next_turn = time.monotonic()
+        while not self._closing.is_set():
+            events = dict(poller.poll(TURN_SECONDS * 1000))
+            if self._monitor in events:
+                self._read_events()
+            if self._questions in events:
+                refused = keys.answer(self._questions, self._curve_keys)
+                if refused is not None:
+                    self._log.dropped(refused, 'a worker whose key is not accepted was refused')
+            if time.monotonic() >= next_turn:
+                self._look_around()
+                self._attend()
+                next_turn = time.monotonic() + TURN_SECONDS
+
+    def _read_events(self):
+        for _ in range(EVENTS_PER_TURN):
+            try:
+                event, value = struct.unpack('=HI', self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_ACCEPTED:
+                self._accepted(value)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._disconnected(value)
+            elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+                self._failed = True
+
+    def _accepted(self, descriptor):
+        peer = _peer_of(descriptor)
+        with self._lock:
+            known = self._connections.get(descriptor)
+            connection = known if known and known.owner and known.peer == peer else _Connection(peer)
+            self._connections[descriptor] = connection
+            self._hosts[peer[0]] += 1
+            of_host, of_all = self._hosts[peer[0]], sum(self._hosts.values())
+            if of_host > MAX_PER_HOST or of_all > self._limit:
+                self._show_out(descriptor, connection)
+        if connection.shown_out:
+            self._log.dropped(peer[0], 'more than %d connections' % (
+                MAX_PER_HOST if of_host > MAX_PER_HOST else self._limit))
+
+    def _disconnected(self, descriptor):
+        with self._lock:
+            connection = self._connections.pop(descriptor, None)
+            if connection and not connection.shown_out:
+                self._forget_host(connection)
+        if self._failed and connection and not connection.shown_out:
+            self._log.dropped('a connection from %s' % connection.peer[0],
+                              "it does not speak ZeroMQ, or not with this trainer's keys: " + HANDSHAKE_REMEDY)
+        self._failed = False
+
+    def _look_around(self):
+        """Show out whoever breaks the rules above that are not those of connecting."""
+        now, accepted = time.monotonic(), self._accepted_keys()
+        with self._lock:
+            guilty = [(descriptor, connection, fault) for descriptor, connection, fault in (
+                (descriptor, connection, self._fault(descriptor, connection, now, accepted))
+                for descriptor, connection in self._connections.items() if not connection.shown_out) if fault]
+            for descriptor, connection, _ in guilty:
+                self._show_out(descriptor, connection)
+        for _, connection, fault in guilty:
+            self._log.dropped(connection.peer[0], fault)
+
+    def _fault(self, descriptor, connection, now, accepted):
+        """What a connection is to be shown out for, or None."""
+        if connection.owner is None and now - connection.since > HELLO_SECONDS:
+            return 'a connection on which no worker says hello'
+        if accepted is not None and connection.key is not None and connection.key not in accepted:
+            return 'a worker whose key has been removed was shown out'
+        received = _bytes_received(descriptor)
+        connection.taken = min(connection.taken, received)
+        if received - connection.taken > (MAX_GREETING_BYTES if connection.owner is None else self._max_bytes):
+            return 'more bytes than it may send'
+        return None
+
+    def _accepted_keys(self):
+        """The accepted keys when it is time to look them up, else None."""
+        if not self._curve_keys or time.monotonic() - self._looked_up < KEYS_SECONDS:
+            return None
+        self._looked_up = time.monotonic()
+        try:
+            return keys.accepted_keys(self._curve_keys)
+        except OSError as error:  # a file server may be away for a moment: nobody is shown out for that
+            logging.warning('cannot read the accepted keys: %s', error.strerror)
+            return None
+
+    def _show_out(self, descriptor, connection):
+        """Under the lock. Nothing happens when the descriptor has become that of something else."""
+        if connection.shown_out:
+            return
+        connection.shown_out = True
+        self._forget_host(connection)
+        with contextlib.suppress(OSError), _borrowed(descriptor) as its_socket:
+            if its_socket.getpeername()[:2] == connection.peer:
+                its_socket.shutdown(socket.SHUT_RDWR)
+
+    def _forget_host(self, connection):
+        host = connection.peer[0]
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+
+
+def connection_limit():
+    """How many connections there may be at once: MAX_CONNECTIONS, or what this process's limit on files leaves."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    try:
+        used = len(os.listdir('/proc/self/fd'))
+    except OSError:
+        used = 64
+    return min(MAX_CONNECTIONS, max(files - used - RESERVED_FILES, files // 4))
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor):
+    """A socket object of a descriptor that stays ZeroMQ's. Raises OSError when it is no socket any more."""
+    its_socket = socket.socket(fileno=descriptor)
+    try:
+        yield its_socket
+    finally:
+        its_socket.detach()
+
+
+def _peer_of(descriptor):
+    """(host, port) of a connection's other side; ('a host that has gone', 0) when it has closed it already."""
+    try:
+        with _borrowed(descriptor) as its_socket:
+            return its_socket.getpeername()[:2]
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK, errno.EINVAL):
+            raise
+        return 'a host that has gone', 0
+
+
+def _bytes_received(descriptor):
+    """How many bytes have come over a connection; 0 where the system does not say."""
+    try:
+        with _borrowed(descriptor) as its_socket:
+            info = its_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return 0
+    if not sys.platform.startswith('linux') or len(info) < TCP_INFO_BYTES_RECEIVED + 8:
+        return 0
+    return struct.unpack_from('=Q', info, TCP_INFO_BYTES_RECEIVED)[0]

@@ -1,0 +1,343 @@
+"""The wire between data workers on other machines and the trainer: what is said, and in which bytes.
+
+    data worker (DEALER)                                   trainer (ROUTER)
+      hello: name                                    ->
+                                                     <-    welcome: settings
+      ready: the loader runs, on these samples       ->
+                                                     <-    credit: make and send the batches of these numbers
+      batch: header, number and array frames         ->
+                                                     <-    credit ... ping ... end
+      pong: to each ping; bye: to the end            ->
+
+What else the messages say is in headers.py and settings.py; a batch carries its number and its arrays as raw frames
+behind its header. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch:
+what is on the way is bounded, and a slow worker keeps nobody waiting. What a batch holds follows from its number
+(batches/loader.py): whatever a worker had not delivered when its connection ended is asked for again, of any other. A
+worker that the trainer has turned away, or forgotten, makes a new connection and says hello again.
+
+The arrays are those of a batches.batch.Batch, little-endian: what the loader processes wrote is what the tower gets.
+
+Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
+counted and reported with its sender.
+"""
+import math
+import re
+
+import msgpack
+import msgpack.fallback
+import numpy as np
+import zmq
+
+import pose_augment
+from annotations.skeleton import parse_skeleton
+from batches.batch import MAX_ITEMS, Batch, batch_layout, mask_steps, product
+from batches.loader import SAMPLE_SOURCES
+from pose_dataset import check_input_size
+from pose_errors import UserError
+from pose_files import sources_digest
+
+CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
+ARRAY_FRAMES = len(Batch._fields)  # of a batch, behind its header and its number
+BATCH_FRAMES = 2 + ARRAY_FRAMES
+
+
+def check_frames(header, frames, layout):
+    """Check a batch's frames against its header and the trainer's settings, before anything is read from them.
+
+    Args:
+        header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
+        frames: buffers.
+        layout: batches.batch.batch_layout of the trainer's settings.
+    Raises:
+        BadMessage: naming the first thing that does not fit.
+    """
+    if len(frames) != ARRAY_FRAMES:
+        raise BadMessage('%d array frames, not %d' % (len(frames), ARRAY_FRAMES))
+    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
+    if header != batch_header(expected):
+        raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
+    for frame, (name, dtype, shape) in zip(frames, expected):
+        size = product(shape) * np.dtype(dtype).itemsize
+        if len(frame) != size:
+            raise BadMessage('%s of %d bytes, not %d' % (name, len(frame), size))
+
+
+def wire_layout(layout, heatmap_items, paf_items):
+    """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
+    items = {'heatmap_positions': heatmap_items, 'heatmap_values': heatmap_items,
+             'paf_positions': paf_items, 'paf_values': paf_items}
+    return [(name, np.dtype(dtype).newbyteorder('<').str, (items.get(name, shape[0]),) + shape[1:])
+            for name, dtype, shape in layout]
+
+
+def read_batch(frames, layout):
+    """The batches.batch.Batch that lies in buffers which check_frames has checked, without a copy.
+
+    Raises:
+        BadMessage: positions or masks that no sample has.
+    """
+    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
+    batch = Batch(*(np.frombuffer(frame, dtype).reshape(shape)
+                    for frame, (_, dtype, shape) in zip(frames, expected)))
+    limits = {name: shape[0] for name, _, shape in layout}
+    for name in ('heatmap_positions', 'paf_positions'):
+        positions = getattr(batch, name)
+        if len(positions) and (positions[0] < 0 or positions[-1] >= limits[name]
+                               or (positions[1:] <= positions[:-1]).any()):
+            raise BadMessage('positions of map values out of order or range')
+    if batch.mask.max() > mask_steps(batch.image, batch.mask):
+        raise BadMessage('a mask above 1')
+    return batch
+
+
+def max_frame_size(layout):
+    """Bytes of the largest frame that a batch may have, encrypted or not."""
+    return max([MAX_HEADER + CURVE_OVERHEAD] + _full_frames(layout))
+
+
+def max_batch_size(layout):
+    """Bytes of the largest batch that there may be, encrypted or not."""
+    return MAX_HEADER + CURVE_OVERHEAD + sum(_full_frames(layout))
+
+
+def _full_frames(layout):
+    """Bytes of the frames of a batch with full maps."""
+    return [product(shape) * np.dtype(dtype).itemsize + CURVE_OVERHEAD for _, dtype, shape in layout]
+
+
+def batch_header(layout):
+    """The packed header of a batch, for [(name, dtype, shape)] of its frames."""
+    return pack('batch', arrays=layout)
+
+
+def pack_number(number):
+    """The number of a batch as a frame."""
+    return number.to_bytes(8, 'little')
+
+
+def unpack_number(frame):
+    """The inverse of pack_number. Raises BadMessage."""
+    if len(frame) != 8:
+        raise BadMessage('a batch number of %d bytes' % len(frame))
+    return int.from_bytes(frame, 'little')
+
+
+LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+PING_SECONDS = 2.0  # between the trainer's pings; each is answered
+HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
+
+
+def check_address(address, flag):
+    """Raise UserError unless address reads tcp://HOST:PORT. Returns (host, port)."""
+    match = re.match(r'tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/]+):(\d+)$', address)
+    if not match or not 0 < int(match.group(2)) < 65536:
+        raise UserError('%s=%s is not an address like tcp://HOST:PORT with a port of 1 to 65535' % (flag, address))
+    return match.group(1), int(match.group(2))
+
+
+def set_limits(zmq_socket, max_frame_bytes):
+    """Set what both ends have in common.
+
+    There are no heartbeats of ZeroMQ's and no bound on the messages that wait to be read: libzmq 4.3 ends the process
+    (an assertion, !_io_error) when it has stopped reading a connection because of such a bound, the other side resets
+    it, and a heartbeat is due. Both ends ping by themselves, and the trainer's door bounds bytes.
+    """
+    zmq_socket.setsockopt(zmq.LINGER, 0)
+    zmq_socket.setsockopt(zmq.RCVHWM, 0)
+    zmq_socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+
+
+VERSION = 5
+MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
+MAX_NUMBER = 1 << 40  # of a batch: its samples' positions stay far below 64 bits
+MAX_SAMPLES = 1 << 30
+MAX_NAME = 100  # characters
+DIGEST_LENGTH = 32
+MAX_REASON = 500  # characters
+MAX_HEADER = 16384  # bytes, of the longest kind: a welcome with a skeleton
+MAX_GREETING = 512  # bytes, of what a worker says in words
+MAX_FIELDS = 4
+CONTAINERS = frozenset(range(0x80, 0xa0)) | frozenset(range(0xdc, 0xe0))  # first bytes of msgpack's maps and lists
+
+
+class BadMessage(Exception):
+    """A message that breaks the rules of the wire; the text says which."""
+
+
+class OtherVersion(BadMessage):
+    """A message of another version of the wire."""
+
+    def __init__(self, header):
+        super().__init__('version %d of the wire, not %d' % (header['version'], VERSION))
+        self.header = header
+
+
+def is_name(value):
+    return type(value) is str and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def is_count(value):
+    return type(value) is int and 0 < value <= MAX_SAMPLES
+
+
+def is_digest(value):
+    return type(value) is str and len(value) == DIGEST_LENGTH and value.isalnum()
+
+
+def is_map(value):
+    return type(value) is dict
+
+
+def is_reason(value):
+    return type(value) is str and len(value) <= MAX_REASON
+
+
+def is_request(value):
+    """Whether it is a list of the batches that a trainer may ask for at once."""
+    return (type(value) is list and 0 < len(value) <= MAX_CREDIT
+            and all(type(number) is int and 0 <= number < MAX_NUMBER for number in value))
+
+
+# {kind: {field: what its value must be}}; batches are apart, see wire.check_frames.
+FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'pong': {},
+               'bye': {}}
+FROM_TRAINER = {'welcome': {'settings': is_map}, 'credit': {'batches': is_request}, 'ping': {}, 'end': {},
+                'refused': {'reason': is_reason}}
+
+
+def pack(kind, **fields):
+    """The bytes of a message of this kind."""
+    return msgpack.packb(dict(fields, version=VERSION, type=kind))
+
+
+def unpack_from_worker(data):
+    """A worker's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
+    if len(data) > MAX_GREETING:
+        raise BadMessage('a header of %d bytes' % len(data))
+    return _checked(_unpack_flat(bytes(data)), FROM_WORKER)
+
+
+def unpack_from_trainer(data):
+    """A trainer's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
+    if len(data) > MAX_HEADER:
+        raise BadMessage('a header of %d bytes' % len(data))
+    try:
+        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
+        header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
+    except Exception as error:  # msgpack documents ValueError, but passes on more than that
+        raise _not_msgpack(error)
+    return _checked(header, FROM_TRAINER)
+
+
+def _unpack_flat(data):
+    """A map of few fields, none of which is a list or a map: to unpack it takes no longer than an honest message."""
+    reader = msgpack.fallback.Unpacker(raw=False, max_buffer_size=MAX_GREETING, max_map_len=MAX_FIELDS)
+    try:
+        reader.feed(data)
+        header = {}
+        for _ in range(reader.read_map_header()):
+            name = _next_value(reader, data)
+            header[name] = _next_value(reader, data)
+        if reader.tell() != len(data):
+            raise BadMessage('a header with more behind it')
+    except BadMessage:
+        raise
+    except Exception as error:
+        raise _not_msgpack(error)
+    return header
+
+
+def _next_value(reader, data):
+    if data[reader.tell()] in CONTAINERS:
+        raise BadMessage('a header with a list or a map in it')
+    return reader.unpack()
+
+
+def _not_msgpack(error):
+    return BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
+
+
+def _checked(header, kinds):
+    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
+        raise BadMessage('a header without version and type')
+    if header['version'] != VERSION:
+        raise OtherVersion(header)
+    kind = header['type']
+    fields = kinds.get(kind)
+    if fields is None:
+        raise BadMessage('%.20r, which is not to be said here' % kind)
+    if set(header) != {'version', 'type'} | set(fields):
+        raise BadMessage('%r with wrong field names' % kind)
+    for name, is_right in fields.items():
+        if not is_right(header[name]):
+            raise BadMessage('%r with %s=%.50r' % (kind, name, header[name]))
+    return header
+
+
+MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
+MAX_SEED = 1 << 63
+MAX_IMAGE_BYTES = 1 << 32  # of a batch
+SETTING_LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
+SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives'}
+# Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
+RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
+
+
+def check_settings(settings, sender='the trainer'):
+    """Check settings, before memory is allocated by them.
+
+    Args:
+        settings: a dict that came from a trainer: nothing is known about what is in it.
+        sender: who sent them, for the messages.
+    Raises:
+        UserError: out of range, or made by code that draws other samples.
+    """
+    if set(settings) != SETTINGS:
+        raise UserError('%s sent other settings than this version of the code knows (%s); use the same version of the '
+                        'code on both' % (sender, ', '.join(sorted('%.30s' % name for name in SETTINGS ^ set(settings)))))
+    for name, limit in SETTING_LIMITS.items():
+        value = settings[name]
+        if type(value) is not int or not 1 <= value <= limit:
+            raise UserError('%s asks for %s=%.20r; it must be from 1 to %d' % (sender, name, value, limit))
+    check_input_size(settings['input_width'], settings['input_height'], settings['stride'])
+    skeleton = skeleton_of_settings(settings)
+    (_, _, image), *maps = batch_layout(*(settings[name] for name in
+                                          ('batchsize', 'input_width', 'input_height', 'stride')), skeleton)
+    if product(image) > MAX_IMAGE_BYTES or max(product(shape) for _, _, shape in maps) >= MAX_ITEMS:
+        raise UserError('%s asks for batches of %d images of %dx%d, more than %d bytes or map values; take a smaller '
+                        '--batchsize' % (sender, settings['batchsize'], settings['input_width'],
+                                         settings['input_height'], MAX_IMAGE_BYTES))
+    if type(settings['seed']) is not int or not 0 <= settings['seed'] < MAX_SEED:
+        raise UserError('%s asks for seed=%.20r; it must be from 0 to %d' % (sender, settings['seed'], MAX_SEED - 1))
+    if type(settings['negatives']) is not float or not 0 <= settings['negatives'] < 1:
+        raise UserError('%s asks for negatives=%.20r; it must be from 0 to below 1' % (sender, settings['negatives']))
+    augmentation_ranges(settings)
+    if settings['code'] != sources_digest(*SAMPLE_SOURCES):
+        raise UserError('the code that makes samples differs between trainer and worker; use the same version of the '
+                        'code on both')
+
+
+def skeleton_of_settings(settings):
+    """The annotations.skeleton.Skeleton among the settings that came from a trainer. Raises UserError."""
+    if type(settings['skeleton']) is not str or type(settings['category']) is not str:
+        raise UserError('the trainer sent no skeleton; is it the trainer of this project?')
+    return parse_skeleton(settings['skeleton'], 'what the trainer sent')
+
+
+def augmentation_ranges(settings):
+    """The pose_augment.Ranges among the settings that came from a trainer. Raises UserError."""
+    augmentation = settings['augmentation']
+    if type(augmentation) is dict and set(augmentation) == set(pose_augment.Ranges._fields) \
+            and all(_is_range(augmentation[name], *limits) for name, limits in RANGE_LIMITS.items()) \
+            and _is_number(augmentation['flip_probability'], 0, 1):
+        return pose_augment.Ranges(**augmentation)
+    raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?' % (augmentation,))
+
+
+def _is_range(value, least, most):
+    return (type(value) in (list, tuple) and len(value) == 2 and all(_is_number(end, least, most) for end in value)
+            and value[0] <= value[1])
+
+
+def _is_number(value, least, most):
+    return type(value) in (int, float) and math.isfinite(value) and least <= value <= most

@@ -1,0 +1,124 @@
+"""The data workers as the trainer sees them: which is to make which batch, and how fast each is.
+
+Each batch number is asked for once, and requeued when its worker is gone.
+"""
+import collections
+import heapq
+import logging
+import threading
+import time
+
+from .protocol import MAX_CREDIT
+
+# Bounds of what is on the way from one worker: bytes, but at least MIN_CREDIT batches and at most MAX_CREDIT.
+CREDIT_BYTES, MIN_CREDIT = 1 << 24, 2
+TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
+
+
+class WorkerState:
+    """A worker as the trainer sees it."""
+
+    def __init__(self, route, descriptor, name, host):
+        self.route, self.descriptor, self.name, self.host = route, descriptor, name, host
+        self.ready = False  # it has a loader and may be given credit
+        self.wanted = set()  # numbers of the batches that it may still send
+        self.queued = 0  # batches of it that nobody has taken yet
+        self.bad = 0  # messages of it that did not fit
+        self.pings = 0  # that it has not answered
+
+    def __str__(self):
+        return '%s (%s)' % (self.name, self.host)
+
+
+class BatchScheduler:
+    """The numbers from `first` on, handed out to workers.
+
+    Args:
+        first, every: the number of the first batch, and from each to the next.
+        batch_bytes: about how much one takes on the way.
+    Attributes:
+        most: batches that may be on the way from one worker.
+    """
+
+    def __init__(self, first, every, batch_bytes):
+        self.most = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
+        self._batch_bytes = batch_bytes
+        self._next, self._every = first, every  # the next batch to ask for ...
+        self._again = []  # ... but before it these, a heap: workers that had them to make are gone
+
+    def grant(self, peer, workers):
+        """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
+        limit = max(MIN_CREDIT, min(self.most, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
+        count = limit - len(peer.wanted) - peer.queued
+        if count < limit // 2:
+            return []
+        numbers = [self._next_number() for _ in range(count)]
+        peer.wanted.update(numbers)
+        return numbers
+
+    def take_back(self, peer, numbers):
+        """What a worker will not send is to be made by others."""
+        for number in [number for number in numbers if number in peer.wanted]:
+            peer.wanted.remove(number)
+            self.again(number)
+
+    def again(self, number):
+        """A batch that came, but not as it should be."""
+        heapq.heappush(self._again, number)
+
+    def _next_number(self):
+        if self._again:
+            return heapq.heappop(self._again)
+        self._next += self._every
+        return self._next - self._every
+
+
+NAMED_SENDERS = 20  # bad senders that are told apart in one log interval
+
+
+class WorkerStats:
+    """Written to by the thread that receives, read by the one that logs."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._events = []
+        self._samples = collections.OrderedDict()  # name of a worker that is there -> samples since the last report
+        self._bad = {}  # sender -> [number of bad messages since the last report, the last one's fault]
+        self._reported = time.monotonic()
+
+    def joined(self, peer):
+        with self._lock:
+            self._events.append('data worker joined: %s' % peer)
+            self._samples[peer] = 0
+
+    def left(self, peer):
+        with self._lock:
+            self._events.append('data worker left: %s' % peer)
+            self._samples.pop(peer, None)
+
+    def received(self, peer, samples):
+        with self._lock:
+            self._samples[peer] = self._samples.get(peer, 0) + samples
+
+    def dropped(self, sender, fault):
+        """Count a bad message; the first of a sender in each interval goes to the log at once."""
+        with self._lock:
+            if sender not in self._bad and len(self._bad) >= NAMED_SENDERS:
+                sender = 'others'
+            if sender not in self._bad:
+                logging.warning('dropped a bad message from %s: %s', sender, fault)
+            self._bad[sender] = [self._bad.get(sender, (0,))[0] + 1, str(fault)]
+
+    def lines(self):
+        """Lines for the trainer's log, on the time since the last call."""
+        with self._lock:
+            now = time.monotonic()
+            seconds, self._reported = max(now - self._reported, 1e-3), now
+            lines, self._events = self._events, []
+            if self._samples:
+                lines.append('data workers, samples/s: ' + ', '.join(
+                    '%s %.1f' % (peer.name, samples / seconds) for peer, samples in self._samples.items()))
+            self._samples = collections.OrderedDict((peer, 0) for peer in self._samples)
+            bad, self._bad = self._bad, {}
+        return lines + ['dropped %d bad messages from %s (last: %s)' % (count, sender, fault)
+                        for sender, (count, fault) in sorted(bad.items())]

@@ -1,0 +1,222 @@
+"""COCO annotations as arrays: values by hand, selection of main people, broken entries."""
+import os
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from annotation_files import keypoints, person, write_split
+from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
+from annotations.coco import find_split
+from annotations.skeleton import COCO_SKELETON
+from pose_errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+
+
+def test_joints_by_hand():
+    values = keypoints(x=100, y=200)
+    values[3 * 9 + 2] = 0  # the left wrist is not labelled
+    values[3 * 10 + 2] = 1  # hidden, but labelled
+    joints = COCO_SKELETON.joints(values)[0]
+    assert joints.dtype == np.float32
+    assert tuple(joints[0]) == (100, 200)  # nose
+    assert tuple(joints[1]) == (111, 216.5)  # neck: between (110, 215) and (112, 218)
+    assert tuple(joints[2]) == (112, 218) and tuple(joints[5]) == (110, 215)  # right and left shoulder
+    assert tuple(joints[4]) == (120, 230) and np.isnan(joints[7]).all()  # right and left wrist
+    assert tuple(joints[16]) == (108, 212) and tuple(joints[15]) == (102, 203)  # right ear, left eye
+    values[3 * 6 + 2] = 0  # without the right shoulder there is no neck
+    assert np.isnan(COCO_SKELETON.joints(values)[0, [1, 2]]).all()
+
+
+def test_main_people_by_hand():
+    def chosen(*people):
+        points, areas, boxes = zip(*people)
+        return select_main_people(np.array(points), np.array(areas, float), np.array(boxes, float))
+
+    large = (17, 9000, (0, 0, 60, 200))  # centre (30, 100); nobody nearer than 0.3 * 200 = 60 is a main person
+    assert chosen(large, (17, 5000, (60, 60, 58, 80))) == [0]  # centre (89, 100): 59 away
+    assert chosen(large, (17, 5000, (60, 60, 60, 80))) == [0, 1]  # centre (90, 100): 60 away
+    assert chosen((17, 5000, (60, 60, 60, 80)), large) == [1, 0]  # the largest first
+    assert chosen(large, (5, 1024, (200, 0, 40, 40)), (4, 5000, (200, 100, 40, 40)),
+                  (17, 1023, (200, 150, 40, 40))) == [0, 1]
+    # A person who is left out keeps nobody else away: 1 is near 0, 2 is near 1 only.
+    assert chosen(large, (17, 8000, (30, 60, 80, 90)), (17, 7000, (95, 60, 80, 90))) == [0, 2]
+    assert chosen((17, 9000, (0, 0, 0, 200)), (17, 9000, (0, 0, 60, 0))) == []
+
+
+def test_arrays_by_hand(tmp_path):
+    images = [{'id': 7, 'file_name': 'sub/b.jpg', 'width': 640, 'height': 480},
+              {'id': 3, 'file_name': 'nobody.jpg', 'width': 100, 'height': 100},
+              {'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
+    crowd = person(3, 7, iscrowd=1, num_keypoints=0,
+                   segmentation={'size': [480, 640], 'counts': [480 * 10, 480, 480 * 629]})
+    plain = person(4, 1, num_keypoints=0, segmentation=[[1, 2, 11, 2, 11, 22], [30, 30, 40, 30, 40, 40, 30, 40]])
+    file, folder = write_split(tmp_path, [person(1, 1, bbox=[200, 50, 60, 80]), person(2, 7), crowd, plain,
+                                          person(5, 1, keypoints=keypoints(5, 5, 6), num_keypoints=6,
+                                                 segmentation=[[10, 20, 30, 20, 30, 60]])], images)
+    a = read_annotations(file, folder)
+    assert [name.decode() for name in a.file_name] == ['sub/b.jpg', 'nobody.jpg', 'a.jpg']
+    assert list(zip(a.sample_image, a.sample_person)) == [(0, 0), (2, 1), (2, 2)]
+    joints, boxes = people_of(a, 2)
+    assert boxes.tolist() == [[200, 50, 60, 80], [40, 50, 60, 80]]
+    np.testing.assert_array_equal(joints[1], COCO_SKELETON.joints(keypoints(5, 5, 6))[0])
+    assert len(people_of(a, 1)[0]) == 0
+    polygons, bitmaps, spared = ignored_regions(a, 2)
+    # The labelled people of an image with such regions count: inside their outlines, else their boxes.
+    assert [outline.tolist() for outline in spared] == [
+        [[199.5, 49.5], [259.5, 49.5], [259.5, 129.5], [199.5, 129.5]], [[9.5, 19.5], [29.5, 19.5], [29.5, 59.5]]]
+    assert bitmaps == [] and polygons[0].tolist() == [[0.5, 1.5], [10.5, 1.5], [10.5, 21.5]] and len(polygons[1]) == 4
+    polygons, bitmaps, spared = ignored_regions(a, 0)
+    assert [outline.tolist() for outline in spared] == [[[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]]
+    expected = np.zeros((480, 640))
+    expected[:, 10] = 1
+    assert polygons == []
+    np.testing.assert_array_equal(bitmaps[0], expected)
+
+
+def test_compressed_regions_equal_pycocotools(tmp_path):
+    rng = np.random.RandomState(0)
+    bitmaps = [(rng.uniform(size=(240, 320)) < share).astype(np.uint8) for share in (0, 0.001, 0.5, 1)]
+    regions = [coco_mask.encode(np.asfortranarray(bitmap)) for bitmap in bitmaps]
+    file, folder = write_split(tmp_path, [person(1)] + [
+        person(2 + i, iscrowd=1, segmentation={'size': region['size'], 'counts': region['counts'].decode()})
+        for i, region in enumerate(regions)])
+    for bitmap, read in zip(bitmaps, ignored_regions(read_annotations(file, folder), 0)[1]):
+        np.testing.assert_array_equal(bitmap, read)
+
+
+def test_real_annotations_agree_with_pycocotools(coco_photos):
+    for split, samples in (('train2017', None), ('val2017', None)):
+        file, folder = find_split(str(coco_photos), split)
+        a = read_annotations(file, folder)
+        coco = COCO(file)
+        for row, image_id in enumerate(a.image_id.tolist()):
+            entries = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=False))
+            labelled = [entry for entry in entries if entry['num_keypoints']]
+            joints, boxes = people_of(a, row)
+            np.testing.assert_allclose(boxes, [entry['bbox'] for entry in labelled], rtol=1e-6)
+            count = np.isfinite(joints[:, :, 0]).sum() - np.isfinite(joints[:, 1, 0]).sum()  # the neck is ours
+            assert count == sum(entry['num_keypoints'] for entry in labelled)
+
+
+BROKEN_PEOPLE = {
+    'nan': dict(keypoints=[float('nan')] + keypoints()[1:]),
+    'infinite': dict(keypoints=[float('inf')] + keypoints()[1:]),
+    'huge': dict(keypoints=[10 ** 400] + keypoints()[1:]), 'far': dict(keypoints=[1e30] + keypoints()[1:]),
+    'short': dict(keypoints=keypoints()[:-1]), 'words': dict(keypoints=['one'] * 51), 'none': dict(keypoints=None)}
+DERIVED = {
+    'negative_box': (dict(bbox=[40, 50, -60, 80]), '1 boxes'),
+    'nan_box': (dict(bbox=[40, 50, float('nan'), 80]), '1 boxes'), 'no_box': (dict(bbox=None), '1 boxes'),
+    'short_box': (dict(bbox=[1, 2, 3]), '1 boxes'), 'nan_area': (dict(area=float('nan')), '1 areas'),
+    'no_area': (dict(area=None), '1 areas'), 'zero_area': (dict(area=0), '1 areas'),
+    'no_count': (dict(num_keypoints=None), '1 num_keypoints'), 'no_id': (dict(id=None), '1 ids of annotations')}
+
+
+@pytest.mark.parametrize('name', sorted(BROKEN_PEOPLE))
+def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
+    outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
+    file, folder = write_split(tmp_path, [person(1, bbox=[200, 50, 60, 80]),
+                                          person(2, segmentation=outline, **BROKEN_PEOPLE[name])])
+    a = read_annotations(file, folder)
+    assert len(a.sample_image) == 1 and people_of(a, 0)[1].tolist() == [[200, 50, 60, 80]]
+    assert len(ignored_regions(a, 0)[0]) == 1  # a person without labels must not be learned as background
+    assert '1 people with broken keypoints' in caplog.text
+
+
+@pytest.mark.parametrize('name', sorted(DERIVED))
+def test_what_a_person_lacks_is_derived_and_counted(name, tmp_path, caplog):
+    fields, mention = DERIVED[name]
+    outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
+    whole = person(2, segmentation=outline, bbox=[40, 50, 60, 80])
+    file, folder = write_split(tmp_path, [person(1, bbox=[200, 50, 60, 80]), dict(whole, **fields)])
+    a = read_annotations(file, folder)
+    assert len(a.sample_image) == 2 and people_of(a, 0)[1].tolist()[1] == [40, 50, 60, 80]
+    assert 'derived %s' % mention in caplog.text
+
+
+def test_zero_box_and_points_outside_stay_labels_but_make_no_sample(tmp_path):
+    outside = keypoints(-500, 1000)
+    file, folder = write_split(tmp_path,
+                               [person(1, bbox=[200, 50, 60, 80]), person(2, bbox=[40, 50, 0, 0], keypoints=outside)])
+    a = read_annotations(file, folder)
+    assert len(a.sample_image) == 1 and len(people_of(a, 0)[0]) == 2
+    assert people_of(a, 0)[0][1, 0].tolist() == [-500, 1000]
+
+
+@pytest.mark.parametrize('segmentation', [
+    [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[float('nan')] * 8], [[1e30] * 8], ['text'], 'text', 5, [[None] * 6],
+    {'size': [240, 320], 'counts': [5]}, {'size': [1, 1], 'counts': [1]}, {'size': [240, 320], 'counts': [-5, 76805]},
+    {'size': [240, 320], 'counts': 'oooooooooooooooooo'}, {'size': [240, 320], 'counts': '\x01\xff'}, {'counts': None},
+    {}])
+def test_broken_segmentation_is_left_out_and_counted(segmentation, tmp_path, caplog):
+    file, folder = write_split(tmp_path, [person(1), person(2, iscrowd=1, segmentation=segmentation)])
+    assert ignored_regions(read_annotations(file, folder), 0) == ([], [], [])
+    assert ('broken polygons' in caplog.text or 'segmentations that do not fit' in caplog.text) != (segmentation == {})
+
+
+def test_duplicate_ids_and_orphans_are_counted(tmp_path, caplog):
+    images = [{'id': 1, 'file_name': name, 'width': 320, 'height': 240} for name in ('a.jpg', 'b.jpg')]
+    file, folder = write_split(tmp_path, [person(1), person(1, bbox=[200, 50, 60, 80]), person(2, image_id=99),
+                                          person(3, image_id=[1]), 5, person('six')], images)
+    a = read_annotations(file, folder)
+    assert len(a.image_id) == len(a.sample_image) == 1
+    for message in ('1 images with the id of an earlier one', '1 annotations with the id of an earlier one',
+                    '2 annotations of images that are not listed', '1 annotations that are no objects'):
+        assert message in caplog.text
+
+
+@pytest.mark.parametrize('fields', [{'width': 0}, {'height': -4}, {'width': 'wide'}, {'width': 1e9}, {'width': 10 ** 9},
+                                    {'file_name': 5}, {'file_name': ''}, {'file_name': 'a\0b'}, {'file_name': '\ud800'},
+                                    {'file_name': 'x' * 999}, {'id': [2]}])
+def test_broken_image_is_left_out_and_counted(fields, tmp_path, caplog):
+    images = [{'id': number, 'file_name': name, 'width': 320, 'height': 240}
+              for number, name in ((1, 'a.jpg'), (2, 'b.jpg'))]
+    images[1].update(fields)
+    file, folder = write_split(tmp_path, [person(1), person(2, image_id=2)], images)
+    assert read_annotations(file, folder).image_id.tolist() == [1]
+    assert '1 images without' in caplog.text
+
+
+@pytest.mark.parametrize('text', [
+    '', '{"images": [', '[]', '5', '{"images": [], "annotations": 3}', '{"annotations": []}',
+    '{"images": [], "annotations": []}', '{"images": [5], "annotations": []}',
+    '{"images": [{}], "annotations": []}', '[' * 100000, '\x00\x01',
+    '{"images": [{"id": [1]}], "annotations": []}', '{"images": {}, "annotations": {}}'])
+def test_broken_files_are_one_line(text, tmp_path):
+    file, folder = write_split(tmp_path, [])
+    with open(file, 'w') as broken:
+        broken.write(text)
+    with pytest.raises(UserError, match='person_keypoints_train2017.json'):
+        read_annotations(file, folder)
+
+
+def test_missing_images_are_left_out_named_and_limited(tmp_path, caplog):
+    images = [{'id': i, 'file_name': '%d.jpg' % i, 'width': 320, 'height': 240} for i in range(1, 21)]
+    people = [person(i, image_id=i) for i in range(1, 11)]  # nobody is on 11 .. 20: these need not be there
+    file, folder = write_split(tmp_path, people, images, names=['%d.jpg' % i for i in range(3, 11)])
+    a = read_annotations(file, folder)
+    assert a.sample_image.tolist() == list(range(2, 10))
+    assert '2 of the 10 images with people' in caplog.text and '1.jpg, 2.jpg' in caplog.text
+    os.remove(os.path.join(folder, '3.jpg'))
+    with pytest.raises(UserError, match='3 of the 10 .*--imgpath'):
+        read_annotations(file, folder)
+
+
+def test_find_split(tmp_path):
+    with pytest.raises(UserError, match='--datapath=.*nothing'):
+        find_split(str(tmp_path / 'nothing'), 'train2017')
+    with pytest.raises(UserError, match='no person_keypoints_train2017.json'):
+        find_split(str(tmp_path), 'train2017')
+    file, folder = write_split(tmp_path, [person(1)])
+    assert find_split(str(tmp_path), 'train2017') == (file, folder)
+    assert find_split(str(tmp_path / 'annotations'), 'train2017') == (file, folder)
+    other = tmp_path / 'elsewhere' / 'images' / 'train2017'
+    other.mkdir(parents=True)
+    assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'elsewhere')) == (file, str(other))
+    with pytest.raises(UserError, match='--imgpath'):
+        find_split(str(tmp_path), 'train2017', str(tmp_path / 'void'))

@@ -1,0 +1,74 @@
+"""Batches on their way: what is kept of the label maps, and how it is stored."""
+import numpy as np
+import pytest
+
+from batches.batch import HEATMAP_ITEM, Batch, BatchBuffer, batch_layout, decode_batch, encode_batch, encode_maps
+from made_up_arrays import made_up_arrays
+
+
+def fixed_point(maps):
+    """What 16 bits keep of values in -1..1."""
+    return (np.floor(maps * np.float32(32767) + np.float32(32767.5)) - 32767) * np.float32(1 / 32767)
+
+
+@pytest.mark.parametrize('stride, people', [(8, 2), (4, 3), (8, 0)])
+def test_maps_are_those_of_16_bit_fixed_point_and_masks_exact(stride, people):
+    image, heatmap, paf, mask = made_up_arrays(1, stride=stride, people=people)
+    decoded = decode_batch(encode_batch(image, heatmap, paf, mask))
+    for got, expected in zip(decoded, (image, fixed_point(heatmap), fixed_point(paf), mask)):
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(decoded[1], heatmap, atol=1.6e-5)
+
+
+def test_only_what_is_not_empty_is_kept():
+    heatmap, paf = np.zeros((2, 4, 4, 19), np.float32), np.zeros((2, 4, 4, 38), np.float32)
+    heatmap[..., 18] = 1
+    heatmap[1, 2, 3, 5], heatmap[1, 2, 3, 18], paf[0, 1, 2, 7], paf[1, 0, 0, 0] = 1, 0, -1, 0.5
+    batch = encode_batch(np.zeros((2, 32, 32, 3), np.uint8), heatmap, paf, np.ones((2, 4, 4, 1), np.float32))
+    cell = (16 + 2 * 4 + 3) * 19
+    np.testing.assert_array_equal(batch.heatmap_positions, [cell + 5, cell + 18])
+    np.testing.assert_array_equal(batch.heatmap_values, [65534, 32767])
+    np.testing.assert_array_equal(batch.paf_positions, [(4 + 2) * 19 + 3, 16 * 19])
+    np.testing.assert_array_equal(batch.paf_values, [[32767, 0], [49151, 32767]])
+    _, same, _, _ = decode_batch(batch)
+    np.testing.assert_array_equal(same, heatmap)  # ones and zeros are exact
+
+
+@pytest.mark.parametrize('value', [1.1, -2, np.nan, np.inf])
+def test_maps_out_of_range_are_refused(value):
+    maps = np.zeros((1, 4, 4, 19), np.float32)
+    maps[0, 1, 1, 7] = value
+    with pytest.raises(ValueError):
+        encode_maps(maps, HEATMAP_ITEM)
+
+
+def test_a_buffer_written_sample_by_sample_reads_as_the_batch():
+    """Also when it is used again, and when a batch was given up in the middle."""
+    buffer = BatchBuffer(batch_layout(3, 64, 96, 8))
+    for seed, people, rows in ((1, 4, 3), (2, 1, 2), (3, 0, 3), (4, 2, 3)):
+        arrays = made_up_arrays(seed, people=people)
+        for row in range(rows):
+            buffer.write(row, *(array[row] for array in arrays))
+        if rows == 3:
+            for got, expected in zip(buffer.read(), encode_batch(*arrays)):
+                assert got.dtype == expected.dtype
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_full_maps_fit():
+    layout = batch_layout(2, 16, 16, 8)
+    arrays = [np.zeros((2, 16, 16, 3), np.uint8)] + [np.full((2, 2, 2, channels), 0.25, np.float32)
+                                                     for channels in (19, 38, 1)]
+    buffer = BatchBuffer(layout)
+    for row in range(2):
+        buffer.write(row, *(array[row] for array in arrays))
+    assert [field.shape for field in buffer.read()] == [shape for _, _, shape in layout]
+
+
+def test_layout():
+    assert batch_layout(4, 64, 96, 8) == [
+        ('image', np.uint8, (4, 96, 64, 3)), ('mask', np.uint8, (4, 12, 8, 1)),
+        ('heatmap_positions', np.int32, (4 * 12 * 8 * 19,)), ('heatmap_values', np.uint16, (4 * 12 * 8 * 19,)),
+        ('paf_positions', np.int32, (4 * 12 * 8 * 19,)), ('paf_values', np.uint16, (4 * 12 * 8 * 19, 2))]
+    assert Batch._fields == tuple(name for name, _, _ in batch_layout(1, 8, 8, 8))

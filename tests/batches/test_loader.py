@@ -1,0 +1,335 @@
+"""Loader processes: order and seeds, shared memory, and processes that are killed."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from batches.batch import Batch, BatchBuffer, batch_layout, decode_batch, encode_batch
+from batches.loader import BatchLoader, SampleOrder, _shared_array, batch_positions
+from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
+from made_up_arrays import made_up_arrays
+from pose_dataset import PoseDataset
+from pose_errors import UserError
+from watched_loaders import NumberedDataset, take, watched_loader
+
+
+def shared_mappings():
+    """The lines in which the kernel lists the memory that this process shares with its children."""
+    with open('/proc/self/maps') as maps:
+        return {line for line in maps if ' rw-s ' in line}
+
+
+def test_an_epoch_shows_each_sample_once():
+    with BatchLoader(NumberedDataset(60), 5, workers=1, seed=1) as loader:
+        numbers = [row[0] for row in take(loader, 24)]
+    assert sorted(numbers[:60]) == sorted(numbers[60:]) == list(range(60)) and numbers[:60] != numbers[60:]
+
+
+def test_all_workers_work_and_no_augmentation_comes_twice():
+    with BatchLoader(NumberedDataset(50, seconds=0.001), 4, workers=3, seed=1) as loader:
+        rows = take(loader, 60)
+    draws = [tuple(row[2:]) for row in rows]
+    assert len({row[1] for row in rows}) == 3 and len(set(draws)) == len(draws) == 240
+
+
+def content(rows):
+    """Of rows as from take(): sample number and augmentation, but not the process."""
+    return [(row[0],) + tuple(row[2:]) for row in rows]
+
+
+@pytest.mark.parametrize('seed', [0, 7, 10 ** 15])
+def test_the_same_seed_gives_the_same_batches_for_any_number_of_workers(seed):
+    runs = []
+    for workers, run_seed in ((1, seed), (2, seed), (5, seed), (1, seed + 1)):
+        with BatchLoader(NumberedDataset(50), 4, workers=workers, seed=run_seed) as loader:
+            runs.append(content(take(loader, 20)))
+    assert runs[0] == runs[1] == runs[2] != runs[3]
+
+
+def test_a_resumed_row_goes_on_at_its_batch():
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
+        whole = content(take(loader, 20))
+    with BatchLoader(NumberedDataset(50), 4, workers=3, seed=1, first=7) as loader:
+        assert content(take(loader, 13)) == whole[7 * 4:]
+        assert loader.number == 19
+
+
+def test_shards_make_up_the_whole_batch():
+    with BatchLoader(NumberedDataset(50), 6, workers=1, seed=1) as loader:
+        whole = content(take(loader, 10))
+    shards = []
+    for shard in range(3):
+        with BatchLoader(NumberedDataset(50), 2, workers=2, seed=1, shard=shard, num_shards=3) as loader:
+            shards.append(content(take(loader, 10)))
+    assert [row for batch in range(10) for shard in shards for row in shard[2 * batch:2 * batch + 2]] == whole
+
+
+def test_only_what_is_requested_is_made_when_there_is_no_row():
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
+        whole = content(take(loader, 12))
+    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
+        assert loader.get(timeout=0.5) is None
+        loader.request([9, 2, 11])
+        made = {}
+        for _ in range(3):
+            rows = content(take(loader, 1))
+            made[loader.number] = rows
+        assert loader.get(timeout=0.5) is None
+    assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
+
+
+def test_bad_samples_give_the_same_batches_for_any_number_of_workers():
+    runs = []
+    for workers in (1, 3):
+        with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=workers, seed=1) as loader:
+            runs.append(content(take(loader, 30)))
+    assert runs[0] == runs[1]
+
+
+def test_killed_workers_lose_and_double_no_sample():
+    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=1, seed=1) as loader:
+        undisturbed = content(take(loader, 60))
+    with watched_loader(200, workers=3) as (loader, supervisor):
+        rows = take(loader, 5)
+        for _ in range(3):
+            for worker in descendants(supervisor)[:2]:
+                os.kill(worker, signal.SIGKILL)
+            rows += take(loader, 15)
+        rows += take(loader, 10)
+    assert content(rows) == undisturbed
+
+
+def test_without_a_seed_runs_differ():
+    runs = []
+    for _ in range(2):
+        with BatchLoader(NumberedDataset(50), 4, workers=1) as loader:
+            runs.append([row[2] for row in take(loader, 3)])
+    assert runs[0] != runs[1]
+
+
+def test_a_batch_stays_until_the_next_one_is_fetched():
+    with BatchLoader(NumberedDataset(500), 4, workers=2, seed=1) as loader:
+        for _ in range(5):
+            batch = loader.get(timeout=20)
+            before = [field.copy() for field in batch]
+            time.sleep(0.1)  # the workers fill all other slots
+            for field, value in zip(batch, before):
+                np.testing.assert_array_equal(field, value)
+
+
+def test_timeout_and_ready():
+    with BatchLoader(NumberedDataset(50, seconds=0.1), 4, workers=1, seed=1) as loader:
+        assert loader.get(timeout=0.01) is None
+        assert loader.get(timeout=20) is not None
+        time.sleep(1.5)
+        loader.get(timeout=20)
+        assert loader.ready() == 1
+
+
+def test_more_workers_than_samples():
+    with BatchLoader(NumberedDataset(3), 2, workers=8, seed=1) as loader:
+        rows, start = take(loader, 10), time.monotonic()
+        while len({row[1] for row in rows}) < 8:
+            rows += take(loader, 1)
+            assert time.monotonic() - start < 20
+    assert {row[0] for row in rows} == {0, 1, 2}
+
+
+def test_memory_is_bounded_for_many_workers():
+    """48 workers with batches of 64 at 368x368: about one batch in memory for each, not several."""
+    before = shared_mappings()
+    with BatchLoader(NumberedDataset(48), 2, workers=48, seed=1) as loader:
+        take(loader, 60)
+        slots = len(shared_mappings() - before) / (len(Batch._fields) + 1)  # and how many positions there are
+    layout = batch_layout(64, 368, 368, 8)
+    before = psutil.Process().memory_info().shared
+    buffer = BatchBuffer(layout, _shared_array)
+    sample = made_up_arrays(0, 1, 368, 368, people=5)
+    for row in range(64):
+        buffer.write(row, *(field[0] for field in sample))
+    batch = psutil.Process().memory_info().shared - before  # pages that nobody wrote do not count
+    assert 27e6 < batch < 33e6
+    assert slots == 51 and slots * batch < 2e9
+
+
+def test_some_bad_samples_are_counted_and_named_once(caplog):
+    with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=2, seed=1) as loader:
+        rows = take(loader, 60)
+        assert not {3, 17} & {int(row[0]) for row in rows}
+        assert len(loader.report()) == 1 and loader.report()[0].endswith('from 2 files')
+    assert sorted(record.getMessage().split(': ')[1] for record in caplog.records
+                  if 'skipped' in record.getMessage()) == [
+        'image17.jpg is bad', 'image3.jpg is bad']
+
+
+def test_few_bad_samples_do_not_stop_large_batches():
+    """Bad samples are reported at once, good ones when a batch is full: this must not look like bad ones only."""
+    with BatchLoader(NumberedDataset(4000, bad=range(0, 4000, 20)), 2000, workers=2, seed=1) as loader:
+        take(loader, 2)
+
+
+@pytest.mark.parametrize('bad', [range(15), range(50)])
+def test_too_many_bad_samples_stop_the_run(bad):
+    with BatchLoader(NumberedDataset(50, bad=bad), 4, workers=2, seed=1) as loader:
+        with pytest.raises(UserError, match='samples were bad .*repair or remove'):
+            take(loader, 200)
+
+
+def test_an_error_in_a_worker_reaches_the_trainer():
+    class Broken(NumberedDataset):
+        def training_sample(self, index, rng):
+            raise ZeroDivisionError('in the data set')
+
+    with BatchLoader(Broken(50), 4, workers=2, seed=1) as loader:
+        with pytest.raises(RuntimeError, match='ZeroDivisionError: in the data set'):
+            loader.get(timeout=20)
+
+
+# ------------------------------------------------------------------------------------------------- killed processes
+
+def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
+    with watched_loader(200, workers=2) as (loader, supervisor):
+        take(loader, 4)
+        victim, survivor = descendants(supervisor)
+        os.kill(victim, signal.SIGKILL)
+        start, processes = time.monotonic(), set()
+        while not processes - {victim, survivor}:
+            processes |= {int(row[1]) for row in take(loader, 1)}
+            assert time.monotonic() - start < 10
+        draws = [tuple(row[2:]) for row in take(loader, 30)]
+        assert len(set(draws)) == len(draws)
+    assert 'died (signal 9); a new one took its place' in caplog.text
+
+
+def test_all_workers_killed_again_and_again():
+    with watched_loader(200, workers=3) as (loader, supervisor):
+        for _ in range(3):
+            take(loader, 8)
+            for worker in descendants(supervisor):
+                os.kill(worker, signal.SIGKILL)
+        successors, start = set(), time.monotonic()
+        while len(successors) < 3:
+            successors |= {row[1] for row in take(loader, 1)}
+            assert time.monotonic() - start < 10
+
+
+def test_workers_that_always_die_end_the_run():
+    class Deadly(NumberedDataset):
+        def training_sample(self, index, rng):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with BatchLoader(Deadly(50), 4, workers=1, seed=1) as loader:
+        with pytest.raises(UserError, match=r'died 5 times in a row \(signal 10\); .*--workers'):
+            loader.get(timeout=30)
+
+
+def test_a_killed_supervisor_ends_the_run_and_its_workers():
+    with watched_loader(200, workers=2) as (loader, supervisor):
+        take(loader, 2)
+        workers = descendants(supervisor)
+        os.kill(supervisor, signal.SIGKILL)
+        with pytest.raises(UserError, match='killed; start the command again'):
+            take(loader, 10 ** 6)
+    wait_for(lambda: not any(map(is_running, workers)), 'workers are left over', 20)
+
+
+def test_closing_leaves_no_process():
+    with watched_loader(200, workers=3) as (loader, supervisor):
+        take(loader, 2)
+        processes = [supervisor] + descendants(supervisor)
+        loader.close()
+        loader.close()
+    assert not any(map(is_running, processes))
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_trainer_leaves_no_process(how):
+    parent = subprocess.Popen([sys.executable, str(PROGRAMS / 'load_batches.py')], env=program_environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        processes = json.loads(parent.stdout.readline().decode())
+        assert len(processes) == 3 and all(map(is_running, processes))
+        parent.send_signal(how)
+        parent.wait(timeout=20)
+        wait_for(lambda: not any(map(is_running, processes)), 'processes are left over', 10)
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_shared_memory_needs_no_dev_shm():
+    """Containers often have 64 MB of /dev/shm; anonymous memory does not count there."""
+    before = shared_mappings()  # semaphores of other tests live in /dev/shm
+    with BatchLoader(NumberedDataset(50), 64, workers=2, seed=1) as loader:
+        take(loader, 4)
+        added = shared_mappings() - before
+    assert added and not any('/dev/shm' in line for line in added)
+
+
+def test_without_a_stand_in(sample_coco):
+    """The real data set, through real processes: what arrives is what training_sample makes."""
+    dataset = PoseDataset(str(sample_coco), 'train2017', 64, 96, 8)
+    order = SampleOrder(len(dataset), 4)
+    with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
+        for number in range(4):
+            batch = loader.get(timeout=30)
+            samples = [dataset.training_sample(*next(order.draws(position)))[:4]
+                       for position in batch_positions(number, 3)]
+            for array, values in zip(batch, encode_batch(*(np.stack(values) for values in zip(*samples)))):
+                np.testing.assert_array_equal(array, values)
+
+
+def first_batches(folder, count, seed):
+    dataset = PoseDataset(str(folder), 'train2017', 64, 96, 8)
+    with BatchLoader(dataset, 4, workers=1, seed=seed) as loader:
+        return [[array.copy() for array in decode_batch(loader.get(timeout=30))] for _ in range(count)]
+
+
+def test_batches_of_a_data_set(sample_coco):
+    one, same, other = (first_batches(sample_coco, 6, seed) for seed in (1, 1, 2))
+    assert [(a.shape, a.dtype) for a in one[0]] == [
+        ((4, 96, 64, 3), np.uint8), ((4, 12, 8, 19), np.float32), ((4, 12, 8, 38), np.float32),
+        ((4, 12, 8, 1), np.float32)]
+    for batch, batch_again, different in zip(one, same, other):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, batch_again))
+        assert not np.array_equal(batch[0], different[0])
+    # Each sample of a batch is as training_sample makes it: its maps belong to its image.
+    np.testing.assert_allclose(one[0][1][..., 18], 1 - one[0][1][..., :18].max(axis=-1), atol=4e-5)
+
+
+def test_the_hint_names_what_loading_depends_on():
+    with BatchLoader(NumberedDataset(50), 4, workers=1, seed=1) as loader:
+        assert '--datapath' in loader.diagnosis() and '\n' not in loader.diagnosis()
+
+
+def test_stopped_workers_die_with_a_killed_supervisor():
+    with watched_loader(200, workers=2) as (loader, supervisor):
+        take(loader, 2)
+        workers = descendants(supervisor)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        os.kill(supervisor, signal.SIGKILL)
+        wait_for(lambda: not any(map(is_running, workers)), 'workers are left over', 20)
+
+
+def test_batches_that_memory_cannot_hold_are_one_line():
+    with pytest.raises(UserError, match=r'batch\(es\) of 100000000 samples .* take a smaller --batchsize'):
+        BatchLoader(NumberedDataset(50), 100000000, workers=1, seed=1)
+
+
+@pytest.mark.parametrize('stopped', ['supervisor', 'all'])
+def test_stopped_processes_do_not_hold_up_the_end(sample_coco, stopped):
+    before = psutil.Process().children()
+    loader = BatchLoader(PoseDataset(str(sample_coco), 'train2017', 64, 64, 8), 2, workers=1, seed=0)
+    supervisor, = [child for child in psutil.Process().children() if child not in before]
+    workers = supervisor.children()
+    for process in [supervisor] + (workers if stopped == 'all' else []):
+        process.suspend()
+    loader.close()
+    assert not psutil.wait_procs(workers, timeout=60)[1]

@@ -1,0 +1,46 @@
+"""The row of samples: each sample once an epoch, the same row for everybody, numbers that no two positions share."""
+import numpy as np
+import pytest
+
+from batches.loader import SampleOrder, batch_positions
+
+
+@pytest.mark.parametrize('samples', [1, 3, 7, 100])
+def test_each_epoch_shows_each_sample_once_in_its_own_order(samples):
+    order = SampleOrder(samples, 5)
+    epochs = [[order.index(epoch * samples + k) for k in range(samples)] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(samples)) for epoch in epochs)
+    if samples > 6:
+        assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(samples))
+
+
+def test_any_position_can_be_asked_for_in_any_order():
+    forth = [SampleOrder(10, 3).index(position) for position in range(45)]
+    order = SampleOrder(10, 3)
+    assert [order.index(position) for position in reversed(range(45))] == forth[::-1]
+
+
+def test_seeds_and_positions_draw_their_own_numbers():
+    numbers = [next(SampleOrder(10, seed).draws(position))[1].uniform()
+               for seed in (0, 1, 1 << 32, 10 ** 15) for position in (0, 1, 9, 10, 1 << 32, 1 << 40)]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_replacements_follow_from_the_position_too():
+    def rows():
+        draws = SampleOrder(10, 3).draws(4)
+        return [(index, rng.uniform()) for _, (index, rng) in zip(range(5), draws)]
+    assert rows() == rows() and len({draw for _, draw in rows()}) == 5
+
+
+def test_batches_and_their_shares_cover_the_row():
+    assert list(batch_positions(3, 4)) == [12, 13, 14, 15]
+    whole = [position for number in range(5) for position in batch_positions(number, 6)]
+    shared = [position for number in range(5) for share in range(3)
+              for position in batch_positions(number, 2, share, 3)]
+    assert whole == shared == list(range(30))
+
+
+def test_numbers_do_not_depend_on_numpys_version():
+    order = SampleOrder(6, 7)
+    assert [order.index(k) for k in range(6)] == np.random.RandomState([0, 7, 0, 0, 0]).permutation(6).tolist()

@@ -1,0 +1,76 @@
+"""Folding what scales and shifts channels into the weights beside it, on small graphs made by hand."""
+import numpy as np
+import pytest
+
+import tensorflow.compat.v1 as tf
+from small_graphs import check, conv, depthwise, frozen_graph, fused_norm, ops, plain_norm, positive, values
+
+# What folds. The final multiplication by a scalar that frozen_graph adds goes into the weights, too, where it can.
+
+@pytest.mark.parametrize('version', ['FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3'])
+def test_fused_norm_folds(version):
+    def build(image):
+        return fused_norm(conv(image, 8))
+    assert ops(frozen_graph(build, version=version))[version] == 1
+    check(build, {'Conv2D': 1, 'BiasAdd': 1}, version)
+
+
+def test_norm_of_a_separable_layer_folds_into_its_pointwise_weights():
+    check(lambda image: tf.nn.relu(plain_norm(conv(depthwise(image), 8, 1))) * tf.identity(1.0),
+          {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1, 'Relu': 1, 'Mul': 1 + 1})
+
+
+@pytest.mark.parametrize('norm', [fused_norm, plain_norm])
+def test_norm_after_a_depthwise_convolution_folds(norm):
+    check(lambda image: norm(depthwise(image, multiplier=2)), {'DepthwiseConv2dNative': 1, 'BiasAdd': 1})
+
+
+def test_norm_after_a_bias_folds():
+    check(lambda image: fused_norm(tf.nn.bias_add(conv(image, 8), values(8))), {'Conv2D': 1, 'BiasAdd': 1})
+
+
+def test_norm_after_a_matrix_product_folds():
+    def build(image):
+        x = tf.matmul(tf.reduce_max(image, [1, 2]), values(8, 3), transpose_b=True)
+        return tf.reshape((x - values(8)) * positive(8) + values(8), [1, 1, 1, 8])
+    optimized = check(build, None)
+    assert ops(optimized)['MatMul'] == ops(optimized)['BiasAdd'] == 1
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_any_chain_of_scales_and_shifts_folds(seed):
+    steps = [lambda x: x + values(6), lambda x: values(1, 1, 6) - x, lambda x: x - values(1, 1, 1, 6),
+             lambda x: x * values(6), lambda x: positive(1) * x, lambda x: x / positive(6), fused_norm,
+             lambda x: tf.nn.bias_add(x, values(6)), lambda x: tf.check_numerics(x, 'x'), tf.stop_gradient]
+
+    def build(image):
+        x = conv(image, 6)
+        for step in np.random.RandomState(seed).permutation(len(steps)):
+            x = steps[step](x)
+        return x
+    check(build, {'Conv2D': 1, 'BiasAdd': 1})
+
+
+def test_two_convolutions_with_the_same_weights_keep_their_own_norms():
+    def build(image):
+        weights = values(3, 3, 3, 8)
+        return tf.concat([fused_norm(tf.nn.conv2d(image, weights, [1, 1, 1, 1], 'SAME'), name='norm%d' % i)
+                          for i in range(2)], axis=3)
+    check(build, {'Conv2D': 2, 'BiasAdd': 2, 'ConcatV2': 1, 'Mul': 1})
+
+
+def test_depthwise_1x1_folds_into_the_convolution_after_it():
+    check(lambda image: fused_norm(conv(depthwise(image, 1), 8, 3)), {'Conv2D': 1, 'BiasAdd': 1})
+
+
+@pytest.mark.parametrize('changes', [dict(stride=2), dict(multiplier=2)])
+def test_depthwise_1x1_that_does_more_than_scale_stays(changes):
+    check(lambda image: conv(depthwise(image, 1, **changes), 8),
+          {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1})
+
+
+def test_depthwise_1x1_that_others_use_stays():
+    def build(image):
+        x = depthwise(image, 1)
+        return tf.concat([conv(x, 8), x], axis=3)
+    check(build, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})

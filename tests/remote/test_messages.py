@@ -1,0 +1,107 @@
+"""What the messages may say: everything else is refused, cheaply."""
+import time
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from remote import protocol
+from remote.protocol import BadMessage, OtherVersion, pack, unpack_from_trainer, unpack_from_worker
+from wire_ends import DATA
+
+FROM_WORKER = [pack('hello', name='node1:4242'), pack('ready', samples=262465, data=DATA), pack('pong'), pack('bye')]
+FROM_TRAINER = [pack('welcome', settings={'batchsize': 64, 'augmentation': {'scale': [0.5, 1.1]}}), pack('ping'),
+                pack('credit', batches=[0, 5, protocol.MAX_NUMBER - 1]), pack('end'), pack('refused', reason='why')]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2 ** 63, 2 ** 64 - 1) | st.floats() | st.text(max_size=50)
+    | st.binary(max_size=50), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=5)
+
+
+def test_what_is_said_arrives():
+    for data, unpack in [(data, unpack_from_worker) for data in FROM_WORKER] + [
+            (data, unpack_from_trainer) for data in FROM_TRAINER]:
+        assert unpack(data) == msgpack.unpackb(data, raw=False)
+    for data, unpack in [(FROM_WORKER[0], unpack_from_trainer), (FROM_TRAINER[1], unpack_from_worker)]:
+        with pytest.raises(BadMessage, match='not to be said here'):
+            unpack(data)
+
+
+@pytest.mark.parametrize('kind, fields', [
+    ('hello', {}), ('hello', {'name': ''}), ('hello', {'name': 'x' * 101}), ('hello', {'name': 'a\nb'}),
+    ('hello', {'name': b'x'}), ('hello', {'name': 'x', 'more': 1}), ('ready', {'samples': 5}),
+    ('ready', {'samples': 0, 'data': DATA}), ('ready', {'samples': True, 'data': DATA}),
+    ('ready', {'samples': 1 << 31, 'data': DATA}), ('ready', {'samples': 5, 'data': DATA[1:]}), ('bye', {'x': 1})])
+def test_wrong_fields_of_workers(kind, fields):
+    with pytest.raises(BadMessage):
+        unpack_from_worker(pack(kind, **fields))
+
+
+@pytest.mark.parametrize('kind, fields', [
+    ('welcome', {}), ('welcome', {'settings': []}), ('welcome', {'settings': None}), ('credit', {}),
+    ('refused', {'reason': 5}), ('end', {'x': 1})] + [('credit', {'batches': batches}) for batches in (
+        None, 'x', [], [-1], [1 << 62], [protocol.MAX_NUMBER], ['1'], [True], list(range(17)), {'a': 1}, 3)])
+def test_wrong_fields_of_trainers(kind, fields):
+    with pytest.raises(BadMessage):
+        unpack_from_trainer(pack(kind, **fields))
+
+
+@pytest.mark.parametrize('data', [b'', b'\x80', b'\x91' * 500, b'\x81\xa1a' * 150, b'\xc1', pack('bye') + b'x',
+                                  msgpack.packb({'version': [], 'type': 'bye'}), msgpack.packb({'type': 'bye'}),
+                                  msgpack.packb({'version': protocol.VERSION, 'type': 'bye', 'x' * 600: 1})])
+def test_what_is_no_header(data):
+    with pytest.raises(BadMessage):
+        unpack_from_worker(data)
+    with pytest.raises(BadMessage):
+        unpack_from_trainer(data)
+
+
+def test_another_version_is_told_apart():
+    data = msgpack.packb({'version': protocol.VERSION + 1, 'type': 'hello', 'new': 1})
+    for unpack in (unpack_from_worker, unpack_from_trainer):
+        with pytest.raises(OtherVersion, match='version %d of the wire' % (protocol.VERSION + 1)):
+            unpack(data)
+
+
+def test_the_costliest_message_costs_little_more_than_an_honest_one():
+    """Lists, maps in maps, many small fields: a header of 16 kB once took a thousand times as long."""
+    costly = [b'\xdc\x01\xf0' + b'\x80' * 496, b'\xdc\x3f\xf0' + b'\x80' * 16368, b'\x81\xa1a' * 170, b'\x91' * 512,
+              b'\xde\x00\xa5' + b'\xa1a\x01' * 165, b'\x84' + b'\xa1a\xdc\x00\x70' + b'\x80' * 112, b'\x81' * 512]
+
+    def seconds(data):
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            try:
+                unpack_from_worker(data)
+            except BadMessage:
+                pass
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    honest = seconds(FROM_WORKER[1])
+    assert max(seconds(data) / honest for data in costly) < 5
+
+
+@pytest.mark.slow
+@seed(1)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_mutated_headers_are_right_or_refused(data):
+    packed = data.draw(st.sampled_from(FROM_WORKER + FROM_TRAINER))
+    header = bytearray(packed)
+    changes = st.tuples(st.integers(0, len(header) - 1), st.integers(0, 255))
+    for place, value in data.draw(st.lists(changes, max_size=4)):
+        header[place] = value
+    header = bytes(header[:data.draw(st.integers(0, len(header)))]) + data.draw(st.binary(max_size=4))
+    changed = dict(msgpack.unpackb(packed, raw=False))
+    changed[data.draw(st.sampled_from(sorted(changed)) | st.text(max_size=8))] = data.draw(VALUES)
+    for message in (header, msgpack.packb(changed)):
+        for unpack, kinds in ((unpack_from_worker, protocol.FROM_WORKER), (unpack_from_trainer, protocol.FROM_TRAINER)):
+            try:
+                result = unpack(message)
+            except BadMessage:
+                continue
+            fields = kinds[result['type']]
+            assert result['version'] == protocol.VERSION and set(result) == {'version', 'type'} | set(fields)
+            assert all(is_right(result[name]) for name, is_right in fields.items())

@@ -1,0 +1,209 @@
+"""The worker's end of the wire: real processes at both ends, versions, deaths and cut links."""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+
+import msgpack
+import pytest
+import zmq
+
+import pose_dataworker
+from annotations.skeleton import COCO_SKELETON
+from batches.loader import SAMPLE_SOURCES
+from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
+from pose_errors import UserError
+from pose_files import sources_digest
+from remote import protocol
+from remote.receiver import BatchReceiver
+from wire_ends import DATA, RANGES, RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
+
+
+def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path, caplog):
+    newer = tmp_path / 'newer'
+    newer.mkdir()
+    packages = [path for name in ('annotations', 'batches', 'remote') for path in (ROOT / name).glob('*.py')]
+    for path in list(ROOT.glob('*.py')) + packages + [ROOT / SENDER]:
+        copy = newer / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    text = (newer / 'remote' / 'protocol.py').read_text()
+    mine = '\nVERSION = %d\n' % protocol.VERSION
+    assert mine in text
+    (newer / 'remote' / 'protocol.py').write_text(text.replace(mine, '\nVERSION = 99\n'))
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    with BatchReceiver(address, SETTINGS) as receiver:
+        worker = start_program(SENDER, address, batches, '', 0, 20, root=newer)
+        wait_for(lambda: receiver.get(0.2) or worker.poll() is not None, 'the worker does not end')
+        assert worker.returncode == 2
+        lines = [line for line in worker.log.read_text().splitlines() if line.startswith('error: ')]
+        assert len(lines) == 1 and 'same version' in lines[0]
+        assert 'version %d' % protocol.VERSION in lines[0] and 'version 99' in lines[0]
+        assert 'version 99 of the wire, not %d' % protocol.VERSION in caplog.text
+
+
+@pytest.mark.slow
+def test_kill_and_restart_of_each_side(address, start_program, tmp_path):
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    first, second = (start_program(SENDER, address, batches, '', 0.01, 20) for _ in range(2))  # workers first
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20)
+    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not join')
+    first.send_signal(signal.SIGKILL)
+    wait_for(lambda: 'data worker left' in trainer.log.read_text(), 'the death of a worker goes unnoticed')
+    start_program(SENDER, address, batches, '', 0.01, 20)
+    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 3, 'a new worker does not join')
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20)
+    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not come back')
+    sofar = reports(trainer)[-1]['batches']
+    wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 20, 'training does not go on')
+    trainer.stdin.write(b'\n')
+    trainer.stdin.flush()
+    assert trainer.wait(PATIENCE) == 0
+    assert second.wait(PATIENCE) == 0
+
+
+@contextlib.contextmanager
+def fake_trainer(address, answers):
+    """A trainer that answers each message of a worker's with the next of these, None for no answer.
+
+    Yields:
+        The messages that it has received, a list that grows.
+    """
+    received, done = [], threading.Event()
+
+    def answer():
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as fake:
+            fake.setsockopt(zmq.LINGER, 0)
+            fake.bind(address)
+            while not done.is_set():
+                if fake.poll(50):
+                    route, *frames = fake.recv_multipart()
+                    received.append(frames)
+                    if len(received) <= len(answers) and answers[len(received) - 1]:
+                        fake.send_multipart([route] + answers[len(received) - 1])
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield received
+    finally:
+        done.set()
+        thread.join(PATIENCE)
+
+
+class NoBatches:
+    """A loader without any."""
+    samples, number = 100, None
+
+    def forget(self):
+        pass
+
+    def request(self, numbers):
+        pass
+
+    def get(self, timeout=None):
+        return None
+
+    def close(self):
+        pass
+
+
+WELCOME = [protocol.pack('welcome', settings=dict(SETTINGS, augmentation=RANGES, code=sources_digest(*SAMPLE_SOURCES), category='',
+                                                 skeleton=COCO_SKELETON.to_json(), negatives=0.0))]
+
+
+@pytest.mark.parametrize('answers', [
+    [[b'noise']], [[b'']], [[protocol.pack('welcome')]], [[protocol.pack('welcome', settings=[1])]],
+    [[protocol.pack('welcome', settings={})]], [[protocol.pack('welcome', settings=dict(SETTINGS, batchsize=1 << 40))]],
+    [[protocol.pack('refused', reason=5)]], [[protocol.pack('news')]], [WELCOME + [b'more']],
+    [[msgpack.packb({'version': protocol.VERSION + 1, 'type': 'welcome', 'settings': {}})]],
+    [WELCOME, [protocol.pack('credit')]], [WELCOME, [protocol.pack('credit', batches='many')]],
+    [WELCOME, [protocol.pack('credit', batches=[-1])]], [WELCOME, [protocol.pack('credit', batches=[1 << 62])]],
+    [WELCOME, [protocol.pack('credit', batches=list(range(17)))]]])
+def test_a_hostile_or_newer_trainer_ends_a_worker_with_one_line(address, answers):
+    with fake_trainer(address, answers), pytest.raises(UserError):
+        pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA))
+
+
+def test_a_batch_that_no_memory_holds_is_one_line_of_the_command(address, sample_coco):
+    answer = protocol.pack('welcome', settings=dict(protocol.unpack_from_trainer(WELCOME[0])['settings'],
+                                                   batchsize=100000000))
+    with fake_trainer(address, [[answer]]):
+        result = run_command(PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py',
+                             '--master=' + address, '--datapath=%s' % sample_coco, '--workers=1')
+    assert_user_error(result, 'batchsize=100000000', 'from 1 to 65536')
+
+
+def test_a_trainer_that_asks_for_more_than_it_may(address):
+    with BatchReceiver(address, SETTINGS) as receiver:
+        done = threading.Event()
+
+        def ask():
+            while not done.is_set():
+                receiver.get(0.05)
+                for peer in list(receiver._peers.values()):
+                    receiver._send(peer.route, 'credit', batches=[0, 1])
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        try:
+            with pytest.raises(UserError, match='more than %d batches' % protocol.MAX_CREDIT):
+                pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA))
+        finally:
+            done.set()
+            thread.join(PATIENCE)
+
+
+def test_a_worker_that_has_been_forgotten_says_hello_again(address):
+    with fake_trainer(address, [WELCOME, None, [b'the end of this test']]) as received, pytest.raises(UserError):
+        pose_dataworker.serve_trainers(address, lambda settings: (NoBatches(), DATA), link_timeout=1)
+    assert [msgpack.unpackb(frames[0], raw=False)['type'] for frames in received] == ['hello', 'ready', 'hello']
+
+
+@pytest.fixture
+def cut_link():
+    """Two network namespaces with a link between: (prefix of commands in a, in b, a's address, switch('up'/'down'))."""
+    a, b = 'pose_a%d' % os.getpid(), 'pose_b%d' % os.getpid()
+
+    def ip(*args):
+        subprocess.run(('ip',) + args, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    try:
+        ip('netns', 'add', a)
+        ip('netns', 'add', b)
+        ip('link', 'add', 'link0', 'netns', a, 'type', 'veth', 'peer', 'name', 'link0', 'netns', b)
+        for name, address in ((a, '10.99.0.1/24'), (b, '10.99.0.2/24')):
+            ip('-n', name, 'addr', 'add', address, 'dev', 'link0')
+            ip('-n', name, 'link', 'set', 'link0', 'up')
+        ip('netns', 'exec', a, 'true')
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip('this machine does not let tests make network namespaces')
+    try:
+        yield ['ip', 'netns', 'exec', a], ['ip', 'netns', 'exec', b], '10.99.0.1', lambda state: ip(
+            '-n', b, 'link', 'set', 'link0', state)
+    finally:
+        for name in (a, b):
+            subprocess.run(['ip', 'netns', 'del', name], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_cut_network_is_survived(cut_link, start_program, tmp_path):
+    in_a, in_b, host, switch = cut_link
+    address = 'tcp://%s:5555' % host
+    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 2, prefix=in_a)
+    worker = start_program(SENDER, address, batches, '', 0.01, 2, prefix=in_b)
+    wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'no batches')
+    switch('down')
+    wait_for(lambda: 'data worker left' in trainer.log.read_text(), 'the trainer does not notice the cut')
+    wait_for(lambda: 'lost the trainer' in worker.log.read_text(), 'the worker does not notice the cut')
+    sofar = reports(trainer)[-1]['batches']
+    switch('up')
+    wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 20, 'training does not go on')
+    trainer.stdin.write(b'\n')
+    trainer.stdin.flush()
+    assert trainer.wait(PATIENCE) == 0 and worker.wait(PATIENCE) == 0

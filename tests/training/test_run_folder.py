@@ -1,0 +1,58 @@
+"""One run per folder: the lock is told, and lost with its holder."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import PROGRAMS, program_environment
+from pose_errors import UserError
+from training.run_folder import LOCK_FILE, lock_folder
+
+
+@pytest.fixture
+def other_holder(tmp_path):
+    """A function that starts another process, which holds tmp_path."""
+    holders = []
+
+    def start():
+        holders.append(subprocess.Popen([sys.executable, str(PROGRAMS / 'hold_folder.py'), str(tmp_path)],
+                                        stdout=subprocess.PIPE, env=program_environment()))
+        assert holders[-1].stdout.readline() == b'held\n'
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        holder.kill()
+        holder.wait()
+
+
+def test_the_second_one_is_told_who_holds_the_folder(other_holder, tmp_path):
+    holder = other_holder()
+    with pytest.raises(UserError, match='in use by process %d on ' % holder.pid):
+        with lock_folder(str(tmp_path)):
+            pass
+    holder.kill()
+    holder.wait()
+    with lock_folder(str(tmp_path)):
+        assert 'process %d on ' % os.getpid() in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_a_forked_process_does_not_hold_it(other_holder, tmp_path):
+    with lock_folder(str(tmp_path)):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+    try:
+        other_holder()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(UserError, match='cannot open .*%s' % LOCK_FILE):
+        with lock_folder(str(tmp_path)):
+            pass

@@ -1,0 +1,209 @@
+"""The flags of train.py: what they are, what cannot work, and what they say of an update.
+
+Without TensorFlow, whose import takes seconds: wrong flags are told at once.
+"""
+import argparse
+import collections
+import math
+import os
+
+import networks
+import networks.pretrained
+import pose_cli
+import pose_files
+from annotations.coco import find_split
+from annotations.skeleton import COCO_SKELETON
+from batches.batch import batch_layout, check_memory
+from pose_cli import non_negative_int, positive_int
+from pose_dataset import check_input_size
+from pose_errors import UserError
+
+from .cluster import read_cluster
+
+# Measured from scratch (etcs/experiments.md): vgg at 0.001 then does not explode in its first steps.
+WARMUP_STEPS = 50
+
+# What the flags leave open, by --recipe. `paper` is the solver of the original's authors: their rate falls to 0.333 of
+# itself every 136,106 steps of 10 samples.
+RECIPES = {'default': {'optimizer': 'adam', 'lr': [0.001], 'momentum': 0.9, 'weight_decay': 0.0,
+                       'warmup_steps': WARMUP_STEPS},
+           'paper': {'optimizer': 'sgd', 'lr': [4e-5], 'momentum': 0.9, 'weight_decay': 5e-4, 'warmup_steps': 0}}
+PAPER_MODELS = ('cmu', 'vgg')
+PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
+PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
+
+# optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
+# decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
+# accumulate: batches per update.  loss_scaling: whether an optimizer.LossScale is needed.
+# backbone_rate: a factor on the learning rate of the variables whose names start with one of `backbone`.
+Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
+                                          'loss_scaling backbone_rate backbone',
+                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False, 1.0, ()))
+
+
+def read_command(environment):
+    """What the command line and the environment say of a run, in which signals now only ask it to stop.
+
+    Returns:
+        (flags, the cluster.Cluster, the pose_cli.StopSignal).
+    Raises:
+        UserError: flags that cannot work.
+    """
+    flags = parse_flags()
+    pose_cli.log_to_stderr()
+    stop = pose_cli.StopSignal()
+    cluster = read_cluster(environment)
+    check_flags(flags, cluster)
+    return flags, cluster, stop
+
+
+def parse_flags():
+    parser = pose_cli.ArgumentParser(description='Train a pose network on COCO keypoints.')
+    add = parser.add_argument
+    add('--model', default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
+    pose_cli.add_data_flags(parser)
+    add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
+    add('--valid-split', default='val2017', help='the same for validation')
+    add('--category', help='of the annotations, where several have keypoints')
+    add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
+    add('--gpus', type=positive_int, default=1, help='number of towers, one per GPU')
+    add('--max-epoch', type=positive_int, default=30)
+    add('--max-steps', type=positive_int, help='end after this many steps, whatever --max-epoch says')
+    add('--modelpath', default='models/train', help='folder of the checkpoints of this run')
+    add('--logpath', help='folder for TensorBoard and curves.csv (default: logs in --modelpath)')
+    add('--checkpoint', help='start a new run from these weights (a checkpoint or its folder)')
+    add('--pretrained', help="weights to start from, or none (default: the model's own file)")
+    add('--tag', default='', help='a name for this run in the log')
+    add('--remote-data', help='listen for data workers here, tcp://0.0.0.0:PORT')
+    add('--curve-keys', help='with --remote-data: folder of the keys made by scripts/make_curve_keys.py')
+    add('--input-width', type=positive_int, default=368)
+    add('--input-height', type=positive_int, default=368)
+    add('--log-every', type=positive_int, default=20, help='steps between log lines')
+    add('--valid-every', type=non_negative_int, default=2000, help='steps between validations; 0: no validation')
+    add('--eval-every', type=non_negative_int, default=0, help='steps between COCO AP evaluations; 0: none')
+    add('--save-every', type=positive_int, default=1000, help='steps between checkpoints')
+    add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
+    add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
+    add('--seed', type=non_negative_int, default=0)
+    add('--negatives', type=fraction, default=0.0, help='share of the samples from images without people')
+    add_optimizer_flags(add)
+    flags = parser.parse_args()
+    flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
+    return flags
+
+
+def add_optimizer_flags(add):
+    """The flags of an update. add: the add_argument of a parser."""
+    add('--lr', type=learning_rates, help='one value: cosine decay; a,b,c: a step every 5 epochs (default 0.001)')
+    add('--backbone-lr', type=factor, default=1.0, metavar='FACTOR',
+        help='times the learning rate is that of the layers that come from ImageNet; 0.1 keeps more of what they know '
+             '(default 1)')
+    add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
+                                                      'none)' % WARMUP_STEPS)
+    add('--optimizer', choices=('adam', 'sgd'), help='(default adam)')
+    add('--momentum', type=fraction, help='of --optimizer=sgd (default 0.9)')
+    add('--weight-decay', type=fraction,
+        help='times the weights is added to their gradients; not to biases (default 0)')
+    add('--recipe', choices=sorted(RECIPES), default='default',
+        help="paper: the authors' solver, for %s, where other flags do not say otherwise" % ' and '.join(PAPER_MODELS))
+    add('--precision', choices=('float32', 'mixed'), default='float32',
+        help='mixed: 16 bits where that is safe; needs a GPU, or a CPU with AVX512-BF16 or AMX on TensorFlow 2')
+    add('--accumulate', type=positive_int, default=1, help='batches per update: their gradients are averaged')
+
+
+def learning_rates(text):
+    """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
+    rates = [_number(part) for part in text.split(',')]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
+    return rates
+
+
+def fraction(text):
+    """A flag's value from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError('%r is not a number from 0 to below 1' % text)
+    return value
+
+
+def factor(text):
+    """A flag's value above 0, to 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError('%r is not a factor above 0, to 1' % text)
+    return value
+
+
+def _number(text):
+    """A float; NaN, which is in no range, for text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def check_flags(flags, cluster):
+    """Complete the flags, and refuse what cannot work before any data is read. Raises UserError."""
+    check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
+    complete_flags(flags)
+    if flags.batchsize % (flags.gpus * cluster.size):
+        raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
+            flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
+    # One batch's images and masks: whoever makes batches counts the maps too, and how many batches it holds.
+    layout = batch_layout(samples_per_process(flags, cluster), flags.input_width, flags.input_height,
+                          networks.stride(flags.model), COCO_SKELETON)
+    check_memory(layout[:2], 1)
+    if not flags.datapath and not flags.remote_data:
+        raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
+    if flags.eval_every and not (flags.datapath and flags.valid_every):
+        raise UserError('--eval-every needs validation images: give --datapath=DIR, and --valid-every above 0')
+    if flags.curve_keys and not flags.remote_data:
+        raise UserError('--curve-keys is for data workers: give --remote-data too')
+    if flags.checkpoint and flags.pretrained not in (None, 'none'):
+        raise UserError('--checkpoint and --pretrained both name weights to start from: give one of them')
+    if flags.datapath:
+        if not flags.remote_data:
+            find_split(flags.datapath, flags.train_split, flags.imgpath)
+        if flags.valid_every and cluster.is_first:
+            find_split(flags.datapath, flags.valid_split, flags.imgpath)
+    for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
+        if not pose_files.is_utf8(getattr(flags, name) or ''):
+            raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
+                            % (name, getattr(flags, name)))
+    if cluster.is_first:
+        pose_files.check_folder(flags.modelpath)
+        pose_files.check_folder(flags.logpath)
+        if not os.path.isdir(flags.modelpath) or not os.listdir(flags.modelpath):
+            networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
+
+
+def samples_per_process(flags, cluster):
+    """How many samples a process takes in for each update."""
+    return flags.batchsize * flags.accumulate // cluster.size
+
+
+def complete_flags(flags):
+    """Set what the flags left open to what the recipe says. Raises UserError where they contradict each other."""
+    if flags.recipe == 'paper':
+        if flags.model not in PAPER_MODELS:
+            raise UserError('--recipe=paper is that of %s; leave it out for --model=%s'
+                            % (' and '.join(PAPER_MODELS), flags.model))
+        if flags.optimizer == 'adam':
+            raise UserError('--recipe=paper means --optimizer=sgd; leave one of --recipe and --optimizer out')
+    if flags.momentum is not None and 'sgd' not in (flags.optimizer, RECIPES[flags.recipe]['optimizer']):
+        raise UserError('--momentum is for --optimizer=sgd; give that too')
+    if flags.backbone_lr != 1 and '' in networks.entry(flags.model).pretrained.prefixes:
+        raise UserError('--backbone-lr: all layers of %s come from its pretrained weights; lower --lr instead'
+                        % flags.model)
+    for name, value in RECIPES[flags.recipe].items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value)
+
+
+def recipe_of(flags, loss_scaling=False):
+    """The Recipe of flags that complete_flags has completed."""
+    paper = flags.recipe == 'paper'
+    return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
+                  paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
+                  loss_scaling, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes)

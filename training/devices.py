@@ -1,0 +1,147 @@
+"""The devices of a run: one for each tower, with 16 bits where they are faster; and why a GPU is not used.
+
+Mixed precision: TensorFlow rewrites the graph to 16 bits where that is safe; weights and checkpoints stay float32. On
+GPUs that is float16, whose small gradients would vanish without optimizer.LossScale. On CPUs it is bfloat16, which has
+float32's range and needs no scaling.
+"""
+import ctypes
+import glob
+import logging
+import os
+import sysconfig
+
+from networks.tensorflow import tf
+from pose_errors import UserError
+
+from .cluster import ALONE
+
+CPU_FEATURES = {'avx512_bf16', 'amx_bf16'}
+# What the wheels of each platform load; any one that is missing leaves the GPUs unused.
+LIBRARIES = {
+    1: ('libcudart.so.10.0', 'libcublas.so.10.0', 'libcufft.so.10.0', 'libcurand.so.10.0', 'libcusolver.so.10.0',
+        'libcusparse.so.10.0', 'libcudnn.so.7'),
+    2: ('libcudart.so.12', 'libcublas.so.12', 'libcublasLt.so.12', 'libcufft.so.11', 'libcusolver.so.11',
+        'libcusparse.so.12', 'libcudnn.so.9'),
+}
+NEEDS = {1: 'TensorFlow 1.15 needs CUDA 10.0 and cuDNN 7', 2: 'TensorFlow 2 needs CUDA 12 and cuDNN 9'}
+REMEDIES = {1: 'install CUDA 10.0 and cuDNN 7, with their folders in LD_LIBRARY_PATH',
+            2: 'run GPU=1 TF=2 bash scripts/setup_env.sh, or install CUDA 12 and cuDNN 9'}
+
+
+def tower_devices(towers, gpus, cluster=ALONE):
+    """One device name per tower, and the session's configuration. gpus: how many TensorFlow sees."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    process = ''
+    if cluster.size > 1:
+        process = '/job:worker/task:%d' % cluster.index
+        config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
+        config.device_filters.append(process)  # else /cpu:0 is that of the first process
+    if gpus:
+        if towers > gpus:
+            raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi' % (towers, gpus))
+        return ['%s/gpu:%d' % (process, k) for k in range(towers)], config
+    logging.warning('TensorFlow sees no GPU%s: %s', why_no_gpu(tf.__version__),
+                    'training on the CPU' if towers == 1 else
+                    'the %d towers run on CPU devices of this machine' % towers)
+    config.device_count['CPU'] = towers
+    return ['%s/cpu:%d' % (process, k) for k in range(towers)], config
+
+
+def check_precision(cpu_info='/proc/cpuinfo'):
+    """Raise UserError where mixed precision is not to be had, without having TensorFlow start a GPU."""
+    if not gpu_present() and not has_bfloat16(cpu_info):
+        raise _refusal()
+
+
+def _refusal():
+    return UserError('--precision=mixed needs a GPU, or TensorFlow 2 on a CPU with AVX512-BF16 or AMX; here is '
+                     'TensorFlow %s and no such %s: leave the flag out'
+                     % (tf.__version__, 'GPU' if tf.__version__.startswith('1.') else 'GPU or CPU'))
+
+
+def has_bfloat16(cpu_info='/proc/cpuinfo'):
+    """Whether this TensorFlow computes in bfloat16 on this CPU. cpu_info: where the kernel lists the CPU's features."""
+    if tf.__version__.startswith('1.'):
+        return False
+    try:
+        with open(cpu_info) as file:
+            return any(CPU_FEATURES & set(line.split()) for line in file if line.startswith('flags'))
+    except OSError:
+        return False
+
+
+def enable_mixed(config, gpus, cpu_info='/proc/cpuinfo'):
+    """Have sessions with this configuration rewrite their graphs.
+
+    Args:
+        config: a tf.ConfigProto.
+        gpus: how many GPUs TensorFlow sees; 0: training runs on the CPU.
+    Returns:
+        whether the loss is to be scaled.
+    Raises:
+        UserError: neither a GPU nor a CPU that can.
+    """
+    options = config.graph_options.rewrite_options
+    if gpus:
+        # What tf.train.experimental.enable_mixed_precision_graph_rewrite sets, but for this configuration alone.
+        options.auto_mixed_precision = options.ON
+        return True
+    if not has_bfloat16(cpu_info):
+        raise _refusal()
+    options.auto_mixed_precision_onednn_bfloat16 = options.ON
+    return False
+
+
+def gpu_present(device_files='/dev/nvidia[0-9]*'):
+    """Whether this machine has an NVIDIA GPU with its driver."""
+    return bool(glob.glob(device_files))
+
+
+def missing_libraries(names):
+    """Those of the libraries that neither the system nor the wheels beside TensorFlow have."""
+    wheels = os.path.join(sysconfig.get_paths()['purelib'], 'nvidia', '*', 'lib')
+    return [name for name in names if not (glob.glob(os.path.join(wheels, name)) or _loads(name))]
+
+
+def _loads(name):
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def why_no_gpu(tensorflow_version, present=None):
+    """' though there is one: ...' where a GPU is there and unused, else ''. `present` overrides gpu_present()."""
+    if not (gpu_present() if present is None else present):
+        return ''
+    major = int(tensorflow_version.split('.')[0])
+    missing = missing_libraries(('libcuda.so.1',) + LIBRARIES[major])
+    if not missing:
+        return ' though there is one, and all its libraries load: TF_CPP_MIN_LOG_LEVEL=0 shows why'
+    return ' though there is one: %s cannot be loaded; %s' % (
+        ' and '.join(missing), 'install the driver' if 'libcuda.so.1' in missing else REMEDIES[major])
+
+
+def cuda_report(major):
+    """In one line, what TensorFlow `major` needs and whether it loads."""
+    missing = missing_libraries(LIBRARIES[major])
+    return '%s: %s' % (NEEDS[major], 'cannot load %s, so the GPUs stay unused; %s' % (
+        ', '.join(missing), REMEDIES[major]) if missing else 'all their libraries load')
+
+
+def start_server(cluster, config):
+    """TensorFlow's server of this process, which the others' towers reach. Returns the target for a session."""
+    if cluster.size == 1:
+        return ''
+    own = cluster.workers[cluster.index]
+    try:
+        server = tf.train.Server(tf.train.ClusterSpec({'worker': list(cluster.workers)}), job_name='worker',
+                                 task_index=cluster.index, config=config)
+    except tf.errors.OpError as error:
+        raise UserError('TensorFlow cannot listen on the port of %s: %s; end what uses it, or choose another port'
+                        % (own, str(error).strip().splitlines()[0]))
+    logging.warning('TensorFlow listens on the port of %s, on all addresses of this machine (it knows no other way), '
+                    'and runs whatever graph reaches it: let only the machines of the cluster reach that port', own)
+    return server.target

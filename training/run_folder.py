@@ -1,0 +1,214 @@
+"""The folder of a run, --modelpath: its lock, run.json, and the weights that the run starts from."""
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import shlex
+import socket
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+
+import networks.pretrained
+import pose_files
+from annotations.skeleton import RUN_FILE
+from networks.pretrained import skeleton_of
+from networks.tensorflow import tf
+from pose_errors import UserError
+
+from .checkpoint import checkpoint_steps, latest_checkpoint, recover
+
+
+def check_start(flags):
+    """Raise UserError unless there is a run in --modelpath that goes on with these flags, or weights for a new one."""
+    if latest_checkpoint(flags.modelpath):
+        check_resume(flags.modelpath, vars(flags))
+    elif not checkpoint_steps(flags.modelpath):
+        check_weights(flags)
+
+
+@contextlib.contextmanager
+def run_folder(flags):
+    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError.
+
+    A start that fails before it has saved or logged anything leaves nothing behind.
+    """
+    with pose_files.output_folder(flags.modelpath), lock_folder(flags.modelpath), \
+            pose_files.output_folder(flags.logpath):
+        if recover(flags.modelpath):
+            check_resume(flags.modelpath, vars(flags))
+        else:
+            check_weights(flags)
+        try:
+            yield
+        except BaseException:
+            if not _anything_made(flags):
+                forget_start(flags.modelpath)
+            raise
+
+
+def _anything_made(flags):
+    """Whether there is more in the folders of a run than the notes of a start."""
+    others = [name for name in os.listdir(flags.modelpath) if name not in (LOCK_FILE, RUN_FILE)]
+    return bool(os.listdir(flags.logpath)) or any(
+        not os.path.samefile(os.path.join(flags.modelpath, name), flags.logpath) for name in others)
+
+
+def check_weights(flags):
+    """Raise UserError when there are no weights for a new run to start from, or they cannot be read."""
+    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
+    if path:
+        networks.pretrained.read_weights(path)
+
+
+def initial_weights(flags, network):
+    """The weights to start from, as a function for tf.train.Scaffold(init_fn), or None for the initial values."""
+    latest = latest_checkpoint(flags.modelpath)
+    if latest:
+        logging.info('resuming from %s', latest)
+        return None
+    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
+    if path is None:
+        logging.info('--pretrained=none: training starts from scratch')
+        return None
+    logging.info('Restore pretrained weights... %s', path)
+    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
+    if flags.checkpoint and set(match.new) - set(match.renewed):
+        raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
+                        % (path, len(match.new), flags.model, match.new[0]))
+    logging.info(str(match))
+    return match.init_fn
+
+
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
+
+
+def versions():
+    """Versions of what computes here, and the revision of this code, for run.json."""
+    build = getattr(tf.sysconfig, 'get_build_info', dict)()
+    return {'python': sys.version.split()[0], 'tensorflow': tf.__version__, 'numpy': np.__version__,
+            'opencv': cv2.__version__, 'cuda': build.get('cuda_version', 'unknown'), 'git': _git_revision()}
+
+
+def _git_revision():
+    try:
+        return subprocess.check_output(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
+                                       cwd=os.path.dirname(os.path.abspath(__file__)), stderr=subprocess.DEVNULL,
+                                       universal_newlines=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+def note_start(modelpath, flags, skeleton, resumes, samples=None):
+    """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
+
+    skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
+    samples: of the training data; when a run that is resumed had another number, a line says what follows.
+    Raises UserError when the run that is resumed learned other keypoints.
+    """
+    path = os.path.join(modelpath, RUN_FILE)
+    before = skeleton_of(modelpath) if resumes else None
+    if before and not before.finds_the_same(skeleton):
+        raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
+                        'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
+                                                                           for each in (before, skeleton))))
+    earlier = read_run(modelpath).get('starts', []) if resumes else []
+    start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions(),
+             'samples': samples}
+    had = earlier[-1].get('samples') if earlier and isinstance(earlier[-1], dict) else None
+    if had and samples and had != samples:
+        logging.warning('the training data has %d samples, and had %s at the last start of this run: epochs and what '
+                        'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
+                        'this run and mend the data', samples, had)
+    run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
+    pose_files.write_json(path, run, indent=1)
+
+
+def forget_start(modelpath):
+    """Remove the run.json of a start that failed before there was anything else of its run."""
+    with contextlib.suppress(OSError):
+        os.remove(os.path.join(modelpath, RUN_FILE))
+
+
+def read_run(modelpath):
+    """The content of run.json, {} when there is none. Raises UserError when it is damaged."""
+    path = os.path.join(modelpath, RUN_FILE)
+    try:
+        with open(path) as file:
+            run = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict) or not isinstance(run.get('flags', {}), dict) \
+            or not isinstance(run.get('starts', []), list):
+        raise UserError('%s is damaged; choose another --modelpath, and give the checkpoint with --checkpoint' % path)
+    return run
+
+
+def check_resume(modelpath, flags):
+    """Raise UserError unless the run in modelpath can go on with these flags (a dict): LASTING_FLAGS stay."""
+    started = read_run(modelpath).get('flags', {})
+    started = dict(EARLIER_FLAGS, **started) if started else {}
+    if any(name not in started for name in LASTING_FLAGS):
+        raise UserError('%s holds a checkpoint, but no run.json that tells its model and input size; choose another '
+                        '--modelpath, or give the checkpoint with --checkpoint' % modelpath)
+    for name in LASTING_FLAGS:
+        if started[name] != flags[name]:
+            raise UserError('%s holds a run with --%s=%s, which cannot go on with %s; choose another --modelpath'
+                            % (modelpath, name.replace('_', '-'), started[name], flags[name]))
+
+
+LOCK_FILE = '.lock'
+HELD = (errno.EACCES, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def lock_folder(folder):
+    """Hold a run folder while the block runs.
+
+    A record lock (fcntl): the system releases it when the process dies, forked processes do not inherit it, and NFS
+    passes it on to other machines. Where a file system has no locks, a line says so and the run goes on. Where nothing
+    came beside the lock's file, that goes as well.
+
+    Raises:
+        UserError: another process holds the folder; the message says which.
+    """
+    path = os.path.join(folder, LOCK_FILE)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise UserError('cannot open %s: %s; remove it, or choose another --modelpath' % (path, error.strerror))
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(handle), os.stat(path)):
+                raise UserError('%s was in use until a moment ago; start again' % folder)
+        except OSError as error:
+            if error.errno in HELD:
+                holder = os.read(handle, 200).decode('ascii', 'replace').strip() or 'another process'
+                raise UserError('%s is in use by %s; wait for it, stop it, or choose another --modelpath'
+                                % (folder, holder))
+            logging.warning('%s cannot be locked (%s): do not start a second run there', folder, error.strerror)
+        else:
+            _sign(handle)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if os.listdir(folder) == [LOCK_FILE]:
+                os.remove(path)
+        os.close(handle)
+
+
+def _sign(handle):
+    holder = 'process %d on %s, since %s' % (os.getpid(), socket.gethostname(),
+                                             datetime.datetime.now().isoformat(' ', 'seconds'))
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder.encode('ascii', 'replace') + b'\n', 0)

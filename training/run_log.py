@@ -1,0 +1,281 @@
+"""What a run leaves behind for people: log lines, curves.csv, TensorBoard scalars and pictures.
+
+TensorBoard shows two "runs", train and validation, whose curves of the same name share a chart. It sorts charts by
+name: the first page has the AP, then the losses, the last stage's first as a share of what predicting only background
+costs; then that cost, learning rate and speed. Pictures, flags and graph have pages of their own.
+"""
+import csv
+import logging
+import os
+import socket
+import time
+
+import cv2
+
+import pose_draw
+import pose_files
+from networks.tensorflow import tf
+from pose_errors import UserError, reason_of
+
+from .checkpoint import quarantine
+from .curves import CURVES_FILE, read_curves
+
+LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
+CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
+                 + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
+FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
+
+
+class LogLines:
+    """Logs the line of each training interval, and writes no file."""
+
+    def __init__(self, steps_per_epoch):
+        self._steps_per_epoch = steps_per_epoch
+
+    def training(self, step, metrics, note=''):
+        """Log the line of a training interval.
+
+        Args:
+            metrics: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
+        """
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, metrics['examples_per_sec'], metrics['lr'],
+                     _losses_text(metrics), metrics['queue'], 100 * metrics['data_wait'], note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class RunLog(LogLines):
+    """Writes each logged figure to the log, to curves.csv and to TensorBoard.
+
+    Args:
+        logpath: folder; created by the caller.
+        first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
+        steps_per_epoch: to tell the epoch of a step.
+    Raises:
+        UserError: nothing can be written there.
+    """
+
+    def __init__(self, logpath, first_step, steps_per_epoch):
+        super().__init__(steps_per_epoch)
+        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        try:
+            self._open(first_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
+                            % (logpath, reason_of(error)))
+
+    def _open(self, first_step):
+        self._tensorboard = TensorBoardWriter(self.logpath, first_step)
+        path = os.path.join(self.logpath, CURVES_FILE)
+        rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
+        with open(path + '.tmp', 'w', newline='') as file:
+            writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(path + '.tmp', path)
+        self._file = open(path, 'a', newline='', buffering=1)
+        self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
+
+    def start(self, step, flags, output):
+        """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
+        self._try(self._tensorboard.start, step, flags, output)
+
+    def training(self, step, metrics, note=''):
+        super().training(step, metrics, note)
+        self._write('train', step, metrics)
+        self._watch(step, metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9))
+
+    def validation(self, step, images, tag, metrics):
+        """Log the line of a validation over `images` images."""
+        logging.info('validation(%d) %s %s', images, tag, _losses_text(metrics))
+        self._write('validation', step, metrics)
+
+    def evaluation(self, step, average_precision):
+        """Log a COCO keypoint AP."""
+        logging.info('evaluation step=%d AP=%.4f', step, average_precision)
+        self._write('evaluation', step, {'AP': average_precision})
+
+    def picture(self, step, name, image):
+        """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
+        encoded = cv2.imencode('.png', image)[1].tobytes()
+        self._try(pose_files.write_file, os.path.join(self.logpath, name + '.png'), encoded)
+        self._try(self._tensorboard.picture, VALIDATION, step, name, encoded, *image.shape[:2])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._try(self._file.close)
+        self._try(self._tensorboard.close)
+
+    def _write(self, kind, step, metrics):
+        self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in metrics.items()},
+                                              kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
+        self._try(self._tensorboard.metrics, TRAIN if kind == 'train' else VALIDATION, step, metrics)
+
+    def _try(self, write, *args, **kwargs):
+        """Write; what fails, as on a full disk, is told once and does not end the run."""
+        try:
+            write(*args, **kwargs)
+        except (OSError, UserError, tf.errors.OpError) as error:
+            if not self._failed:
+                logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
+                                self.logpath, reason_of(error))
+            self._failed = True
+
+
+class LossWatch:
+    """Says so, once, when the loss stays far above that of predicting only background."""
+
+    def __init__(self):
+        self._since, self._said = None, False
+
+    def __call__(self, step, ratio):
+        """ratio: loss_ll in times of the background's, at this step."""
+        if ratio <= FAR_ABOVE:
+            self._since, self._said = None, False
+        elif self._since is None:
+            self._since = step
+        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
+            self._said = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
+
+
+def _has_numbers(row):
+    try:
+        for name, value in row.items():
+            if name != 'kind':
+                float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _earlier_curves(path):
+    """The rows that earlier starts left; a file that cannot be read is set aside."""
+    if not os.path.lexists(path):
+        return []
+    try:
+        return [row for row in read_curves(path) if _has_numbers(row)]
+    except UserError as error:
+        logging.warning('%s: kept as %s; the curves start anew', error, quarantine(path))
+        return []
+
+
+def _losses_text(metrics):
+    return ', '.join('%s=%.6g' % (name, metrics[name]) for name in LOSSES)
+
+
+class Interval:
+    """Means of the metrics of the steps since the last log line.
+
+    Args:
+        waited: a function: the seconds that the trainer has waited for data in all.
+    Attributes:
+        steps: of the interval.
+    """
+
+    def __init__(self, waited):
+        self._waited = waited
+        self.restart()
+
+    def restart(self):
+        self._start, self._start_waited, self._sums, self.steps = time.monotonic(), self._waited(), {}, 0
+
+    def add(self, metrics):
+        self.steps += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def waited(self):
+        """Seconds of the interval in which the trainer waited for data."""
+        return self._waited() - self._start_waited
+
+    def means(self, batchsize):
+        """The mean of each figure, with examples_per_sec and data_wait, the share of the time spent waiting."""
+        seconds = time.monotonic() - self._start
+        return dict({name: total / self.steps for name, total in self._sums.items()},
+                    examples_per_sec=self.steps * batchsize / seconds,
+                    data_wait=self.waited() / seconds)
+
+
+def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
+    """One image's truth beside the prediction: true and predicted heatmap, true and predicted PAF."""
+    return [pose_draw.caption(pose_draw.overlay_heatmap(image, heatmap), 'heatmap: truth'),
+            pose_draw.caption(pose_draw.overlay_heatmap(image, predicted_heatmap), 'heatmap: predicted'),
+            pose_draw.caption(pose_draw.overlay_paf(image, paf), 'PAF: truth'),
+            pose_draw.caption(pose_draw.overlay_paf(image, predicted_paf), 'PAF: predicted')]
+
+
+TRAIN, VALIDATION = 'train', 'validation'
+GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
+          'loss_ll_background': 'reference'}
+SHARE = 'loss/0_share_of_background'
+
+
+class TensorBoardWriter:
+    """The event files of one start of a run. Each call writes at once, and raises OSError or tf.errors.OpError.
+
+    Not a tf.summary.FileWriter: that writes in a thread, where a full disk ends in a traceback.
+
+    Args:
+        folder: for the folders train/ and validation/.
+        first_step: TensorBoard drops what an earlier start, since killed, left of later steps.
+    """
+
+    def __init__(self, folder, first_step):
+        self._writers = {run: _open_events(os.path.join(folder, run)) for run in (TRAIN, VALIDATION)}
+        for run in self._writers:
+            self._write(run, file_version='brain.Event:2')
+            self._write(run, step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
+
+    def metrics(self, run, step, metrics):
+        """metrics: {name as in curves.csv: number}."""
+        values = {tag(name): value for name, value in metrics.items()}
+        if metrics.get('loss_ll_background'):
+            values[SHARE] = metrics['loss_ll'] / metrics['loss_ll_background']
+        self._summary(run, step, *(tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()))
+
+    def picture(self, run, step, name, png, height, width):
+        """png: the bytes of a .png file."""
+        image = tf.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._summary(run, step, tf.Summary.Value(tag='pictures/' + name, image=image))
+
+    def start(self, step, flags, output):
+        """What runs: the flags, a dictionary, as a table under run/flags, and the graph of the network's output."""
+        rows = ['| flag | value |', '|---|---|']
+        rows += ['| --%s | %s |' % (name.replace('_', '-'), '' if value is None else str(value).replace('|', '\\|'))
+                 for name, value in sorted(flags.items())]
+        text = tf.make_tensor_proto('\n'.join(rows).encode())
+        metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
+        self._summary(TRAIN, step, tf.Summary.Value(tag='run/flags', tensor=text, metadata=metadata))
+        network = tf.graph_util.extract_sub_graph(output.graph.as_graph_def(), [output.op.name])
+        self._write(TRAIN, graph_def=network.SerializeToString())
+
+    def close(self):
+        for writer in self._writers.values():
+            writer.close()
+
+    def _summary(self, run, step, *values):
+        self._write(run, step=step, summary=tf.Summary(value=values))
+
+    def _write(self, run, **fields):
+        self._writers[run].write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._writers[run].flush()
+
+
+def tag(name):
+    """The tag of a figure of curves.csv: its group and its name."""
+    return '%s/%s' % (GROUPS.get(name, 'loss'), name)
+
+
+def _open_events(folder):
+    os.makedirs(folder, exist_ok=True)
+    return tf.io.TFRecordWriter(os.path.join(folder, 'events.out.tfevents.%d.%s.%d' % (
+        time.time(), socket.gethostname(), os.getpid())))
