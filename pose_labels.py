@@ -152,13 +152,13 @@ def _put_mean(flat, position, value):
         flat[cells] = total / np.bincount(number)
 
 
-def render_mask(polygons, bitmaps, spared, matrix, height, width, stride):
+def render_mask(polygons, bitmaps, labelled, matrix, height, width, stride):
     """Where the loss counts: 1, but 0 over people that nobody labelled, averaged down to the grid.
 
     Args:
         polygons: list of (points, 2) arrays in image pixels, regions to leave out of the loss.
         bitmaps: list of uint8 (image height, image width) arrays, 1 on pixels to leave out of the loss.
-        spared: list of polygons whose inside counts all the same.
+        labelled: list of polygons whose inside counts all the same.
         matrix: 2x3 affine, image pixels -> input pixels.
         height, width: of the mask, in cells.
         stride: input pixels per cell.
@@ -173,7 +173,7 @@ def render_mask(polygons, bitmaps, spared, matrix, height, width, stride):
     for bitmap in bitmaps:
         warped = cv2.warpAffine(bitmap, matrix, (width * stride, height * stride), flags=cv2.INTER_NEAREST)
         ignored[warped > 0] = full
-    for value, shapes in ((full, polygons), (0, spared)):
+    for value, shapes in ((full, polygons), (0, labelled)):
         for polygon in shapes:
             points = np.minimum(np.maximum(polygon @ matrix[:, :2].T + matrix[:, 2], -FAR_OUTSIDE), FAR_OUTSIDE)
             points = np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)

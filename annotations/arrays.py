@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import stat
-from array import array
 
 import numpy as np
 
@@ -29,22 +28,23 @@ MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 5  # of the arrays below
+CACHE_VERSION = 6  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
+
+# Kinds of regions: polygons and bitmaps of people that nobody labelled; labelled people in such images.
+POLYGON, BITMAP, LABELLED = range(3)
 
 # image_id int64 (I), file_name bytes (I), image_size int32 (I, 2: width, height)
 # person_start int64 (I + 1): people of image i are person_start[i] .. person_start[i + 1] of
 #   joints float32 (P, parts, 2), NaN where not labelled, and bbox float32 (P, 4)
-# polygon_start (I + 1) -> point_range (polygons, 2) -> points float32 (N, 2): regions that nobody labelled; polygon p
-#   has the points point_range[p, 0] .. point_range[p, 1]
-# spared_start (I + 1) -> spared_range (polygons, 2) -> spared float32 (N, 2): labelled people in such images
-# run_start (I + 1) -> count_range (regions, 2) -> counts uint32: the same as COCO run lengths
+# region_start int64 (I + 1): regions of image i are region_start[i] .. region_start[i + 1] of
+#   region_kind uint8 (R) and number_start int64 (R + 1), where their numbers start in
+#   numbers uint32: the bits of float32 x, y, x, y ... of a polygon's points; COCO's run lengths of a bitmap
 # sample_image, sample_person int64 (S): the main people, in the order of the annotation file
 # skeleton: the annotations.skeleton.Skeleton of the category
 Annotations = collections.namedtuple('Annotations', (
-    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'polygon_start', 'point_range', 'points',
-    'spared_start', 'spared_range', 'spared', 'run_start', 'count_range', 'counts', 'sample_image', 'sample_person',
-    'skeleton'))
+    'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'region_start', 'region_kind',
+    'number_start', 'numbers', 'sample_image', 'sample_person', 'skeleton'))
 
 
 def read_annotations(annotation_file, image_folder, category=None):
@@ -80,7 +80,7 @@ def people_of(annotations, image):
 def images_without_people(annotations, image_folder):
     """The numbers of the images that are in image_folder and have nobody, labelled or not, as an int64 array."""
     a = annotations
-    nobody = sum(np.diff(starts) for starts in (a.person_start, a.polygon_start, a.run_start)) == 0
+    nobody = np.diff(a.person_start) + np.diff(a.region_start) == 0
     present = set(os.listdir(image_folder)) if nobody.any() else ()
     rows = [row for row in np.flatnonzero(nobody).tolist()
             if a.file_name[row].decode() in present
@@ -106,17 +106,23 @@ def ignored_regions(annotations, image):
     """The regions of one image in which people are not labelled.
 
     Returns:
-        (polygons, bitmaps, spared): a list of float32 (points, 2) arrays in image pixels, a list of uint8
+        (polygons, bitmaps, labelled): a list of float32 (points, 2) arrays in image pixels, a list of uint8
         (height, width), and polygons of labelled people, which count although they lie in such a region.
     """
     a = annotations
-    polygons, spared = ([points[first:last] for first, last in ranges[starts[image]:starts[image + 1]]]
-                        for points, ranges, starts in ((a.points, a.point_range, a.polygon_start),
-                                                       (a.spared, a.spared_range, a.spared_start)))
     width, height = a.image_size[image]
-    bitmaps = [_decode_run_lengths(a.counts[first:last], height, width)
-               for first, last in a.count_range[a.run_start[image]:a.run_start[image + 1]]]
-    return polygons, bitmaps, spared
+    regions = [], [], []  # by kind
+    for region in range(a.region_start[image], a.region_start[image + 1]):
+        numbers = a.numbers[a.number_start[region]:a.number_start[region + 1]]
+        kind = a.region_kind[region]
+        regions[kind].append(_bitmap(numbers, height, width) if kind == BITMAP
+                             else numbers.view(np.float32).reshape(-1, 2))
+    return regions
+
+
+def _bitmap(run_lengths, height, width):
+    values = np.arange(len(run_lengths), dtype=np.uint8) & 1
+    return np.ascontiguousarray(np.repeat(values, run_lengths).reshape(width, height).T)
 
 
 def min_keypoints(skeleton):
@@ -124,7 +130,7 @@ def min_keypoints(skeleton):
     return min(MAIN_MIN_KEYPOINTS, (len(skeleton.keypoints) + 1) // 2)
 
 
-def select_main_people(num_keypoints, area, bbox, least=MAIN_MIN_KEYPOINTS):
+def select_main_people(num_keypoints, area, bbox, min_labelled=MAIN_MIN_KEYPOINTS):
     """The main people of one image, for each of which there is one sample (Cao et al.'s training code).
 
     A main person has at least 5 labelled keypoints and an area of at least 32 * 32, and no earlier main person (largest
@@ -132,7 +138,7 @@ def select_main_people(num_keypoints, area, bbox, least=MAIN_MIN_KEYPOINTS):
 
     Args:
         num_keypoints (people,), area (people,), bbox (people, 4) of the people of one image; no crowds.
-        least: labelled keypoints of a main person, see least_keypoints.
+        min_labelled: keypoints of a main person, see min_keypoints.
     Returns:
         list of indices, largest first.
     """
@@ -140,31 +146,11 @@ def select_main_people(num_keypoints, area, bbox, least=MAIN_MIN_KEYPOINTS):
     for person in sorted(range(len(area)), key=lambda person: -area[person]):
         x, y, width, height = bbox[person]
         x, y = x + width / 2, y + height / 2
-        if (num_keypoints[person] >= least and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
+        if (num_keypoints[person] >= min_labelled and area[person] >= MAIN_MIN_AREA and min(width, height) >= 1
                 and all(math.hypot(x - other_x, y - other_y) >= radius for other_x, other_y, radius in circles)):
             chosen.append(person)
             circles.append((x, y, MAIN_MIN_DISTANCE * max(width, height)))
     return chosen
-
-
-class _Regions:
-    """Regions that nobody labelled, as rows of numbers of different lengths, one after the other in one flat array."""
-
-    def __init__(self, typecode):
-        self.numbers = array(typecode)
-        self.lengths, self.image_rows = [], []
-
-    def add(self, image_row, numbers):
-        self.numbers.fromlist(numbers)
-        self.lengths.append(len(numbers))
-        self.image_rows.append(image_row)
-
-    def ranges(self, images):
-        """Where the regions of each image start, (images + 1,), and the range of numbers of each region, (regions, 2),
-        both int64."""
-        order, starts = _group_by_image(self.image_rows, images)
-        last = np.cumsum(np.array(self.lengths, np.int64))
-        return starts, np.stack([last - self.lengths, last], axis=1).astype(np.int64)[order]
 
 
 def build_arrays(dataset, annotation_file):
@@ -182,33 +168,28 @@ def build_arrays(dataset, annotation_file):
                               [person['area'] for person in people], boxes.tolist())
     if not len(samples[0]):
         raise UserError(_nobody(dataset, people, annotation_file))
-    polygons, runs, spared = _ignored_regions(dataset.annotations, row_of_image)
-    polygon_start, coordinate_range = polygons.ranges(len(images))
-    spared_start, spared_range = spared.ranges(len(images))
-    run_start, count_range = runs.ranges(len(images))
+    regions = _regions(dataset.annotations, row_of_image)
+    region_order, region_start = _group_by_image([row for row, _, _ in regions], len(images))
+    regions = [regions[k] for k in region_order]
+    numbers = [numbers for _, _, numbers in regions]
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
         'person_start': person_start, 'joints': skeleton.joints([person['keypoints'] for person in people]),
         'bbox': boxes.astype(np.float32),
-        'polygon_start': polygon_start, 'point_range': coordinate_range // 2, 'points': _points(polygons.numbers),
-        'spared_start': spared_start, 'spared_range': spared_range // 2, 'spared': _points(spared.numbers),
-        'run_start': run_start, 'count_range': count_range, 'counts': np.array(runs.numbers, np.uint32),
+        'region_start': region_start, 'region_kind': np.array([kind for _, kind, _ in regions], np.uint8),
+        'number_start': np.cumsum([0] + list(map(len, numbers)), dtype=np.int64),
+        'numbers': np.concatenate(numbers + [np.zeros(0, np.uint32)]),
         'sample_image': samples[0], 'sample_person': samples[1],
         'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
         'summary': np.array([line.encode() for line in [summary_of(dataset)] if line], np.bytes_),
     }
 
 
-def _points(coordinates):
-    """COCO's polygons count from the corner of the first pixel, everything else here from its centre."""
-    return np.array(coordinates, np.float32).reshape(-1, 2) - np.float32(0.5)
-
-
 def _nobody(dataset, people, annotation_file):
     """The error line of a file without a sample: how many people it has, and what each lacks."""
-    least = min_keypoints(dataset.skeleton)
+    min_labelled = min_keypoints(dataset.skeleton)
     causes = collections.Counter()
     for annotation in dataset.annotations:
         if annotation['iscrowd']:
@@ -216,44 +197,42 @@ def _nobody(dataset, people, annotation_file):
         elif not annotation['num_keypoints']:
             causes['without labelled keypoints'] += 1
     for person in people:
-        few, small = person['num_keypoints'] < least, person['area'] < MAIN_MIN_AREA
-        causes['with fewer than %d labelled keypoints' % least] += few
+        few, small = person['num_keypoints'] < min_labelled, person['area'] < MAIN_MIN_AREA
+        causes['with fewer than %d labelled keypoints' % min_labelled] += few
         causes['smaller than %d pixels' % MAIN_MIN_AREA] += small
         causes['with a box of no size'] += not few and not small
     counts = ', '.join('%d %s' % (count, cause) for cause, count in causes.items() if count)
     found = 'of %d annotations %s' % (len(dataset.annotations), counts) if counts else 'it has no annotations'
-    left_out = summary_of(dataset)
-    return ('%s has no person with %d keypoints and an area of %d pixels to train on: %s%s; give a COCO keypoint '
-            'annotation file' % (annotation_file, least, MAIN_MIN_AREA, found, '; ' + left_out if left_out else ''))
+    return ('%s has no person with %d keypoints and an area of %d pixels to train on: %s; give a COCO keypoint '
+            'annotation file' % (annotation_file, min_labelled, MAIN_MIN_AREA,
+                                 '; '.join(filter(None, [found, summary_of(dataset)]))))
 
 
-def _ignored_regions(annotations, row_of_image):
-    """Regions that nobody labelled, and the labelled people in the same images.
-
-    Returns:
-        (polygons, runs, spared): _Regions of coordinates, of run lengths, and of coordinates.
-    """
-    polygons, runs, spared = _Regions('d'), _Regions('I'), _Regions('d')
-    ignored = set()
+def _regions(annotations, row_of_image):
+    """[(row of the image, kind, numbers)]: regions that nobody labelled, and the labelled people in the same images."""
+    regions = []
     for annotation in annotations:
         segmentation, row = annotation['segmentation'], row_of_image[annotation['image_id']]
         if annotation['num_keypoints'] or not segmentation:
             continue
-        ignored.add(row)
         if isinstance(segmentation, dict):
-            runs.add(row, segmentation['counts'])
+            regions.append((row, BITMAP, np.array(segmentation['counts'], np.uint32)))
         else:
-            for polygon in segmentation:
-                polygons.add(row, polygon)
+            regions += [(row, POLYGON, _points(polygon)) for polygon in segmentation]
+    ignored = {row for row, _, _ in regions}
     for annotation in annotations:
         row = row_of_image[annotation['image_id']]
         if annotation['num_keypoints'] and row in ignored:
-            for polygon in _labelled_regions(annotation):
-                spared.add(row, polygon)
-    return polygons, runs, spared
+            regions += [(row, LABELLED, _points(polygon)) for polygon in _outlines(annotation)]
+    return regions
 
 
-def _labelled_regions(person):
+def _points(polygon):
+    """COCO's polygons count from the corner of the first pixel, everything else here from its centre."""
+    return (np.array(polygon, np.float32) - np.float32(0.5)).view(np.uint32)
+
+
+def _outlines(person):
     """The polygons of a person, else the corners of the box."""
     if person['segmentation'] and isinstance(person['segmentation'], list):
         return person['segmentation']
@@ -261,24 +240,19 @@ def _labelled_regions(person):
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
-def _select_samples(person_start, least, *columns):
+def _select_samples(person_start, min_labelled, *columns):
     """The main people of all images: their images and themselves, int64 (samples,) each.
 
     Args:
-        person_start: as in Annotations.  least: labelled keypoints of a main person.
+        person_start: as in Annotations.  min_labelled: keypoints of a main person.
         columns: what select_main_people takes, lists of all people in the order of the images.
     """
     samples = []
     for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
         if last > first:
-            chosen = select_main_people(*(column[first:last] for column in columns), least=least)
+            chosen = select_main_people(*(column[first:last] for column in columns), min_labelled=min_labelled)
             samples += [(row, first + person) for person in chosen]
     return np.array(samples, np.int64).reshape(-1, 2).T
-
-
-def _decode_run_lengths(counts, height, width):
-    values = np.arange(len(counts), dtype=np.uint8) & 1
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
 def _group_by_image(image_rows, images):

@@ -25,8 +25,8 @@ MAX_NAME = 255  # characters of a file name
 PERSON = 'person'
 
 # skeleton: of the chosen category. images, annotations: lists of COCO's dicts with integer ids, category_id 1, all
-# fields of the right type; an image also has `original_id`. derived, left_out: Counters of what, for people to read.
-Dataset = collections.namedtuple('Dataset', 'skeleton images annotations derived left_out')
+# fields of the right type; an image also has `original_id`. inferred, skipped: Counters of what, for people to read.
+Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferred skipped')
 
 
 def read_dataset(annotation_file, category=None):
@@ -40,27 +40,27 @@ def read_dataset(annotation_file, category=None):
         UserError: the file is missing or broken, or its categories give no skeleton.
     """
     content = load_json(annotation_file)
-    derived, left_out = collections.Counter(), collections.Counter()
+    inferred, skipped = collections.Counter(), collections.Counter()
     skeleton, category_keys = choose_category(content, annotation_file, category)
-    images, number_of = _regular_images(content['images'], left_out)
+    images, number_of = _regular_images(content['images'], skipped)
     sizes = {image['id']: image for image in images}
     annotations = []
     seen = set()
     for entry in content['annotations']:
         annotation = _regular_annotation(entry, len(annotations) + 1, seen, category_keys, number_of, sizes,
-                                         len(skeleton.keypoints), derived, left_out)
+                                         len(skeleton.keypoints), inferred, skipped)
         if annotation is not None:
             annotations.append(annotation)
-    return Dataset(skeleton, images, annotations, derived, left_out)
+    return Dataset(skeleton, images, annotations, inferred, skipped)
 
 
 def summary_of(dataset):
     """What was derived and what was left out, in one line; empty for a file that is as COCO's."""
-    derived = {what: count for what, count in dataset.derived.items() if count}
-    parts = ['derived ' + ', '.join('%d %s' % (count, what) for what, count in sorted(derived.items()))
-             if derived else '',
-             'left out ' + ', '.join('%d %s' % (count, what) for what, count in sorted(dataset.left_out.items()))
-             if dataset.left_out else '']
+    inferred = {what: count for what, count in dataset.inferred.items() if count}
+    parts = ['derived ' + ', '.join('%d %s' % (count, what) for what, count in sorted(inferred.items()))
+             if inferred else '',
+             'left out ' + ', '.join('%d %s' % (count, what) for what, count in sorted(dataset.skipped.items()))
+             if dataset.skipped else '']
     return '; '.join(filter(None, parts))
 
 
@@ -139,15 +139,15 @@ def number(value):
     return value if -1e300 < value < 1e300 else None
 
 
-def _regular_images(entries, left_out):
+def _regular_images(entries, skipped):
     """Images with integer ids, their own where all are integers; and the id of each key."""
     unique, keys = [], set()
     for entry in entries:
         image_key = key(entry.get('id')) if isinstance(entry, dict) else None
         if image_key is None:
-            left_out['images without an id'] += 1
+            skipped['images without an id'] += 1
         elif image_key in keys:
-            left_out['images with the id of an earlier one'] += 1
+            skipped['images with the id of an earlier one'] += 1
         else:
             keys.add(image_key)
             unique.append((image_key, entry))
@@ -157,7 +157,7 @@ def _regular_images(entries, left_out):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
         if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME and width and height
                 and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width == int(width) and height == int(height)):
-            left_out['images without a file name or a usable size'] += 1
+            skipped['images without a file name or a usable size'] += 1
             continue
         number_of[image_key] = entry['id'] if own else count
         images.append({'id': number_of[image_key], 'original_id': entry['id'], 'file_name': name, 'width': int(width),
@@ -165,42 +165,42 @@ def _regular_images(entries, left_out):
     return images, number_of
 
 
-def _regular_annotation(entry, identity, seen, category_keys, number_of, sizes, keypoints, derived, left_out):
+def _regular_annotation(entry, identity, seen, category_keys, number_of, sizes, keypoints, inferred, skipped):
     """A COCO annotation with all its fields, or None when it is left out, which is then counted."""
     if not isinstance(entry, dict):
-        left_out['annotations that are no objects'] += 1
+        skipped['annotations that are no objects'] += 1
         return None
     own_key = key(entry.get('id'))
     if own_key is None:
-        derived['ids of annotations'] += 1
+        inferred['ids of annotations'] += 1
     elif own_key in seen:
-        left_out['annotations with the id of an earlier one'] += 1
+        skipped['annotations with the id of an earlier one'] += 1
         return None
     seen.add(own_key)
     image_id = number_of.get(key(entry.get('image_id')))
     if image_id is None:
-        left_out['annotations of images that are not listed'] += 1
+        skipped['annotations of images that are not listed'] += 1
         return None
     if category_keys is not None and 'category_id' in entry and key(entry['category_id']) not in category_keys:
-        left_out['annotations of other categories'] += 1
+        skipped['annotations of other categories'] += 1
         return None
     image = sizes[image_id]
     is_crowd = int(entry.get('iscrowd') is True or key(entry.get('iscrowd')) == '1')
-    segmentation = _regular_segmentation(entry.get('segmentation'), image, left_out)
+    segmentation = _regular_segmentation(entry.get('segmentation'), image, skipped)
     points = _regular_keypoints(entry.get('keypoints'), keypoints)
     claimed = number(entry.get('num_keypoints'))
     if points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd:
-        left_out['people with broken keypoints'] += 1  # as a region, they stay out of the loss
+        skipped['people with broken keypoints'] += 1  # as a region, they stay out of the loss
     labelled = sum(v > 0 for v in points[2::3]) if points and claimed != 0 and not is_crowd else 0
     if labelled and claimed is None:
-        derived['num_keypoints'] += 1
+        inferred['num_keypoints'] += 1
     box = _regular_box(entry.get('bbox'))
     if labelled and not (box and box[2] and box[3]) or segmentation and box is None:
-        derived['boxes'] += bool(labelled)
+        inferred['boxes'] += bool(labelled)
         box = _box_of(points if labelled else [], segmentation, image)
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
-        derived['areas'] += 1
+        inferred['areas'] += 1
         area = _area_of(segmentation, box, image)
     return {'id': identity, 'image_id': image_id, 'category_id': 1, 'iscrowd': is_crowd, 'segmentation': segmentation,
             'keypoints': points if labelled else [0] * (3 * keypoints), 'num_keypoints': labelled,
@@ -227,12 +227,12 @@ def _regular_box(values):
     return values if usable else None
 
 
-def _regular_segmentation(segmentation, image, left_out):
+def _regular_segmentation(segmentation, image, skipped):
     """A list of polygons, or run lengths that fit the image as {'size', 'counts': list}."""
     if isinstance(segmentation, dict) and segmentation:
         counts = run_lengths(segmentation, image)
         if counts is None:
-            left_out['segmentations that do not fit their image'] += 1
+            skipped['segmentations that do not fit their image'] += 1
             return []
         return {'size': [image['height'], image['width']], 'counts': counts}
     polygons = []
@@ -243,7 +243,7 @@ def _regular_segmentation(segmentation, image, left_out):
             if None not in polygon and _are_numbers_below(polygon, MAX_COORDINATE):
                 polygons.append(polygon)
                 continue
-        left_out['broken polygons'] += 1
+        skipped['broken polygons'] += 1
     return polygons
 
 

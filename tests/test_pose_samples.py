@@ -111,7 +111,7 @@ def test_the_mask_moves_with_the_image(tmp_path):
     contents = json.loads(file.read_text())
     contents['annotations'].append({'id': 9, 'image_id': 1, 'iscrowd': 0, 'num_keypoints': 0, 'category_id': 1,
                                     'segmentation': [polygon]})
-    # Without an outline the whole box of the labelled person would be spared.
+    # Without an outline the whole box of the labelled person would be labelled.
     contents['annotations'][0]['segmentation'] = [[230, 80, 240, 80, 240, 90]]
     file.write_text(json.dumps(contents))
     dataset = PoseDataset(str(tmp_path), 'train2017', 256, 256, 8)

@@ -66,13 +66,13 @@ def test_arrays_by_hand(tmp_path):
     assert boxes.tolist() == [[200, 50, 60, 80], [40, 50, 60, 80]]
     np.testing.assert_array_equal(joints[1], COCO_SKELETON.joints(keypoints(5, 5, 6))[0])
     assert len(people_of(a, 1)[0]) == 0
-    polygons, bitmaps, spared = ignored_regions(a, 2)
+    polygons, bitmaps, labelled = ignored_regions(a, 2)
     # The labelled people of an image with such regions count: inside their outlines, else their boxes.
-    assert [outline.tolist() for outline in spared] == [
+    assert [outline.tolist() for outline in labelled] == [
         [[199.5, 49.5], [259.5, 49.5], [259.5, 129.5], [199.5, 129.5]], [[9.5, 19.5], [29.5, 19.5], [29.5, 59.5]]]
     assert bitmaps == [] and polygons[0].tolist() == [[0.5, 1.5], [10.5, 1.5], [10.5, 21.5]] and len(polygons[1]) == 4
-    polygons, bitmaps, spared = ignored_regions(a, 0)
-    assert [outline.tolist() for outline in spared] == [[[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]]
+    polygons, bitmaps, labelled = ignored_regions(a, 0)
+    assert [outline.tolist() for outline in labelled] == [[[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]]
     expected = np.zeros((480, 640))
     expected[:, 10] = 1
     assert polygons == []
