@@ -4,6 +4,7 @@ Only commands and their flags import this. Importing it changes nothing in the p
 """
 import argparse
 import contextlib
+import difflib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 
 from pose_errors import Stopped, UserError, disk_trouble, printable
 
+MAX_INT, MAX_PROCESSES, MAX_SEED = 10 ** 9, 1024, 2 ** 63 - 1  # of flags
 # What the packages in requirements.txt that commands cannot do without are called in an import.
 PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'numpy', 'psutil', 'pycocotools', 'tensorflow', 'tqdm', 'zmq')
 
@@ -63,10 +65,11 @@ def _silence(fds):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default, but not that there is none."""
+    """Shows each default once, and not that there is none."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        said = action.default in (None, '') or '(default' in action.help
+        return action.help if said else super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -80,10 +83,41 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError('%s (see python3 %s --help)' % (message, self.prog))
 
+    def parse_args(self, args=None, namespace=None):
+        """The flags, with `~` for the home folder in paths also where the shell leaves it (--flag=~/folder)."""
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error('unrecognized arguments: %s%s' % (' '.join(unknown), self._suggestion(unknown[0])))
+        for name, value in vars(flags).items():
+            if isinstance(value, str) and value.startswith('~'):
+                setattr(flags, name, os.path.expanduser(value))
+        return flags
 
-def explain_missing_packages():
-    """Have the imports that follow in a command end in one line, with exit code 2, where a package is missing."""
+    def _suggestion(self, argument):
+        """'; did you mean --max-epoch?' for --epochs=3."""
+        def letters(text):
+            return text.split('=')[0].replace('-', '').replace('_', '').rstrip('s')
+        known = {letters(option): option for option in self._option_string_actions if option.startswith('--')}
+        wanted = letters(argument)
+        near = difflib.get_close_matches(wanted, known, 1, 0.7)
+        near += [name for name in known if len(wanted) > 3 and (wanted in name or name in wanted and len(name) > 3)]
+        return '; did you mean %s?' % known[near[0]] if near else ''
+
+
+def prepare_process():
+    """What a command does before its other imports.
+
+    A missing package ends it in one line, with exit code 2. Standard streams that are closed (`2>&-`) lead to nowhere:
+    else the next file that is opened would take their place, and what libraries write to stderr would end up in it.
+    """
     sys.excepthook = _report_uncaught
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w'))
 
 
 def _report_uncaught(kind, error, traceback):
@@ -148,22 +182,37 @@ def add_data_flags(parser, group=None):
 
 
 def positive_int(text):
-    """argparse type: an integer of at least 1."""
-    return _int_at_least(text, 1)
+    """argparse type: an integer from 1 to MAX_INT."""
+    return _int_in_range(text, 1, MAX_INT)
 
 
 def non_negative_int(text):
-    """argparse type: an integer of at least 0."""
-    return _int_at_least(text, 0)
+    """argparse type: an integer from 0 to MAX_INT."""
+    return _int_in_range(text, 0, MAX_INT)
 
 
-def _int_at_least(text, least):
+def process_count(text):
+    """argparse type: an integer from 0 to MAX_PROCESSES."""
+    return _int_in_range(text, 0, MAX_PROCESSES)
+
+
+def positive_process_count(text):
+    """argparse type: an integer from 1 to MAX_PROCESSES."""
+    return _int_in_range(text, 1, MAX_PROCESSES)
+
+
+def seed(text):
+    """argparse type: an integer from 0 to MAX_SEED."""
+    return _int_in_range(text, 0, MAX_SEED)
+
+
+def _int_in_range(text, minimum, maximum):
     try:
-        value = int(text)
+        value = int(text) if len(text) < 30 else None
     except ValueError:
         value = None
-    if value is None or value < least:
-        raise argparse.ArgumentTypeError('%r is not a whole number of at least %d' % (text, least))
+    if value is None or not minimum <= value <= maximum:
+        raise argparse.ArgumentTypeError('%.40r is not a whole number from %d to %d' % (text, minimum, maximum))
     return value
 
 

@@ -15,7 +15,7 @@ import os
 import pose_cli
 
 if __name__ == '__main__':
-    pose_cli.explain_missing_packages()
+    pose_cli.prepare_process()
 
 import numpy as np
 
@@ -199,10 +199,10 @@ def parse_flags():
     parser.add_argument('--split', default='train2017', help='train2017, val2017, or a path to an annotation file')
     parser.add_argument('--category', help='of the annotations, where several have keypoints')
     parser.add_argument('--count', type=pose_cli.positive_int, default=8, help='number of samples')
-    parser.add_argument('--input-width', type=pose_cli.positive_int, default=368)
-    parser.add_argument('--input-height', type=pose_cli.positive_int, default=368)
+    parser.add_argument('--input-width', type=pose_cli.positive_int, default=368, help='of a sample, in pixels')
+    parser.add_argument('--input-height', type=pose_cli.positive_int, default=368, help='the same')
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8, help='output stride of the network')
-    parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0)
+    parser.add_argument('--seed', type=pose_cli.seed, default=0)
     flags = parser.parse_args()
     if not flags.datapath:
         parser.error('give --datapath=DIR or set $COCO_DIR')

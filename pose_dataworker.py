@@ -14,13 +14,14 @@ import time
 import pose_cli
 
 if __name__ == '__main__':
-    pose_cli.explain_missing_packages()
+    pose_cli.prepare_process()
 
 from annotations.arrays import samples_digest
 from annotations.coco import find_split
 from batches.loader import BatchLoader
 from pose_dataset import PoseDataset
 from pose_errors import UserError
+from pose_files import usable_cores
 from remote.protocol import LINK_TIMEOUT, MAX_CREDIT, augmentation_ranges, check_address, check_settings, \
     skeleton_of_settings
 from remote.sender import ConnectionLost, TrainerConnection
@@ -137,7 +138,7 @@ def parse_flags():
                         help="the trainer's address: HOST and the port of its --remote-data")
     pose_cli.add_data_flags(parser)
     parser.add_argument('--train-split', default='train2017', help='split of --datapath, or a path to its annotations')
-    parser.add_argument('--workers', type=pose_cli.positive_int, default=len(os.sched_getaffinity(0)),
+    parser.add_argument('--workers', type=pose_cli.positive_process_count, default=usable_cores(),
                         help='loader processes; the default is one per core')
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
     return parser.parse_args()

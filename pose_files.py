@@ -1,4 +1,4 @@
-"""Reading and writing files.
+"""Reading and writing files; and what the system's files say that this process may use of the machine.
 
 Files that are read may come from anybody: only regular files are opened, and no more of them is read than is wanted (a
 pipe called x.jpg would be waited for, a link to /dev/zero read, for ever). Files that are written are never half there.
@@ -8,11 +8,14 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 import stat
-import tempfile
 
 from pose_errors import UserError
+
+PATTERN_CHARACTERS = '*?[]\\'
 
 
 def read_file(path, most):
@@ -51,13 +54,21 @@ def _text(size):
     return '%d MB' % (size >> 20) if size >> 20 else '%d bytes' % size
 
 
-def is_utf8(path):
-    """Whether a path, as Python got it from the system, is text; TensorFlow takes no others."""
+def check_tensorflow_path(path, what):
+    """Raise UserError for a path that TensorFlow cannot name a file by.
+
+    TensorFlow takes text only, and looks checkpoints up as patterns: those of models/th* would be those of models/thin
+    too, and old ones of both would be removed; those of run[1] would never be found again.
+
+    what: of the flag or file, for the message.
+    """
     try:
         path.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise UserError('%s=%s is not UTF-8, which TensorFlow needs; choose another name' % (what, path))
+    if set(path) & set(PATTERN_CHARACTERS):
+        raise UserError('%s=%s has one of the characters %s, which TensorFlow takes for a pattern of names; choose '
+                        'another name' % (what, path, ' '.join(PATTERN_CHARACTERS)))
 
 
 def sources_digest(*patterns):
@@ -123,22 +134,77 @@ def free_folder(path):
 
 
 def write_file(path, data):
-    """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError."""
-    temporary = None
+    """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError.
+
+    The bytes are on the disk before the name is. What a killed process left of an earlier try is removed.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, '.%s.%d.tmp' % (name, os.getpid()))
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)),
-                                         prefix='.' + os.path.basename(path), delete=False) as file:
-            temporary = file.name
+        with open(temporary, 'wb') as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _remove_temporaries(folder, name)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
         remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'mend that'
         raise UserError('cannot write %s: %s; %s, or choose another place' % (path, error.strerror, remedy))
 
 
+def _remove_temporaries(folder, name):
+    """Remove temporary files of write_file for this name whose process is gone."""
+    for other in os.listdir(folder):
+        match = re.match(r'\.%s\.(\d+)\.tmp$' % re.escape(name), other)
+        if match and not os.path.exists('/proc/%s' % match.group(1)):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(folder, other))
+
+
 def write_json(path, value, indent=None, sort_keys=True):
     """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
     write_file(path, json.dumps(value, indent=indent, sort_keys=sort_keys).encode())
+
+
+def usable_cores(root='/'):
+    """How many cores this process may use: those of its affinity (taskset, Slurm) within its control group's quota.
+
+    root: where /proc and /sys are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    quotas = [line.split() for line in _control_group(root, 'cpu', 'cpu.max')]
+    quotas += zip(_control_group(root, 'cpu', 'cpu.cfs_quota_us'), _control_group(root, 'cpu', 'cpu.cfs_period_us'))
+    return max(1, min([cores] + [math.ceil(int(quota) / int(period)) for quota, period in quotas
+                                 if quota not in ('max', '-1')]))
+
+
+def usable_memory(root='/'):
+    """How many bytes of memory this process may use: those of the machine within its control group's limit."""
+    limits = _control_group(root, 'memory', 'memory.max') + _control_group(root, 'memory', 'memory.limit_in_bytes')
+    physical = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return min([physical] + [int(limit) for limit in limits if limit != 'max'])
+
+
+def _control_group(root, controller, name):
+    """The first lines of the files `name` of this process's control group and of those that it lies in.
+
+    Of version 2, whose groups have all controllers, or 1, which mounts each controller by itself.
+    """
+    lines = []
+    try:
+        with open(os.path.join(root, 'proc/self/cgroup')) as file:
+            groups = [line.rstrip('\n').split(':', 2) for line in file]
+    except OSError:
+        return []
+    for _, controllers, group in groups:
+        if controllers and controller not in controllers.split(','):
+            continue
+        mount = os.path.join(root, 'sys/fs/cgroup', controllers and controller)
+        parts = group.strip('/').split('/')
+        for depth in range(len(parts) + 1):  # a container sees its own group as the root, whatever its path says
+            with contextlib.suppress(OSError), open(os.path.join(mount, *parts[:depth], name)) as file:
+                lines.append(file.readline().strip())
+    return lines

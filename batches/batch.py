@@ -6,12 +6,11 @@ fixed-point value in -1..1 (steps of 3e-5, finer than float16 above 0.06; no bit
 travels as a whole number of pixels. The maps are written out where they are used (training/towers.py).
 """
 import collections
-import os
 
 import numpy as np
 
-from annotations.skeleton import COCO_SKELETON
 from pose_errors import UserError
+from pose_files import usable_memory
 
 FIXED_POINT = 32767
 MAX_ITEMS = 1 << 31  # of a batch's map: positions are int32
@@ -25,7 +24,7 @@ HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
 Batch = collections.namedtuple('Batch', 'image mask heatmap_positions heatmap_values paf_positions paf_values')
 
 
-def batch_layout(batchsize, input_width, input_height, stride, skeleton=COCO_SKELETON):
+def batch_layout(batchsize, input_width, input_height, stride, skeleton):
     """[(name, dtype, shape)] of a Batch's arrays; the first sides of positions and values are the largest possible."""
     cells = (batchsize, input_height // stride, input_width // stride)
     values, vectors = product(cells) * skeleton.heatmap_channels, product(cells) * len(skeleton.limbs)
@@ -38,9 +37,9 @@ def check_memory(layout, batches):
     """Raise UserError when so many batches of a layout are more than this machine's memory holds."""
     batchsize, height, width, _ = layout[0][2]
     size = batches * sum(product(shape) * np.dtype(dtype).itemsize for _, dtype, shape in layout)
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    memory = usable_memory()
     if size > memory:
-        raise UserError('%d batch(es) of %d samples of %dx%d take %d MB, this machine has %d; take a smaller '
+        raise UserError('%d batch(es) of %d samples of %dx%d take %d MB, there are %d; take a smaller '
                         '--batchsize or input, or fewer --workers'
                         % (batches, batchsize, width, height, size >> 20, memory >> 20))
 
@@ -106,7 +105,7 @@ def empty_batch(layout):
                    for name, dtype, shape in layout))
 
 
-def decode_batch(batch, skeleton=COCO_SKELETON):
+def decode_batch(batch, skeleton):
     """A Batch to the dense arrays (image, heatmap, paf, mask) of encode_batch; new ones, but for the image."""
     cells = batch.mask.shape[:3]
     heatmap = np.tile(empty_map((skeleton.heatmap_channels,), HEATMAP_ITEM), cells + (1,))

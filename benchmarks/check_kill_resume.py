@@ -71,7 +71,7 @@ def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Kill a training run again and again; see that it always resumes.')
     parser.add_argument('--kills', type=pose_cli.positive_int, default=20)
     parser.add_argument('--save-every', type=pose_cli.positive_int, default=2)
-    parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0)
+    parser.add_argument('--seed', type=pose_cli.seed, default=0)
     return parser.parse_args(args)
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from annotations.skeleton import RUN_FILE, parse_skeleton
 from networks import NAMES, entry
 from pose_errors import UserError
+from pose_files import check_tensorflow_path
 
 from .formats import vgg19
 from .formats.npy import is_npy, read_npy, take_metadata
@@ -237,6 +238,7 @@ def _read(path):
 class _Checkpoint(Mapping):
     def __init__(self, path):
         from .tensorflow import tf
+        check_tensorflow_path(path, 'the checkpoint')
         self.path, self._tf_error = path, tf.errors.OpError
         self.reader = self._read(tf.train.NewCheckpointReader, path)
         self.shapes = self._read(self.reader.get_variable_to_shape_map)

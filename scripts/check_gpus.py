@@ -12,7 +12,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
                 for name in ('', 'benchmarks')]
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 import networks
 from bare_processes import BareProcesses
@@ -63,7 +63,7 @@ def parse_flags():
     parser.add_argument('--models', default='mobilenet_thin,cmu', help='names, with commas between them')
     parser.add_argument('--towers', type=positive_int, help='at most so many (default: all GPUs, or 2 CPU devices)')
     parser.add_argument('--batchsize', type=positive_int, default=8, help='images of a tower')
-    parser.add_argument('--steps', type=positive_int, default=8)
+    parser.add_argument('--steps', type=positive_int, default=8, help='of each measurement')
     parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
     parser.add_argument('--json', action='store_true', help='print one JSON object of the figures on the last line')
     flags = parser.parse_args()

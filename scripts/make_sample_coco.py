@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 import cv2
 import numpy as np
@@ -341,7 +341,7 @@ def parse_flags(args=None):
     parser.add_argument('--output-dir', type=Path, required=True, help='folder to write the data set to')
     parser.add_argument('--train', type=pose_cli.non_negative_int, default=200, help='number of training images')
     parser.add_argument('--val', type=pose_cli.non_negative_int, default=24, help='number of validation images')
-    parser.add_argument('--seed', type=pose_cli.non_negative_int, default=0, help='the same seed gives the same bytes')
+    parser.add_argument('--seed', type=pose_cli.seed, default=0, help='the same seed gives the same bytes')
     flags = parser.parse_args(args)
     if flags.train + flags.val == 0:
         raise UserError('--train=0 and --val=0 leave nothing to render; give one of them a positive number')

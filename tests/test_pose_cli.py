@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -109,3 +110,52 @@ def test_flags_are_not_abbreviated(monkeypatch):
     parser.add_argument('--batchsize')
     with pytest.raises(UserError, match='--batch'):
         parser.parse_args(['--batch=3'])
+
+
+def parser():
+    made = pose_cli.ArgumentParser(prog='x.py')
+    made.add_argument('--max-epoch', type=pose_cli.positive_int, default=3, help='passes (default 3)')
+    made.add_argument('--batchsize', type=pose_cli.positive_int, default=64, help='samples')
+    made.add_argument('--modelpath', default='models', help='folder')
+    return made
+
+
+@pytest.mark.parametrize('argument, meant', [('--epochs=3', '--max-epoch'), ('--batch-size=3', '--batchsize'),
+                                             ('--batch_size=3', '--batchsize'), ('--model-path=x', '--modelpath')])
+def test_near_misses_of_flags_get_a_hint(argument, meant):
+    with pytest.raises(UserError, match='%s; did you mean %s' % (argument, meant)):
+        parser().parse_args([argument])
+    with pytest.raises(UserError) as caught:
+        parser().parse_args(['--nothing-like-it'])
+    assert 'did you mean' not in str(caught.value)
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert parser().parse_args(['--modelpath=~/models']).modelpath == '/home/me/models'
+
+
+@pytest.mark.parametrize('kind, good, bad', [
+    (pose_cli.positive_int, '1000000000', '99999999999999999999'), (pose_cli.non_negative_int, '0', '-1'),
+    (pose_cli.positive_process_count, '64', '100000'), (pose_cli.process_count, '0', '1025'),
+    (pose_cli.seed, str(10 ** 15), str(2 ** 63)), (pose_cli.positive_int, '1', '9' * 5000)])
+def test_numbers_have_bounds(kind, good, bad):
+    assert kind(good) == int(good)
+    with pytest.raises(argparse.ArgumentTypeError, match='is not a whole number from'):
+        kind(bad)
+
+
+def test_defaults_are_shown_once():
+    text = parser().format_help()
+    assert text.count('default') == 3 and '(default 3)' in text and '(default: 64)' in text
+
+
+@pytest.mark.parametrize('closed', [[0], [1], [2], [0, 1, 2]])
+def test_closed_streams_lead_nowhere(closed, tmp_path):
+    """Else the first file that is opened would be what libraries write their errors into."""
+    program = ('import os, sys\nfor number in %r:\n    os.close(number)\nsys.path.insert(0, %r)\nimport pose_cli\n'
+               'pose_cli.prepare_process()\nfile = open(%r, "w")\nassert file.fileno() > 2\n'
+               'print("out"); print("error", file=sys.stderr); os.write(2, b"native")\n'
+               % (closed, os.path.dirname(pose_cli.__file__), str(tmp_path / 'file')))
+    assert subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
+    assert (tmp_path / 'file').read_text() == ''

@@ -1,9 +1,12 @@
-"""Only regular files are read, and no more of them than is wanted."""
+"""Files: only regular ones are read, written ones are whole; and what this process may use of the machine."""
 import os
+import subprocess
+import sys
 
 import pytest
 
-from pose_files import read_file
+from pose_errors import UserError
+from pose_files import check_tensorflow_path, read_file, usable_cores, usable_memory, write_file
 
 
 def test_files_of_at_most_so_many_bytes(tmp_path):
@@ -25,3 +28,66 @@ def test_pipes_devices_and_folders_are_not_read(tmp_path):
         with pytest.raises(OSError, match=reason):
             read_file(os.path.join(str(tmp_path), name), 100)
     assert len(os.listdir('/proc/self/fd')) < 50
+
+
+def test_a_killed_write_leaves_nothing_for_ever(tmp_path):
+    """Not even its temporary file: the next write of that name removes it, but not that of a process at work."""
+    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+    (tmp_path / ('.a.json.%d.tmp' % child.pid)).write_text('half')
+    write_file(str(tmp_path / 'a.json'), b'{}')
+    assert sorted(os.listdir(str(tmp_path))) == sorted(['.a.json.%d.tmp' % child.pid, 'a.json'])
+    child.kill()
+    child.wait()
+    write_file(str(tmp_path / 'a.json'), b'[]')
+    assert os.listdir(str(tmp_path)) == ['a.json'] and (tmp_path / 'a.json').read_text() == '[]'
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_text('old')
+    monkeypatch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(UserError, match='cannot write .*a: No space left on device; free some space'):
+        write_file(str(tmp_path / 'a'), b'new')
+    assert os.listdir(str(tmp_path)) == ['a'] and (tmp_path / 'a').read_text() == 'old'
+
+
+@pytest.mark.parametrize('name', ['models/th*', 'run[1]', 'what?', 'a\\b'])
+def test_names_that_tensorflow_takes_for_patterns_are_refused(name):
+    with pytest.raises(UserError, match='TensorFlow takes for a pattern'):
+        check_tensorflow_path(name, '--modelpath')
+
+
+def machine(folder, cgroup, **files):
+    """A root folder with /proc/self/cgroup of these lines and files of /sys/fs/cgroup, '/' written as '__'."""
+    (folder / 'proc' / 'self').mkdir(parents=True)
+    (folder / 'proc' / 'self' / 'cgroup').write_text(cgroup)
+    for name, text in files.items():
+        path = folder / 'sys' / 'fs' / 'cgroup' / name.replace('__', '/').replace('_dot_', '.')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + '\n')
+    return str(folder)
+
+
+def test_cores_are_those_of_the_affinity():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize('cgroup, files, cores, memory', [
+    ('0::/\n', {'cpu_dot_max': '100000 100000', 'memory_dot_max': '1000000'}, 1, 10 ** 6),
+    ('0::/a/b\n', {'a__cpu_dot_max': '50000 100000', 'a__b__cpu_dot_max': 'max 100000', 'a__memory_dot_max': '7',
+                   'a__b__memory_dot_max': 'max'}, 1, 7),
+    ('4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n', {
+        'memory__docker__1__memory_dot_limit_in_bytes': '5000', 'memory__memory_dot_limit_in_bytes': '9223372036854771712',
+        'cpu__docker__1__cpu_dot_cfs_quota_us': '100000', 'cpu__docker__1__cpu_dot_cfs_period_us': '100000'}, 1, 5000)])
+def test_a_container_s_limits_count(cgroup, files, cores, memory, tmp_path):
+    root = machine(tmp_path, cgroup, **files)
+    assert (usable_cores(root), usable_memory(root)) == (cores, memory)
+
+
+def test_without_control_groups_the_machine_counts(tmp_path):
+    assert usable_cores(str(tmp_path)) == len(os.sched_getaffinity(0))
+    assert usable_memory(str(tmp_path)) == os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -6,7 +6,6 @@ checksum of each array, so reading all of it once, when a run starts, finds a cu
 then the newest whole one is used, and the damaged one is kept under another name.
 """
 import errno
-import glob
 import json
 import logging
 import os
@@ -24,14 +23,14 @@ from .coordinator import DIVERGED_EXIT_CODE
 
 
 def latest_checkpoint(folder):
-    """The checkpoint that a run in this folder resumes from, or None. recovery.recover makes sure that it is whole."""
+    """The checkpoint that a run in this folder resumes from, or None. recover makes sure that it is whole."""
     named = named_checkpoints(folder)
     return named[-1] if named else None
 
 
 def saved_step(folder):
     """The step that a run in this folder resumes from, 0 for a new run."""
-    return _step(os.path.basename(latest_checkpoint(folder) or ''), 0)
+    return step_of(latest_checkpoint(folder) or '') or 0
 
 
 def check_disk(folder, error):
@@ -61,17 +60,20 @@ def create_saver(keep, variables=None, like=None):
 
 def remove_leftovers(folder):
     """Remove what a killed save left behind: temporary files, and files later than the last complete checkpoint."""
-    last_step = _step(os.path.basename(latest_checkpoint(folder) or ''), np.inf)
-    for path in glob.glob(os.path.join(folder, BASENAME + '-*')) + glob.glob(os.path.join(folder, 'checkpoint.tmp*')):
-        name = os.path.basename(path)
-        if 'temp' in name or name.startswith('checkpoint.tmp') or _step(name, 0) > last_step:
+    latest = latest_checkpoint(folder)
+    last_step = step_of(latest) if latest else np.inf
+    for name in sorted(os.listdir(folder)):
+        of_a_save = name.startswith(BASENAME + '-') and ('temp' in name or (step_of(name) or 0) > last_step)
+        if of_a_save or name.startswith('checkpoint.tmp'):
+            path = os.path.join(folder, name)
             logging.info('removing %s, left by a save that was cut short', path)
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
-def _step(name, otherwise):
-    match = re.match(BASENAME + r'-(\d+)', name)
-    return int(match.group(1)) if match else otherwise
+def step_of(path):
+    """The step in the name of a checkpoint, or of one of its files; None for other names."""
+    match = re.match(BASENAME + r'-(\d{1,18})(?!\d)', os.path.basename(path))
+    return int(match.group(1)) if match else None
 
 
 class CheckpointHook(tf.train.SessionRunHook):
@@ -221,9 +223,9 @@ def recover(folder):
             raise UserError('%s holds a damaged checkpoint and no whole one; bring its files back, or choose another '
                             '--modelpath' % folder)
         return None
-    last_named = _step_of_prefix(latest) if latest else None
+    last_named = step_of(latest) if latest else None
     faults = []
-    if latest and _step_of_prefix(latest) not in steps:
+    if latest and step_of(latest) not in steps:
         faults.append((latest, fault(latest)))
     for step in sorted(steps, reverse=True):
         if last_named is not None and step > last_named:
@@ -299,11 +301,6 @@ def checkpoint_steps(folder):
 
 def _has_orphans(folder):
     return any(re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder))
-
-
-def _step_of_prefix(prefix):
-    match = re.search(r'-(\d{1,18})$', prefix)
-    return int(match.group(1)) if match else None
 
 
 def _files(prefix):

@@ -14,7 +14,7 @@ import pose_files
 from annotations.coco import find_split
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import batch_layout, check_memory
-from pose_cli import non_negative_int, positive_int
+from pose_cli import non_negative_int, positive_int, positive_process_count
 from pose_dataset import check_input_size
 from pose_errors import UserError
 
@@ -66,8 +66,8 @@ def parse_flags():
     add('--valid-split', default='val2017', help='the same for validation')
     add('--category', help='of the annotations, where several have keypoints')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
-    add('--gpus', type=positive_int, default=1, help='number of towers, one per GPU')
-    add('--max-epoch', type=positive_int, default=30)
+    add('--gpus', type=positive_process_count, default=1, help='number of towers, one per GPU')
+    add('--max-epoch', type=positive_int, default=30, help='passes through the training samples')
     add('--max-steps', type=positive_int, help='end after this many steps, whatever --max-epoch says')
     add('--modelpath', default='models/train', help='folder of the checkpoints of this run')
     add('--logpath', help='folder for TensorBoard and curves.csv (default: logs in --modelpath)')
@@ -76,15 +76,16 @@ def parse_flags():
     add('--tag', default='', help='a name for this run in the log')
     add('--remote-data', help='listen for data workers here, tcp://0.0.0.0:PORT')
     add('--curve-keys', help='with --remote-data: folder of the keys made by scripts/make_curve_keys.py')
-    add('--input-width', type=positive_int, default=368)
-    add('--input-height', type=positive_int, default=368)
+    add('--input-width', type=positive_int, default=368, help='of the images that the network sees, in pixels')
+    add('--input-height', type=positive_int, default=368, help='the same for the height')
     add('--log-every', type=positive_int, default=20, help='steps between log lines')
     add('--valid-every', type=non_negative_int, default=2000, help='steps between validations; 0: no validation')
     add('--eval-every', type=non_negative_int, default=0, help='steps between COCO AP evaluations; 0: none')
     add('--save-every', type=positive_int, default=1000, help='steps between checkpoints')
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
-    add('--workers', type=positive_int, default=os.cpu_count(), help='loader processes')
-    add('--seed', type=non_negative_int, default=0)
+    add('--workers', type=positive_process_count, default=pose_files.usable_cores(),
+        help='loader processes, one per core that this process may use unless told otherwise')
+    add('--seed', type=pose_cli.seed, default=0, help='of the order of samples, augmentation and initial weights')
     add('--negatives', type=fraction, default=0.0, help='share of the samples from images without people')
     add_optimizer_flags(add)
     flags = parser.parse_args()
@@ -100,7 +101,7 @@ def add_optimizer_flags(add):
              '(default 1)')
     add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
                                                       'none)' % WARMUP_STEPS)
-    add('--optimizer', choices=('adam', 'sgd'), help='(default adam)')
+    add('--optimizer', choices=('adam', 'sgd'), help='what changes the weights (default adam)')
     add('--momentum', type=fraction, help='of --optimizer=sgd (default 0.9)')
     add('--weight-decay', type=fraction,
         help='times the weights is added to their gradients; not to biases (default 0)')
@@ -168,9 +169,9 @@ def check_flags(flags, cluster):
         if flags.valid_every and cluster.is_first:
             find_split(flags.datapath, flags.valid_split, flags.imgpath)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
-        if not pose_files.is_utf8(getattr(flags, name) or ''):
-            raise UserError('--%s=%s is not UTF-8, which TensorFlow needs; choose another name'
-                            % (name, getattr(flags, name)))
+        path = getattr(flags, name)
+        if path and not networks.pretrained.is_weights_file(path):
+            pose_files.check_tensorflow_path(path, '--' + name)
     if cluster.is_first:
         pose_files.check_folder(flags.modelpath)
         pose_files.check_folder(flags.logpath)
