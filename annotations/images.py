@@ -4,7 +4,6 @@ Decoders are where images do harm: a few bytes may ask for gigabytes, and of the
 hardly ever used and little tested. JPEG, PNG, BMP and WebP are read.
 """
 import glob
-import logging
 import os
 import re
 import struct
@@ -14,6 +13,10 @@ import numpy as np
 
 from pose_errors import UserError
 from pose_files import read_file, write_file
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2', '.cr3',
+                        '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
 
 MAX_BYTES, MAX_PIXELS = 2 ** 28, 2 ** 27
 FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer bytes shows nothing, and takes seconds
@@ -166,51 +169,31 @@ def _after(data, at):
     return at + 2 if data[at + 1] in WITHOUT_LENGTH else at + 2 + struct.unpack_from('>H', data, at + 2)[0]
 
 
-BAD_SAMPLE_LIMIT = 0.2
-MIN_ATTEMPTS = 100
+def image_paths(path):
+    """The images below a folder, its own folders included, sorted; of a file, this file.
 
+    Images of other kinds are passed over: one line of the log counts them.
 
-class BadSampleCounter:
-    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
-
-    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
-
-    Args:
-        samples: the number of samples in the data set.
+    Raises:
+        UserError: there is no such folder or file, or no image in it.
     """
-
-    def __init__(self, samples):
-        self.min_attempts = min(MIN_ATTEMPTS, samples)
-        self.attempts = self.bad = 0
-        self.names = set()
-        self.last = None
-
-    def add_good(self, samples):
-        """Raises UserError when there were too many bad ones."""
-        self.attempts += samples
-        self._judge()
-
-    def add_bad(self, path, reason):
-        """Raises UserError when there were too many bad ones."""
-        self.attempts += 1
-        self.bad += 1
-        self.last = '%s %s' % (path, reason)
-        if path not in self.names:
-            self.names.add(path)
-            logging.warning('skipped bad sample %d: %s', len(self.names), self.last)
-        self._judge()
-
-    def _judge(self):
-        too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
-        if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
-            raise UserError('%d of %d samples were bad (last: %s); repair or remove these files'
-                            % (self.bad, self.attempts, self.last))
-
-
-def image_paths(folder):
-    """The images of a folder, sorted. Raises UserError when there are none."""
-    paths = sorted(path for path in glob.glob(os.path.join(glob.escape(folder), '*'))
-                   if path.lower().endswith(('.jpg', '.jpeg', '.png')))
+    if os.path.isfile(path):
+        return [path]
+    if not os.path.isdir(path):
+        raise UserError('--images=%s: there is no such folder or file; give photographs' % path)
+    paths, others = [], collections.Counter()
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                paths.append(os.path.join(folder, name))
+            elif suffix in OTHER_IMAGE_SUFFIXES:
+                others[suffix] += 1
+    counts = ', '.join('%d %s' % (count, suffix) for suffix, count in sorted(others.items()))
     if not paths:
-        raise UserError('no .jpg or .png in --images=%s; give a folder of images' % folder)
-    return paths
+        raise UserError('no photographs in --images=%s (looked for %s%s)'
+                        % (path, ' '.join(IMAGE_SUFFIXES), '; there are %s: convert them' % counts if counts else ''))
+    if counts:
+        logging.warning('passed over in %s: %s; convert them to JPEG or PNG', path, counts)
+    return sorted(paths)
