@@ -3,7 +3,8 @@
 Decoders are where images do harm: a few bytes may ask for gigabytes, and of the many formats that OpenCV knows most are
 hardly ever used and little tested. JPEG, PNG, BMP and WebP are read.
 """
-import glob
+import collections
+import logging
 import os
 import re
 import struct
@@ -15,8 +16,8 @@ from pose_errors import UserError
 from pose_files import read_file, write_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2', '.cr3',
-                        '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
+OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2',
+                        '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
 
 MAX_BYTES, MAX_PIXELS = 2 ** 28, 2 ** 27
 FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer bytes shows nothing, and takes seconds
@@ -169,11 +170,12 @@ def _after(data, at):
     return at + 2 if data[at + 1] in WITHOUT_LENGTH else at + 2 + struct.unpack_from('>H', data, at + 2)[0]
 
 
-def image_paths(path):
+def image_paths(path, skip=None):
     """The images below a folder, its own folders included, sorted; of a file, this file.
 
     Images of other kinds are passed over: one line of the log counts them.
 
+    skip: a folder that is left out, as the one for outputs.
     Raises:
         UserError: there is no such folder or file, or no image in it.
     """
@@ -181,9 +183,10 @@ def image_paths(path):
         return [path]
     if not os.path.isdir(path):
         raise UserError('--images=%s: there is no such folder or file; give photographs' % path)
-    paths, others = [], collections.Counter()
+    paths, others, skipped = [], collections.Counter(), skip and os.path.realpath(skip)
     for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+        folders[:] = [name for name in folders if not name.startswith('.')
+                      and os.path.realpath(os.path.join(folder, name)) != skipped]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in IMAGE_SUFFIXES:
