@@ -12,7 +12,7 @@ import os
 import pose_cli
 
 if __name__ == '__main__':
-    pose_cli.explain_missing_packages()
+    pose_cli.prepare_process()
 
 from training.config import read_command, recipe_of, samples_per_process
 
@@ -37,7 +37,7 @@ from training.cluster import common_flags
 from training.coordinator import open_coordinator
 from training.devices import check_precision, enable_mixed, start_server, tower_devices
 from training.input_queue import InputQueueHook, LastBatchRepeater, wait_for_samples
-from training.run_folder import check_start, initial_weights, note_start, run_folder, versions
+from training.run_folder import StartWeights, check_start, hold_run_folder, note_start, versions
 from training.run_log import Interval, LogLines, RunLog
 from training.towers import build_training
 from training.validation import Checks, Validator, is_due, log_background_loss
@@ -49,12 +49,15 @@ def main(flags, cluster, stop):
     """Hold the run's folder while it trains, and say how it ended. Raises UserError."""
     if flags.precision == 'mixed':
         check_precision()
+    weights = StartWeights(flags.model, flags.checkpoint, flags.pretrained)
     if cluster.is_first:
-        check_start(flags)
+        check_start(flags.modelpath, vars(flags), weights)
     try:
-        with open_coordinator(cluster, stop) as coordinator, \
-                run_folder(flags) if cluster.is_first else contextlib.nullcontext():
-            train(flags, coordinator)
+        with contextlib.ExitStack() as stack:
+            coordinator = stack.enter_context(open_coordinator(cluster, stop))
+            if cluster.is_first:
+                stack.enter_context(hold_run_folder(flags.modelpath, flags.logpath, vars(flags), weights))
+            train(flags, weights, coordinator)
     except Stopped as stopped:
         logging.info(str(stopped))
     except UserError:
@@ -64,7 +67,7 @@ def main(flags, cluster, stop):
         raise
 
 
-def train(flags, coordinator):
+def train(flags, weights, coordinator):
     """Open the data, build the graph, and run the training loop in a session.
 
     Raises:
@@ -91,7 +94,7 @@ def train(flags, coordinator):
         steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
         max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
         with tf.Graph().as_default():
-            step = build_and_run(flags, source, validation, steps_per_epoch, max_steps, coordinator)
+            step = build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps, coordinator)
     if step < max_steps:
         raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
                       % (step, flags.modelpath))
@@ -164,7 +167,7 @@ def check_keypoints(skeleton, validation):
 
 # Graph, session and loop.
 
-def build_and_run(flags, source, validation, steps_per_epoch, max_steps, coordinator):
+def build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps, coordinator):
     """Build the graph of a step, connect the processes, and train in a session. Returns the last step.
 
     Args:
@@ -182,7 +185,10 @@ def build_and_run(flags, source, validation, steps_per_epoch, max_steps, coordin
         validator = validation and Validator(flags.model, devices[0], validation,
                                              max(1, flags.batchsize // cluster.size // flags.gpus))
         saver = create_saver(flags.keep, training.variables)
-        init_fn = initial_weights(flags, training.network) if cluster.is_first else None
+        latest = latest_checkpoint(flags.modelpath) if cluster.is_first else None
+        if latest:
+            logging.info('resuming from %s', latest)
+        init_fn = weights.init_fn(training.network) if cluster.is_first and not latest else None
         # All replicas get a copy of the first one's values, from a checkpoint or initial ones.
         scaffold = tf.train.Scaffold(
             saver=saver, init_fn=init_fn, init_op=tf.variables_initializer(training.variables),
@@ -232,7 +238,8 @@ def run_steps(flags, session, training, queue, step, max_steps, log, check, coor
     interval = Interval(waited=lambda: queue.wait_seconds)
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
-        while step < max_steps and not coordinator.should_stop() and queue.wait_for_batch(coordinator.should_stop_waiting):
+        while step < max_steps and not coordinator.should_stop() \
+                and queue.wait_for_batch(coordinator.should_stop_waiting):
             logs = is_due(flags.log_every, step + 1, max_steps)
             fetches = {'step': training.step, 'metrics': training.metrics}
             if logs and training.stop is not None:

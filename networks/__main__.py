@@ -1,7 +1,7 @@
 """python3 -m networks: a table of the networks: parameters, GFLOPs, stride, pretrained source."""
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 import numpy as np
 

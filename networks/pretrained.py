@@ -31,7 +31,9 @@ from pose_files import check_tensorflow_path
 from .formats import vgg19
 from .formats.npy import is_npy, read_npy, take_metadata
 
-FORMATS = {'.caffemodel': 'caffemodel', '.pb': 'frozen_graph', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}  # modules of formats/
+MAX_NAMES = 8  # of variables in a line of the log
+# Modules of formats/.
+FORMATS = {'.caffemodel': 'caffemodel', '.pb': 'frozen_graph', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}
 LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
@@ -107,13 +109,18 @@ class Match:
             layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
             text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
         if self.missing:
-            text += '; not in the file: ' + ', '.join(self.missing)
+            text += '; not in the file: ' + _some(self.missing)
         if self.unfit:
-            text += '; in the file and not in the network: ' + ', '.join(self.unfit)
+            text += '; in the file and not in the network: ' + _some(self.unfit)
         return text
 
 
-def fit(network, path, flag='--pretrained'):
+def _some(names):
+    """The first names of a list, and how many more there are."""
+    return ', '.join(names[:MAX_NAMES]) + (' and %d more' % (len(names) - MAX_NAMES) if len(names) > MAX_NAMES else '')
+
+
+def fit(network, path, flag='--pretrained', read=None):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
     Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
@@ -121,8 +128,10 @@ def fit(network, path, flag='--pretrained'):
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
+
+    read: what read_with_metadata gave for the file, if it has been read.
     """
-    weights, about = _read(path)
+    weights, about = read or read_with_metadata(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
     if _SlimMobilenet.MARK in set(weights):
         weights = _SlimMobilenet(weights)
@@ -213,10 +222,10 @@ def read_weights(path):
 
     Raises UserError for a file that is missing, broken, of another kind, or a pickle of more than arrays.
     """
-    return _read(path)[0]
+    return read_with_metadata(path)[0]
 
 
-def _read(path):
+def read_with_metadata(path):
     """The same, and what a .npy file says about itself (take_about); {} for other files."""
     if os.path.isdir(path):
         return _Checkpoint(find_checkpoint(path)), {}

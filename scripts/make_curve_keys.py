@@ -21,7 +21,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 from pose_errors import UserError
 from remote import keys

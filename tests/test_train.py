@@ -18,7 +18,7 @@ from pose_dataset import PoseDataset
 from pose_errors import UserError
 from training import config
 from training.cluster import ALONE
-from training.run_folder import check_start
+from training.run_folder import StartWeights, check_start
 from training.run_log import LOSSES, tag
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
@@ -205,7 +205,7 @@ def parse(args):
 def accept(args):
     flags = parse(args)
     config.check_flags(flags, ALONE)
-    check_start(flags)
+    check_start(flags.modelpath, vars(flags), StartWeights(flags.model, flags.checkpoint, flags.pretrained))
 
 
 def refusal(*args):

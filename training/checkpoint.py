@@ -21,6 +21,9 @@ from pose_files import write_file, write_json
 
 from .coordinator import DIVERGED_EXIT_CODE
 
+BASENAME = 'model'
+DAMAGED = 'damaged-'  # a quarantined file keeps its name behind this
+
 
 def latest_checkpoint(folder):
     """The checkpoint that a run in this folder resumes from, or None. recover makes sure that it is whole."""
@@ -164,14 +167,18 @@ class BestCheckpoint:
         self._folder = os.path.join(modelpath, 'best')
         self._record = os.path.join(self._folder, 'best.json')
         self._saver = create_saver(keep=1, like=saver)
-        self.loss_ll = np.inf
+        self._kept = None  # {step, loss_ll} of the checkpoint in the folder
         try:
             self._resume()
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             kept = quarantine(self._folder)
             logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
                             reason_of(error), kept)
-            self.loss_ll = np.inf
+            self._kept = None
+
+    @property
+    def loss_ll(self):
+        return self._kept['loss_ll'] if self._kept else np.inf
 
     def _resume(self):
         """Take up what an earlier start left. Raises many things when it is damaged."""
@@ -184,22 +191,23 @@ class BestCheckpoint:
         remove_leftovers(self._folder)
         self._saver.recover_last_checkpoints(named_checkpoints(self._folder))
         with open(self._record) as file:
-            self.loss_ll = float(json.load(file)['loss_ll'])
-        if not np.isfinite(self.loss_ll):
-            raise ValueError('loss_ll is %s' % self.loss_ll)
+            record = json.load(file)
+        if record['step'] != saved_step(self._folder):  # killed between the record and its checkpoint
+            record = record['previous']
+        self._kept = {'step': int(record['step']), 'loss_ll': float(record['loss_ll'])}
+        if self._kept['step'] != saved_step(self._folder) or not np.isfinite(self.loss_ll):
+            raise ValueError('it tells of step %d with loss_ll=%s' % (self._kept['step'], self.loss_ll))
 
     def update(self, session, step, loss_ll):
         """Keep the session's weights if loss_ll is the lowest so far."""
         if loss_ll < self.loss_ll:
             os.makedirs(self._folder, exist_ok=True)
+            better = {'step': int(step), 'loss_ll': float(loss_ll)}
+            # The record comes first, and knows the one before: a run that is killed here finds both.
+            write_json(self._record, dict(better, **({'previous': self._kept} if self._kept else {})), indent=1)
             self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
-            self.loss_ll = loss_ll
-            write_json(self._record, {'step': int(step), 'loss_ll': float(loss_ll)}, indent=1)
+            self._kept = better
             logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)
-
-
-BASENAME = 'model'
-DAMAGED = 'damaged-'  # what is set aside keeps its name behind this
 
 
 def recover(folder):

@@ -23,70 +23,88 @@ from pose_errors import UserError
 
 from .checkpoint import checkpoint_steps, latest_checkpoint, recover
 
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
+LOCK_FILE = '.lock'
+HELD = (errno.EACCES, errno.EAGAIN)
 
-def check_start(flags):
-    """Raise UserError unless there is a run in --modelpath that goes on with these flags, or weights for a new one."""
-    if latest_checkpoint(flags.modelpath):
-        check_resume(flags.modelpath, vars(flags))
-    elif not checkpoint_steps(flags.modelpath):
-        check_weights(flags)
+
+class StartWeights:
+    """The weights that a new run starts from: a file that is read at most once, when it is first asked for.
+
+    Args:
+        model: one of networks.NAMES.  checkpoint, pretrained: the flags, see networks.pretrained.resolve.
+    """
+
+    def __init__(self, model, checkpoint=None, pretrained=None):
+        self._model, self._checkpoint, self._pretrained = model, checkpoint, pretrained
+        self._read = None
+
+    @property
+    def path(self):
+        """Of the file, or None for --pretrained=none. Raises UserError when it is missing."""
+        return self._checkpoint or networks.pretrained.resolve(self._model, self._pretrained)
+
+    def read(self):
+        """Raise UserError when there are no weights, or they cannot be read."""
+        if self._read is None and self.path:
+            self._read = networks.pretrained.read_with_metadata(self.path)
+
+    def init_fn(self, network):
+        """For tf.train.Scaffold: a function that sets the network's variables, or None for initial values."""
+        if self.path is None:
+            logging.info('--pretrained=none: training starts from scratch')
+            return None
+        logging.info('Restore pretrained weights... %s', self.path)
+        self.read()
+        flag = '--checkpoint' if self._checkpoint else '--pretrained'
+        match = networks.pretrained.fit(network, self.path, flag, self._read)
+        self._read = None  # its memory is needed now
+        if self._checkpoint and set(match.new) - set(match.renewed):
+            raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
+                            % (self.path, len(match.new), self._model, match.new[0]))
+        logging.info(str(match))
+        return match.init_fn
+
+
+def check_start(modelpath, flags, weights):
+    """Raise UserError unless there is a run in modelpath that goes on with these flags, or weights for a new one.
+
+    flags: a dict.  weights: StartWeights.
+    """
+    if latest_checkpoint(modelpath):
+        check_resume(modelpath, flags)
+    elif not checkpoint_steps(modelpath):
+        weights.read()
 
 
 @contextlib.contextmanager
-def run_folder(flags):
-    """Hold --modelpath for this process, with a whole checkpoint to resume from if there are any. Raises UserError.
+def hold_run_folder(modelpath, logpath, flags, weights):
+    """Hold a run's folder for this process, with a whole checkpoint to resume from if there are any.
 
     A start that fails before it has saved or logged anything leaves nothing behind.
+
+    Args:
+        flags, weights: as for check_start, whose UserErrors are raised here too, under the folder's lock.
     """
-    with pose_files.output_folder(flags.modelpath), lock_folder(flags.modelpath), \
-            pose_files.output_folder(flags.logpath):
-        if recover(flags.modelpath):
-            check_resume(flags.modelpath, vars(flags))
+    with pose_files.output_folder(modelpath), lock_folder(modelpath), pose_files.output_folder(logpath):
+        if recover(modelpath):
+            check_resume(modelpath, flags)
         else:
-            check_weights(flags)
+            weights.read()
         try:
             yield
         except BaseException:
-            if not _anything_made(flags):
-                forget_start(flags.modelpath)
+            if not _anything_made(modelpath, logpath):
+                forget_start(modelpath)
             raise
 
 
-def _anything_made(flags):
+def _anything_made(modelpath, logpath):
     """Whether there is more in the folders of a run than the notes of a start."""
-    others = [name for name in os.listdir(flags.modelpath) if name not in (LOCK_FILE, RUN_FILE)]
-    return bool(os.listdir(flags.logpath)) or any(
-        not os.path.samefile(os.path.join(flags.modelpath, name), flags.logpath) for name in others)
-
-
-def check_weights(flags):
-    """Raise UserError when there are no weights for a new run to start from, or they cannot be read."""
-    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
-    if path:
-        networks.pretrained.read_weights(path)
-
-
-def initial_weights(flags, network):
-    """The weights to start from, as a function for tf.train.Scaffold(init_fn), or None for the initial values."""
-    latest = latest_checkpoint(flags.modelpath)
-    if latest:
-        logging.info('resuming from %s', latest)
-        return None
-    path = flags.checkpoint or networks.pretrained.resolve(flags.model, flags.pretrained)
-    if path is None:
-        logging.info('--pretrained=none: training starts from scratch')
-        return None
-    logging.info('Restore pretrained weights... %s', path)
-    match = networks.pretrained.fit(network, path, '--checkpoint' if flags.checkpoint else '--pretrained')
-    if flags.checkpoint and set(match.new) - set(match.renewed):
-        raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
-                        % (path, len(match.new), flags.model, match.new[0]))
-    logging.info(str(match))
-    return match.init_fn
-
-
-LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
-EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
+    others = [name for name in os.listdir(modelpath) if name not in (LOCK_FILE, RUN_FILE)]
+    return bool(os.listdir(logpath)) or any(
+        not os.path.samefile(os.path.join(modelpath, name), logpath) for name in others)
 
 
 def versions():
@@ -163,10 +181,6 @@ def check_resume(modelpath, flags):
         if started[name] != flags[name]:
             raise UserError('%s holds a run with --%s=%s, which cannot go on with %s; choose another --modelpath'
                             % (modelpath, name.replace('_', '-'), started[name], flags[name]))
-
-
-LOCK_FILE = '.lock'
-HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager

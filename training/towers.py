@@ -27,10 +27,10 @@ FIRST_COPY = 0  # the instance keys of one graph must differ: those that copy va
 FIRST_STEP = 1 << 16
 
 # step: steps done, with the one that is running. metrics: what is logged; between processes also `stop`, above 0 when
-# one of them was told to stop. finite_check: a number that is NaN or infinite when the loss or a gradient is. variables:
-# what a checkpoint holds. copy: the operation that makes all replicas like the first one. stop: between processes, a
-# placeholder, 1 when this one was told to stop. busy_seconds: from a batch's arrival to its gradients, computed only in
-# steps that fetch it. wire_bytes: what a tower sends a step.
+# one of them was told to stop. finite_check: a number that is NaN or infinite when the loss or a gradient is.
+# variables: what a checkpoint holds. copy: the operation that makes all replicas like the first one. stop: between
+# processes, a placeholder, 1 when this one was told to stop. busy_seconds: from a batch's arrival to its gradients,
+# computed only in steps that fetch it. wire_bytes: what a tower sends a step.
 Training = collections.namedtuple(
     'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes')
 # network: a networks.Network. losses: {name: scalar}, see network_base.build_losses. gradients: [(gradient, own

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, batch_layout
 from batches.loader import BatchLoader
 from conftest import descendants, wait_for
@@ -15,7 +16,7 @@ from pose_dataset import PoseDataset
 from pose_errors import Stopped, UserError
 from training.input_queue import QUEUE_BATCHES, InputQueueHook, wait_for_samples
 
-LAYOUT = batch_layout(2, 64, 64, 8)
+LAYOUT = batch_layout(2, 64, 64, 8, COCO_SKELETON)
 
 
 class ReusingSource:

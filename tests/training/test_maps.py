@@ -24,7 +24,7 @@ def test_dense_maps_are_those_of_numpy(stride, people):
                                                                        for c in (19, 38, 1)]
         for seed, batchsize in ((1, 4), (2, 1)):
             batch = encode_batch(*made_up_arrays(seed, batchsize, stride=stride, people=people))
-            for got, expected in zip(session.run(maps, dict(zip(fields, batch))), decode_batch(batch)):
+            for got, expected in zip(session.run(maps, dict(zip(fields, batch))), decode_batch(batch, COCO_SKELETON)):
                 assert got.dtype == expected.dtype
                 np.testing.assert_array_equal(got, expected)
 
@@ -36,5 +36,5 @@ def test_parts_are_the_samples_in_order(parts):
         fields = placeholders(batch, 6)
         maps = [dense_maps(part, COCO_SKELETON) for part in split_batch(fields, parts, COCO_SKELETON)]
         assert maps[0][1].shape.as_list() == [6 // parts, 12, 8, 19]
-        for got, whole in zip(zip(*session.run(maps, dict(zip(fields, batch)))), decode_batch(batch)):
+        for got, whole in zip(zip(*session.run(maps, dict(zip(fields, batch)))), decode_batch(batch, COCO_SKELETON)):
             np.testing.assert_array_equal(np.concatenate(got), whole)

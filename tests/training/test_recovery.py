@@ -109,6 +109,21 @@ def damage_best(best, how):
         (best / 'best.json').write_bytes(how)
 
 
+def test_a_kill_between_the_record_of_the_best_and_its_checkpoint_loses_neither(tmp_path):
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(tf.get_variable('weight', initializer=np.zeros(3, np.float32), use_resource=False).initializer)
+        saver = checkpoint.create_saver(5)
+        checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 4, 0.7)
+        best = checkpoint.BestCheckpoint(saver, str(tmp_path))
+        record = (tmp_path / 'best' / 'best.json')
+        best.update(session, 6, 0.5)
+        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
+        killed = json.loads(record.read_text())
+        assert killed == {'step': 6, 'loss_ll': 0.5, 'previous': {'step': 4, 'loss_ll': 0.7}}
+        record.write_text(json.dumps(dict(step=8, loss_ll=0.1, previous={'step': 6, 'loss_ll': 0.5})))
+        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
+
+
 @pytest.mark.parametrize('how', ['a file', 'empty checkpoint', b'', b'text', b'[]', b'{"loss_ll": "low"}', b'\xff',
                                  b'{"loss_ll": NaN}'])
 def test_a_damaged_best_is_set_aside(tmp_path, how, caplog):

@@ -3,6 +3,7 @@ import types
 
 import pytest
 
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import batch_layout, empty_batch
 from conftest import free_ports
 from training.cluster import ALONE, Cluster
@@ -48,7 +49,7 @@ def test_the_slowest_is_named_with_its_share_of_waiting(second):
 
 
 def test_a_source_without_data_ends_with_its_last_batch():
-    layout = batch_layout(2, 64, 64, 8)
+    layout = batch_layout(2, 64, 64, 8, COCO_SKELETON)
     batch, batches, stop = empty_batch(layout), [], []
     source = types.SimpleNamespace(get=lambda timeout: batches.pop() if batches else None, ready=lambda: len(batches),
                                    report=list, diagnosis=str, layout=layout)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, batch_layout, encode_batch
 from training.cluster import ALONE, read_cluster
 from training.devices import start_server, tower_devices
@@ -35,7 +36,7 @@ class Towers:
         self.graph = tf.Graph()
         with self.graph.as_default():
             self.fields = Batch(*(tf.placeholder(dtype, shape if name in ('image', 'mask') else (None,) + shape[1:])
-                                  for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8)))
+                                  for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8, COCO_SKELETON)))
             devices, config = tower_devices(towers, 0, cluster)
             self.cluster = cluster
             self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
