@@ -9,8 +9,6 @@ import math
 import cv2
 import numpy as np
 
-from annotations.skeleton import COCO_SKELETON
-
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
 BORDER_GREY = 128
 NEGATIVE_SIDES = 0.25, 1.0  # of an image without people: what a crop is made around, as a share of its shorter side
@@ -85,7 +83,7 @@ def warp_image(image, matrix, input_width, input_height):
                           borderMode=cv2.BORDER_CONSTANT, borderValue=(BORDER_GREY,) * 3)
 
 
-def transform_joints(joints, matrix, skeleton=COCO_SKELETON):
+def transform_joints(joints, matrix, skeleton):
     """Send joints (people, parts, 2) through the affine, in float; NaN stays NaN.
 
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.

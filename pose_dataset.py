@@ -10,6 +10,7 @@ import collections
 import contextlib
 import io
 import itertools
+import logging
 import os
 
 import pose_cli
@@ -25,9 +26,13 @@ import pose_files
 import pose_labels
 from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations
 from annotations.coco import find_split
-from annotations.images import BadSample, BadSampleCounter, read_image, write_picture
+from annotations.images import BadSample, read_image, write_picture
 from pose_draw import draw_sample
 from pose_errors import UserError
+
+# More bad samples than this share, of so many at least, end the run.
+BAD_SAMPLE_LIMIT = 0.2
+MIN_ATTEMPTS = 100
 
 # joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
@@ -108,6 +113,43 @@ class PoseDataset:
             paf=pose_labels.render_pafs(joints, *cells, skeleton=self.skeleton),
             mask=pose_labels.render_mask(*ignored_regions(self.annotations, image), matrix, *cells),
             joints=joints, augmentation=augmentation, name=name)
+
+
+class BadSampleCounter:
+    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
+
+    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
+
+    Args:
+        samples: the number of samples in the data set.
+    """
+
+    def __init__(self, samples):
+        self.min_attempts = min(MIN_ATTEMPTS, samples)
+        self.attempts = self.bad = 0
+        self.names = set()
+        self.last = None
+
+    def add_good(self, samples):
+        """Raises UserError when there were too many bad ones."""
+        self.attempts += samples
+        self._check()
+
+    def add_bad(self, path, reason):
+        """Raises UserError when there were too many bad ones."""
+        self.attempts += 1
+        self.bad += 1
+        self.last = '%s %s' % (path, reason)
+        if path not in self.names:
+            self.names.add(path)
+            logging.warning('skipped bad sample %d: %s', len(self.names), self.last)
+        self._check()
+
+    def _check(self):
+        too_many = len(self.names) > 1 and self.bad > BAD_SAMPLE_LIMIT * self.attempts
+        if self.attempts >= self.min_attempts and (too_many or self.bad == self.attempts):
+            raise UserError('%d of %d samples were bad (last: %s); repair or remove these files'
+                            % (self.bad, self.attempts, self.last))
 
 
 def training_samples(dataset, rng, counter=None):

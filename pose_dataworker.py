@@ -41,7 +41,7 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEO
     Raises:
         UserError: bad keys, a trainer of another version, or the loader's.
     """
-    name = '%s:%d' % (socket.gethostname(), os.getpid())
+    name = '%s:%d' % (ascii(socket.gethostname()).strip("'")[:80], os.getpid())
     loader, data, welcome = None, None, None
     try:
         while True:
@@ -112,8 +112,8 @@ def send_batches(connection, loader, data):
                 return True
             if message['type'] == 'credit':
                 if len(wanted) + len(message['batches']) > MAX_CREDIT:
-                    raise UserError('the trainer asks for more than %d batches at once; is it the trainer of '
-                                             'this project?' % MAX_CREDIT)
+                    raise UserError('the trainer asks for more than %d batches at once; is it the trainer of this '
+                                    'project?' % MAX_CREDIT)
                 loader.request(message['batches'])
                 wanted.update(message['batches'])
         elif wanted and batch is None:
@@ -162,8 +162,8 @@ def main():
         if dataset.skeleton != skeleton_of_settings(settings):
             both = dataset.skeleton, skeleton_of_settings(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
-            raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer '
-                                     '--datapath=DIR with the same data' % (args.datapath, ours, theirs))
+            raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '
+                            'the same data' % (args.datapath, ours, theirs))
         loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
         return loader, samples_digest(dataset.annotations)
 

@@ -32,17 +32,29 @@ import traceback
 import cv2
 import numpy as np
 
-from annotations.images import BadSample, BadSampleCounter
+from annotations.images import BadSample
+from pose_dataset import BadSampleCounter
 from pose_errors import UserError
 
 from .batch import BatchBuffer, batch_layout, check_memory
 
 KEPT_EPOCHS = 2  # a batch may begin in one epoch and end in the next
 PERMUTATION, AUGMENTATION, REPLACEMENT = 0, 1, 2  # what random numbers are for
+# What decides what is in the batch of a number; trainer and data workers compare a checksum of it.
+SAMPLE_SOURCES = 'pose_augment.py', 'pose_dataset.py', 'pose_labels.py', 'annotations/*.py', 'batches/*.py'
+SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
+HELD_SLOTS = 2  # that the caller of get() may still read
+SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 28 MB
+MAX_PACKET = 1 << 16
+POLL_SECONDS = 0.5
+CLOSE_SECONDS = 10
+MAX_DEATHS_IN_A_ROW = 5
+PR_SET_PDEATHSIG = 1
+LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
 class SampleOrder:
-    """The row of samples.
+    """The sequence of samples.
 
     Args:
         samples: of the data set, at least 1.
@@ -80,36 +92,23 @@ def batch_positions(number, batchsize, shard=0, num_shards=1):
 
     Args:
         batchsize: samples of a shard.
-        shard, num_shards: batches of num_shards * batchsize samples, of which this is shard number `shard`, counted from 0.
+        shard, num_shards: batches hold num_shards * batchsize samples, of which this is shard number `shard`, from 0.
     """
     first = (number * num_shards + shard) * batchsize
     return range(first, first + batchsize)
 
 
-# What decides what is in the batch of a number; trainer and data workers compare a checksum of it.
-SAMPLE_SOURCES = 'pose_augment.py', 'pose_dataset.py', 'pose_labels.py', 'annotations/*.py', 'batches/*.py'
-SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
-HELD_SLOTS = 2  # that the caller of get() may still read
-SPARE_SLOTS = HELD_SLOTS + 1  # beside one per worker: many workers need not all be ahead, and a batch of 64 takes 28 MB
-MAX_PACKET = 1 << 16
-POLL_SECONDS = 0.5
-CLOSE_SECONDS = 10
-MAX_DEATHS_IN_A_ROW = 5
-PR_SET_PDEATHSIG = 1
-LOADERS_GONE = 'the loader processes were killed; start the command again'
-
-
 class BatchLoader:
-    """Training batches, made by `workers` processes. What is in them depends on seed and number alone (batches/loader.py).
+    """Training batches, made by `workers` processes. What is in them depends on seed and number alone.
 
     Args:
         dataset: a pose_dataset.PoseDataset.
         batchsize: samples per batch.
         workers: number of processes, at least 1.
         seed: None draws one.
-        first: the number of the first batch of an endless row, delivered in order; or None: only the batches that
+        first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
-        shard, num_shards: which part of each batch this loader makes, see batches.loader.batch_positions.
+        shard, num_shards: which part of each batch this loader makes, see batch_positions.
     Attributes:
         samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
         number: of the batch that get() returned last.
@@ -120,7 +119,8 @@ class BatchLoader:
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, shard=0, num_shards=1):
         self.samples, self.skeleton, self.number = len(dataset), dataset.skeleton, None
         self._counter = BadSampleCounter(self.samples)
-        self.layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
+        self.layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride,
+                                   dataset.skeleton)
         check_memory(self.layout, workers + SPARE_SLOTS)
         self._slots = [BatchBuffer(self.layout, _shared_array) for _ in range(workers + SPARE_SLOTS)]
         self._slots_of = [{} for _ in range(workers)]  # slot -> number of the batch that each worker is to put there
@@ -129,7 +129,7 @@ class BatchLoader:
         self._held = collections.deque()  # the slots whose arrays the caller has
         self._deaths = [0] * workers
         self._next = first  # the batch to deliver
-        self._row = itertools.count(first) if first is not None else iter(())
+        self._sequence = itertools.count(first) if first is not None else iter(())
         self._requests = []  # a heap: what was asked for, or left behind by a process that died
         self._sockets, worker_ends = zip(*(_packet_pair() for _ in range(workers)))
         self._control, supervisor_end = _packet_pair()
@@ -184,7 +184,7 @@ class BatchLoader:
         return self._slots[self._held[-1]].read()
 
     def ready(self):
-        """How many batches wait to be fetched; of a row, those that nothing before them is missing for."""
+        """How many batches wait to be fetched; of a sequence, those before which none is missing."""
         if self._next is None:
             return len(self._ready)
         return next(count for count in itertools.count() if self._next + count not in self._ready)
@@ -223,7 +223,7 @@ class BatchLoader:
             worker = min(range(len(self._slots_of)), key=lambda worker: len(self._slots_of[worker]))
             if len(self._slots_of[worker]) >= SLOTS_PER_WORKER:
                 return
-            number = heapq.heappop(self._requests) if self._requests else next(self._row, None)
+            number = heapq.heappop(self._requests) if self._requests else next(self._sequence, None)
             if number is None:
                 return
             slot = self._free.pop()
@@ -277,7 +277,7 @@ class BatchLoader:
 
 
 def _wait_or_kill(pid, seconds):
-    """Wait for a child that was told to end; one that is stopped goes on, one that does not answer is killed."""
+    """Wait for a child that is to end; one that is stopped goes on, one that does not answer is killed."""
     deadline = time.monotonic() + seconds
     os.kill(pid, signal.SIGCONT)
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
@@ -364,7 +364,7 @@ def _supervise(control, worker_ends, slots, dataset, seed, shard, num_shards):
 
 
 def _die_with_parent():
-    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot look by itself."""
+    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot check by itself."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

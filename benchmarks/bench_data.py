@@ -44,7 +44,7 @@ def steps_of(dataset, index, seed):
     cells = (dataset.input_height // dataset.stride, dataset.input_width // dataset.stride, dataset.stride)
 
     def maps():
-        joints = pose_augment.transform_joints(people_of(a, image)[0].astype(np.float64), matrix)
+        joints = pose_augment.transform_joints(people_of(a, image)[0].astype(np.float64), matrix, a.skeleton)
         return pose_labels.render_heatmaps(joints, *cells), pose_labels.render_pafs(joints, *cells)
 
     return {
@@ -83,7 +83,7 @@ def crowd_joints(dataset, people, rng):
         matrix = pose_augment.augmentation_matrix(augmentation, dataset.annotations.bbox[person].astype(np.float64),
                                                   dataset.input_width, dataset.input_height)
         crowd.append(pose_augment.transform_joints(dataset.annotations.joints[person:person + 1].astype(np.float64),
-                                                   matrix))
+                                                   matrix, dataset.skeleton))
     return np.concatenate(crowd)
 
 

@@ -43,7 +43,8 @@ class BatchesInMemory:
 def samples_per_second(flags, batches, stride, dense):
     """(samples/s that arrive, samples per second of CPU time); dense: whether the maps are written out."""
     with tf.Graph().as_default():
-        feed = InputQueueHook(BatchesInMemory(batches), batch_layout(flags.batchsize, *flags.input_size, stride=stride))
+        feed = InputQueueHook(BatchesInMemory(batches), batch_layout(flags.batchsize, *flags.input_size, stride,
+                                                                      COCO_SKELETON))
         with tf.device('/cpu:0'):
             arrived = split_batch(feed.batch, TOWERS, COCO_SKELETON)
             if dense:

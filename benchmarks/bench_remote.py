@@ -24,6 +24,7 @@ import numpy as np
 from bench_inputs import ROOT, made_up_batches, throughput_parser
 import pose_cli
 import pose_dataworker
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import encode_batch
 from pose_dataset import check_input_size
 from pose_errors import UserError
@@ -70,7 +71,7 @@ def free_port():
 def settings(flags):
     width, height = flags.input_size
     return {'input_width': width, 'input_height': height, 'stride': flags.stride, 'batchsize': flags.batchsize,
-            'seed': 0}
+            'seed': 0, 'skeleton': COCO_SKELETON.to_json()}
 
 
 def samples_per_second(next_batch, seconds):

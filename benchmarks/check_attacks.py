@@ -27,12 +27,14 @@ import zmq
 from bench_inputs import ROOT, made_up_batches
 import bench_remote
 import pose_cli
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import encode_batch
 from pose_errors import UserError
 from remote import protocol
 from remote.receiver import BatchReceiver
 
-SETTINGS = {'input_width': 96, 'input_height': 96, 'stride': 8, 'batchsize': 4, 'seed': 0}
+SETTINGS = {'input_width': 96, 'input_height': 96, 'stride': 8, 'batchsize': 4, 'seed': 0,
+            'skeleton': COCO_SKELETON.to_json()}
 GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\0' + bytes(31)  # of ZeroMQ's protocol, ZMTP 3
 READY = b'\x05READY\x0bSocket-Type' + struct.pack('>I', 6) + b'DEALER'
 PAUSE, RENEWED = 0.2, 20

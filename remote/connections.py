@@ -1,13 +1,13 @@
-"""Who may connect to the trainer, and stay: a doorkeeper with a thread of its own.
+"""Limits on the connections to the trainer, kept by a guard with a thread of its own.
 
-ZeroMQ accepts every connection by itself and only tells of it afterwards. So whoever is too much, too slow or no longer
-welcome is shown out: the door shuts the connection's descriptor down, and ZeroMQ finds that the other side is gone.
+ZeroMQ accepts every connection by itself and only reports it afterwards. So a connection that is one too many, too slow
+or no longer accepted is disconnected: the guard shuts its descriptor down, which ZeroMQ sees as the other side's end.
 
-    more than MAX_CONNECTIONS in all, or MAX_PER_HOST of one host           shown out at once
+    more than MAX_CONNECTIONS in all, or MAX_PER_HOST of one host           disconnected at once
     no handshake within HANDSHAKE_SECONDS                                   ended by ZeroMQ
-    no worker's hello within HELLO_SECONDS                                  shown out
-    more bytes than MAX_GREETING_BYTES, for a worker than its batches have  shown out
-    a key that is no longer accepted (looked up every KEYS_SECONDS)         shown out
+    no worker's hello within HELLO_SECONDS                                  disconnected
+    more bytes than MAX_GREETING_BYTES, for a worker than its batches have  disconnected
+    a key that is no longer accepted (read every KEYS_SECONDS)              disconnected
 """
 import collections
 import contextlib
@@ -35,16 +35,16 @@ TCP_INFO_BYTES_RECEIVED = 128  # where it lies in Linux's struct tcp_info, 64 bi
 EVENTS_PER_TURN = 1000
 EVENTS = (zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
           | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-MONITOR = 'inproc://door'
+MONITOR = 'inproc://connections'
 
 
 class _Connection:
-    def __init__(self, peer):
-        self.peer = peer  # (host, port) of the other side
+    def __init__(self, remote):
+        self.remote = remote  # (host, port) of the other side
         self.since = time.monotonic()
-        self.owner = self.key = None  # the worker that has said hello there, and its key
-        self.shown_out = False
-        self.taken = 0  # bytes that have been read of it
+        self.owner = self.key = None  # the worker that has sent a hello there, and its key
+        self.disconnected = False
+        self.bytes_read = 0
 
 
 class ConnectionGuard:
@@ -55,56 +55,56 @@ class ConnectionGuard:
         log: a workers.WorkerStats.
         curve_keys: folder of keys, or None.
         max_bytes: that may wait to be read from one worker.
-        attend: a function that the door's thread calls every TURN_SECONDS.
+        poll: a function that the guard's thread calls every TURN_SECONDS.
     Raises:
         UserError: bad keys.
     """
 
-    def __init__(self, zmq_socket, context, log, curve_keys, max_bytes, attend):
-        self._socket, self._log, self._curve_keys, self._attend = zmq_socket, log, curve_keys, attend
+    def __init__(self, zmq_socket, context, log, curve_keys, max_bytes, poll):
+        self._socket, self._log, self._curve_keys, self._poll = zmq_socket, log, curve_keys, poll
         self._max_bytes = max_bytes + MAX_GREETING_BYTES
         self._limit = connection_limit()
         self._lock = threading.Lock()
         self._connections = {}  # descriptor -> _Connection
-        self._hosts = collections.Counter()  # of those that are not on their way out
+        self._hosts = collections.Counter()  # of the connections that have not been disconnected
         self._failed = False  # the connection whose end comes next has failed its handshake
-        self._looked_up = time.monotonic()
+        self._keys_read = time.monotonic()
         zmq_socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_SECONDS * 1000))
-        self._questions = keys.open_server(zmq_socket, context, curve_keys) if curve_keys else None
+        self._zap_socket = keys.open_server(zmq_socket, context, curve_keys) if curve_keys else None
         zmq_socket.monitor(MONITOR, EVENTS)
         self._monitor = context.socket(zmq.PAIR)
         self._monitor.setsockopt(zmq.RCVHWM, 0)  # a full pipe would stop ZeroMQ's own thread
         self._monitor.connect(MONITOR)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name='door', daemon=True)
+        self._thread = threading.Thread(target=self._run, name='connections', daemon=True)
         self._thread.start()
 
-    def admit(self, descriptor, owner, key):
-        """A worker has said hello: its connection may stay. owner: its routing id; key: its public key, or None."""
+    def register(self, descriptor, owner, key):
+        """A worker has sent a hello: its connection may stay. owner: its routing id; key: its public key, or None."""
         with self._lock:
-            connection = self._connections.setdefault(descriptor, _Connection(_peer_of(descriptor)))
+            connection = self._connections.setdefault(descriptor, _Connection(_remote_of(descriptor)))
             connection.owner, connection.key = owner, key
 
-    def taken(self, descriptor, count):
-        """So many bytes have been read from a connection."""
+    def add_bytes_read(self, descriptor, count):
+        """Count bytes that have been read from a connection."""
         with self._lock:
             connection = self._connections.get(descriptor)
             if connection:
-                connection.taken += count
+                connection.bytes_read += count
 
-    def dismiss(self, descriptor, owner):
-        """A worker has been told to go: it has HELLO_SECONDS for that."""
+    def expire(self, descriptor, owner):
+        """A worker is to leave: its connection has HELLO_SECONDS left, or until the next hello."""
         with self._lock:
             connection = self._connections.get(descriptor)
             if connection and connection.owner in (None, owner):
                 connection.owner, connection.since = None, time.monotonic()
 
-    def show_out(self, descriptor, owner):
+    def disconnect(self, descriptor, owner):
         """End the connection that a message of `owner` came from, unless it has become another worker's."""
         with self._lock:
             connection = self._connections.get(descriptor)
             if connection and connection.owner in (None, owner):
-                self._show_out(descriptor, connection)
+                self._disconnect(descriptor, connection)
 
     def close(self):
         """Stop watching."""
@@ -114,25 +114,25 @@ class ConnectionGuard:
             self._closing.set()
             self._thread.join()
             self._monitor.close(0)
-            if self._questions:
-                self._questions.close(0)
+            if self._zap_socket:
+                self._zap_socket.close(0)
 
-    def _keep(self):
+    def _run(self):
         poller = zmq.Poller()
-        for zmq_socket in filter(None, (self._monitor, self._questions)):
+        for zmq_socket in filter(None, (self._monitor, self._zap_socket)):
             poller.register(zmq_socket, zmq.POLLIN)
         next_turn = time.monotonic()
         while not self._closing.is_set():
             events = dict(poller.poll(TURN_SECONDS * 1000))
             if self._monitor in events:
                 self._read_events()
-            if self._questions in events:
-                refused = keys.answer(self._questions, self._curve_keys)
+            if self._zap_socket in events:
+                refused = keys.answer(self._zap_socket, self._curve_keys)
                 if refused is not None:
                     self._log.dropped(refused, 'a worker whose key is not accepted was refused')
             if time.monotonic() >= next_turn:
-                self._look_around()
-                self._attend()
+                self._enforce_limits()
+                self._poll()
                 next_turn = time.monotonic() + TURN_SECONDS
 
     def _read_events(self):
@@ -149,76 +149,76 @@ class ConnectionGuard:
                 self._failed = True
 
     def _accepted(self, descriptor):
-        peer = _peer_of(descriptor)
+        remote = _remote_of(descriptor)
         with self._lock:
             known = self._connections.get(descriptor)
-            connection = known if known and known.owner and known.peer == peer else _Connection(peer)
+            connection = known if known and known.owner and known.remote == remote else _Connection(remote)
             self._connections[descriptor] = connection
-            self._hosts[peer[0]] += 1
-            of_host, of_all = self._hosts[peer[0]], sum(self._hosts.values())
+            self._hosts[remote[0]] += 1
+            of_host, of_all = self._hosts[remote[0]], sum(self._hosts.values())
             if of_host > MAX_PER_HOST or of_all > self._limit:
-                self._show_out(descriptor, connection)
-        if connection.shown_out:
-            self._log.dropped(peer[0], 'more than %d connections' % (
+                self._disconnect(descriptor, connection)
+        if connection.disconnected:
+            self._log.dropped(remote[0], 'more than %d connections' % (
                 MAX_PER_HOST if of_host > MAX_PER_HOST else self._limit))
 
     def _disconnected(self, descriptor):
         with self._lock:
             connection = self._connections.pop(descriptor, None)
-            if connection and not connection.shown_out:
+            if connection and not connection.disconnected:
                 self._forget_host(connection)
-        if self._failed and connection and not connection.shown_out:
-            self._log.dropped('a connection from %s' % connection.peer[0],
+        if self._failed and connection and not connection.disconnected:
+            self._log.dropped('a connection from %s' % connection.remote[0],
                               "it does not speak ZeroMQ, or not with this trainer's keys: " + HANDSHAKE_REMEDY)
         self._failed = False
 
-    def _look_around(self):
-        """Show out whoever breaks the rules above that are not those of connecting."""
+    def _enforce_limits(self):
+        """Disconnect whatever breaks the rules above, but for those of connecting."""
         now, accepted = time.monotonic(), self._accepted_keys()
         with self._lock:
-            guilty = [(descriptor, connection, fault) for descriptor, connection, fault in (
-                (descriptor, connection, self._fault(descriptor, connection, now, accepted))
-                for descriptor, connection in self._connections.items() if not connection.shown_out) if fault]
-            for descriptor, connection, _ in guilty:
-                self._show_out(descriptor, connection)
-        for _, connection, fault in guilty:
-            self._log.dropped(connection.peer[0], fault)
+            violations = [(descriptor, connection, violation) for descriptor, connection, violation in (
+                (descriptor, connection, self._violation(descriptor, connection, now, accepted))
+                for descriptor, connection in self._connections.items() if not connection.disconnected) if violation]
+            for descriptor, connection, _ in violations:
+                self._disconnect(descriptor, connection)
+        for _, connection, violation in violations:
+            self._log.dropped(connection.remote[0], violation)
 
-    def _fault(self, descriptor, connection, now, accepted):
-        """What a connection is to be shown out for, or None."""
+    def _violation(self, descriptor, connection, now, accepted):
+        """The rule that a connection breaks, or None."""
         if connection.owner is None and now - connection.since > HELLO_SECONDS:
             return 'a connection on which no worker says hello'
         if accepted is not None and connection.key is not None and connection.key not in accepted:
-            return 'a worker whose key has been removed was shown out'
+            return 'a worker whose key has been removed was disconnected'
         received = _bytes_received(descriptor)
-        connection.taken = min(connection.taken, received)
-        if received - connection.taken > (MAX_GREETING_BYTES if connection.owner is None else self._max_bytes):
+        connection.bytes_read = min(connection.bytes_read, received)
+        if received - connection.bytes_read > (MAX_GREETING_BYTES if connection.owner is None else self._max_bytes):
             return 'more bytes than it may send'
         return None
 
     def _accepted_keys(self):
-        """The accepted keys when it is time to look them up, else None."""
-        if not self._curve_keys or time.monotonic() - self._looked_up < KEYS_SECONDS:
+        """The accepted keys when it is time to read them again, else None."""
+        if not self._curve_keys or time.monotonic() - self._keys_read < KEYS_SECONDS:
             return None
-        self._looked_up = time.monotonic()
+        self._keys_read = time.monotonic()
         try:
             return keys.accepted_keys(self._curve_keys)
-        except OSError as error:  # a file server may be away for a moment: nobody is shown out for that
+        except OSError as error:  # a file server may be away for a moment: nobody is disconnected for that
             logging.warning('cannot read the accepted keys: %s', error.strerror)
             return None
 
-    def _show_out(self, descriptor, connection):
+    def _disconnect(self, descriptor, connection):
         """Under the lock. Nothing happens when the descriptor has become that of something else."""
-        if connection.shown_out:
+        if connection.disconnected:
             return
-        connection.shown_out = True
+        connection.disconnected = True
         self._forget_host(connection)
         with contextlib.suppress(OSError), _borrowed(descriptor) as its_socket:
-            if its_socket.getpeername()[:2] == connection.peer:
+            if its_socket.getpeername()[:2] == connection.remote:
                 its_socket.shutdown(socket.SHUT_RDWR)
 
     def _forget_host(self, connection):
-        host = connection.peer[0]
+        host = connection.remote[0]
         self._hosts[host] -= 1
         if not self._hosts[host]:
             del self._hosts[host]
@@ -246,7 +246,7 @@ def _borrowed(descriptor):
         its_socket.detach()
 
 
-def _peer_of(descriptor):
+def _remote_of(descriptor):
     """(host, port) of a connection's other side; ('a host that has gone', 0) when it has closed it already."""
     try:
         with _borrowed(descriptor) as its_socket:

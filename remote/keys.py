@@ -1,8 +1,8 @@
-"""CURVE keys of trainer and workers: their files, and who is let in.
+"""CURVE keys of trainer and workers: their files, and which are accepted.
 
     trainer.key_secret, trainer.key      the trainer's pair
     worker.key_secret, worker.key        a worker's pair
-    accepted_workers/NAME.key            the trainer lets in whoever has the secret to one of these
+    accepted_workers/NAME.key            the trainer accepts workers that have the secret of one of these
 """
 import logging
 import os
@@ -32,7 +32,7 @@ def make_pair(folder, name):
 
 
 def accept(folder, worker_folder, name):
-    """Let the worker whose pair lies in worker_folder in, under a name."""
+    """Accept the worker whose pair lies in worker_folder, under a name."""
     accepted = os.path.join(folder, ACCEPTED)
     os.makedirs(accepted, mode=0o700, exist_ok=True)
     shutil.copy(os.path.join(worker_folder, WORKER + PUBLIC), os.path.join(accepted, name + PUBLIC))
@@ -74,7 +74,7 @@ def _is_key(text):
 
 
 def accepted_keys(folder):
-    """The public keys of the workers that the trainer lets in, a set. Broken files are named in the log.
+    """The set of public keys of the accepted workers. Broken files are named in the log.
 
     Raises:
         OSError: the folder cannot be read.
@@ -96,7 +96,7 @@ def open_server(zmq_socket, context, folder):
     """Make a socket, before it binds, accept only workers with accepted keys.
 
     Returns:
-        The socket that ZeroMQ asks whom to let in, see answer.
+        The socket on which ZeroMQ asks which keys to accept, see answer.
     Raises:
         UserError: no keys, or no accepted worker.
     """
@@ -121,7 +121,7 @@ def open_client(zmq_socket, folder):
 
 
 def answer(questions, folder):
-    """Answer one ZAP request (ZeroMQ RFC 27): accepted keys get in. They are read anew each time.
+    """Answer one ZAP request (ZeroMQ RFC 27) by the accepted keys, which are read anew each time.
 
     The key becomes the User-Id of all that its worker sends.
 

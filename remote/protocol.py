@@ -1,4 +1,4 @@
-"""The wire between data workers on other machines and the trainer: what is said, and in which bytes.
+"""The wire between data workers on other machines and the trainer: its messages, and their bytes.
 
     data worker (DEALER)                                   trainer (ROUTER)
       hello: name                                    ->
@@ -9,11 +9,11 @@
                                                      <-    credit ... ping ... end
       pong: to each ping; bye: to the end            ->
 
-What else the messages say is in headers.py and settings.py; a batch carries its number and its arrays as raw frames
-behind its header. A worker sends a batch only for a credit, and a credit comes back when the trainer takes the batch:
-what is on the way is bounded, and a slow worker keeps nobody waiting. What a batch holds follows from its number
-(batches/loader.py): whatever a worker had not delivered when its connection ended is asked for again, of any other. A
-worker that the trainer has turned away, or forgotten, makes a new connection and says hello again.
+A header is a msgpack map of version, type and the fields in FROM_WORKER or FROM_TRAINER; a batch carries its number and
+its arrays as raw frames behind its header. A worker sends a batch only for a credit, and a credit comes back when the
+trainer takes the batch: what is on the way is bounded, and no worker waits for a slower one. What a batch holds follows
+from its number (batches/loader.py): whatever a worker had not delivered when its connection ended is asked of another.
+A worker that was disconnected makes a new connection and sends a new hello.
 
 The arrays are those of a batches.batch.Batch, little-endian: what the loader processes wrote is what the tower gets.
 
@@ -36,9 +36,122 @@ from pose_dataset import check_input_size
 from pose_errors import UserError
 from pose_files import sources_digest
 
+VERSION = 5
+MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
+MAX_NUMBER = 1 << 40  # of a batch: its samples' positions stay far below 64 bits
+MAX_SAMPLES = 1 << 30
+MAX_NAME = 100  # characters
+DIGEST_LENGTH = 32
+MAX_REASON = 500  # characters
+MAX_HEADER = 16384  # bytes, of the longest kind: a welcome with a skeleton
+MAX_GREETING = 512  # bytes, of a worker's headers but for those of batches
+MAX_FIELDS = 4  # of a worker's header
+# First bytes of msgpack's lists and maps; a worker's header, in ASCII, has one, and at most a few within its numbers.
+CONTAINERS, MAX_CONTAINERS = bytes(range(0x80, 0xa0)) + bytes(range(0xdc, 0xe0)), 8
 CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, rounded up
 ARRAY_FRAMES = len(Batch._fields)  # of a batch, behind its header and its number
 BATCH_FRAMES = 2 + ARRAY_FRAMES
+LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
+PING_SECONDS = 2.0  # between the trainer's pings; each is answered
+HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
+
+MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
+MAX_SEED = 1 << 63
+MAX_IMAGE_BYTES = 1 << 32  # of a batch
+SETTING_LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
+SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives'}
+# Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
+RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
+
+
+class BadMessage(Exception):
+    """A message that breaks the rules of the wire; the text says which."""
+
+
+class OtherVersion(BadMessage):
+    """A message of another version of the wire."""
+
+    def __init__(self, header):
+        super().__init__('version %d of the wire, not %d' % (header['version'], VERSION))
+        self.header = header
+
+
+def is_name(value):
+    return type(value) is str and 0 < len(value) <= MAX_NAME and all(' ' <= c <= '~' for c in value)
+
+
+def is_count(value):
+    return type(value) is int and 0 < value <= MAX_SAMPLES
+
+
+def is_digest(value):
+    return type(value) is str and len(value) == DIGEST_LENGTH and value.isalnum()
+
+
+def is_map(value):
+    return type(value) is dict
+
+
+def is_reason(value):
+    return type(value) is str and len(value) <= MAX_REASON
+
+
+def is_request(value):
+    """Whether it is a list of the batches that a trainer may ask for at once."""
+    return (type(value) is list and 0 < len(value) <= MAX_CREDIT
+            and all(type(number) is int and 0 <= number < MAX_NUMBER for number in value))
+
+
+# {kind: {field: what its value must be}}; batches are apart, see check_frames.
+FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'pong': {},
+               'bye': {}}
+FROM_TRAINER = {'welcome': {'settings': is_map}, 'credit': {'batches': is_request}, 'ping': {}, 'end': {},
+                'refused': {'reason': is_reason}}
+
+
+def pack(kind, **fields):
+    """The bytes of a message of this kind."""
+    return msgpack.packb(dict(fields, version=VERSION, type=kind))
+
+
+def unpack_from_worker(data):
+    """A worker's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
+    start = bytes(data[:MAX_GREETING])
+    if len(start) - len(start.translate(None, CONTAINERS)) > MAX_CONTAINERS:
+        raise BadMessage('a header with lists or maps in it')  # to unpack these would take far longer than to send them
+    return _checked(_unpack(data, MAX_GREETING, max_map_len=MAX_FIELDS, max_array_len=0), FROM_WORKER)
+
+
+def unpack_from_trainer(data):
+    """A trainer's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
+    return _checked(_unpack(data, MAX_HEADER), FROM_TRAINER)
+
+
+def _unpack(data, max_bytes, **limits):
+    if len(data) > max_bytes:
+        raise BadMessage('a header of %d bytes' % len(data))
+    try:
+        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
+        return msgpack.fallback.unpackb(data, raw=False, strict_map_key=True, **limits)
+    except Exception as error:  # msgpack documents ValueError, but passes on more than that
+        raise BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
+
+
+def _checked(header, kinds):
+    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
+        raise BadMessage('a header without version and type')
+    if header['version'] != VERSION:
+        raise OtherVersion(header)
+    kind = header['type']
+    fields = kinds.get(kind)
+    if fields is None:
+        raise BadMessage('%.20r, which is not expected here' % kind)
+    if set(header) != {'version', 'type'} | set(fields):
+        raise BadMessage('%r with wrong field names' % kind)
+    for name, is_right in fields.items():
+        if not is_right(header[name]):
+            raise BadMessage('%r with %s=%.50r' % (kind, name, header[name]))
+    return header
 
 
 def check_frames(header, frames, layout):
@@ -122,11 +235,6 @@ def unpack_number(frame):
     return int.from_bytes(frame, 'little')
 
 
-LINK_TIMEOUT = 20.0  # seconds without a sign of life after which a connection counts as dead
-PING_SECONDS = 2.0  # between the trainer's pings; each is answered
-HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key made in the trainer's folder"
-
-
 def check_address(address, flag):
     """Raise UserError unless address reads tcp://HOST:PORT. Returns (host, port)."""
     match = re.match(r'tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/]+):(\d+)$', address)
@@ -140,147 +248,11 @@ def set_limits(zmq_socket, max_frame_bytes):
 
     There are no heartbeats of ZeroMQ's and no bound on the messages that wait to be read: libzmq 4.3 ends the process
     (an assertion, !_io_error) when it has stopped reading a connection because of such a bound, the other side resets
-    it, and a heartbeat is due. Both ends ping by themselves, and the trainer's door bounds bytes.
+    it, and a heartbeat is due. Both ends ping by themselves, and the trainer's guard bounds bytes.
     """
     zmq_socket.setsockopt(zmq.LINGER, 0)
     zmq_socket.setsockopt(zmq.RCVHWM, 0)
     zmq_socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
-
-
-VERSION = 5
-MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
-MAX_NUMBER = 1 << 40  # of a batch: its samples' positions stay far below 64 bits
-MAX_SAMPLES = 1 << 30
-MAX_NAME = 100  # characters
-DIGEST_LENGTH = 32
-MAX_REASON = 500  # characters
-MAX_HEADER = 16384  # bytes, of the longest kind: a welcome with a skeleton
-MAX_GREETING = 512  # bytes, of what a worker says in words
-MAX_FIELDS = 4
-CONTAINERS = frozenset(range(0x80, 0xa0)) | frozenset(range(0xdc, 0xe0))  # first bytes of msgpack's maps and lists
-
-
-class BadMessage(Exception):
-    """A message that breaks the rules of the wire; the text says which."""
-
-
-class OtherVersion(BadMessage):
-    """A message of another version of the wire."""
-
-    def __init__(self, header):
-        super().__init__('version %d of the wire, not %d' % (header['version'], VERSION))
-        self.header = header
-
-
-def is_name(value):
-    return type(value) is str and 0 < len(value) <= MAX_NAME and value.isprintable()
-
-
-def is_count(value):
-    return type(value) is int and 0 < value <= MAX_SAMPLES
-
-
-def is_digest(value):
-    return type(value) is str and len(value) == DIGEST_LENGTH and value.isalnum()
-
-
-def is_map(value):
-    return type(value) is dict
-
-
-def is_reason(value):
-    return type(value) is str and len(value) <= MAX_REASON
-
-
-def is_request(value):
-    """Whether it is a list of the batches that a trainer may ask for at once."""
-    return (type(value) is list and 0 < len(value) <= MAX_CREDIT
-            and all(type(number) is int and 0 <= number < MAX_NUMBER for number in value))
-
-
-# {kind: {field: what its value must be}}; batches are apart, see wire.check_frames.
-FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'pong': {},
-               'bye': {}}
-FROM_TRAINER = {'welcome': {'settings': is_map}, 'credit': {'batches': is_request}, 'ping': {}, 'end': {},
-                'refused': {'reason': is_reason}}
-
-
-def pack(kind, **fields):
-    """The bytes of a message of this kind."""
-    return msgpack.packb(dict(fields, version=VERSION, type=kind))
-
-
-def unpack_from_worker(data):
-    """A worker's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
-    if len(data) > MAX_GREETING:
-        raise BadMessage('a header of %d bytes' % len(data))
-    return _checked(_unpack_flat(bytes(data)), FROM_WORKER)
-
-
-def unpack_from_trainer(data):
-    """A trainer's header as a dict of str -> value. Raises BadMessage, OtherVersion."""
-    if len(data) > MAX_HEADER:
-        raise BadMessage('a header of %d bytes' % len(data))
-    try:
-        # Not the compiled unpacker: that of msgpack 1.0.5 (Python 3.7) never frees unfinished nested arrays.
-        header = msgpack.fallback.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as error:  # msgpack documents ValueError, but passes on more than that
-        raise _not_msgpack(error)
-    return _checked(header, FROM_TRAINER)
-
-
-def _unpack_flat(data):
-    """A map of few fields, none of which is a list or a map: to unpack it takes no longer than an honest message."""
-    reader = msgpack.fallback.Unpacker(raw=False, max_buffer_size=MAX_GREETING, max_map_len=MAX_FIELDS)
-    try:
-        reader.feed(data)
-        header = {}
-        for _ in range(reader.read_map_header()):
-            name = _next_value(reader, data)
-            header[name] = _next_value(reader, data)
-        if reader.tell() != len(data):
-            raise BadMessage('a header with more behind it')
-    except BadMessage:
-        raise
-    except Exception as error:
-        raise _not_msgpack(error)
-    return header
-
-
-def _next_value(reader, data):
-    if data[reader.tell()] in CONTAINERS:
-        raise BadMessage('a header with a list or a map in it')
-    return reader.unpack()
-
-
-def _not_msgpack(error):
-    return BadMessage('a header that is not msgpack (%s)' % type(error).__name__)
-
-
-def _checked(header, kinds):
-    if type(header) is not dict or type(header.get('version')) is not int or type(header.get('type')) is not str:
-        raise BadMessage('a header without version and type')
-    if header['version'] != VERSION:
-        raise OtherVersion(header)
-    kind = header['type']
-    fields = kinds.get(kind)
-    if fields is None:
-        raise BadMessage('%.20r, which is not to be said here' % kind)
-    if set(header) != {'version', 'type'} | set(fields):
-        raise BadMessage('%r with wrong field names' % kind)
-    for name, is_right in fields.items():
-        if not is_right(header[name]):
-            raise BadMessage('%r with %s=%.50r' % (kind, name, header[name]))
-    return header
-
-
-MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
-MAX_SEED = 1 << 63
-MAX_IMAGE_BYTES = 1 << 32  # of a batch
-SETTING_LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
-SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives'}
-# Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
-RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
 
 def check_settings(settings, sender='the trainer'):
@@ -288,13 +260,14 @@ def check_settings(settings, sender='the trainer'):
 
     Args:
         settings: a dict that came from a trainer: nothing is known about what is in it.
-        sender: who sent them, for the messages.
+        sender: of the settings, for the messages.
     Raises:
         UserError: out of range, or made by code that draws other samples.
     """
     if set(settings) != SETTINGS:
+        names = ', '.join(sorted('%.30s' % name for name in SETTINGS ^ set(settings)))
         raise UserError('%s sent other settings than this version of the code knows (%s); use the same version of the '
-                        'code on both' % (sender, ', '.join(sorted('%.30s' % name for name in SETTINGS ^ set(settings)))))
+                        'code on both' % (sender, names))
     for name, limit in SETTING_LIMITS.items():
         value = settings[name]
         if type(value) is not int or not 1 <= value <= limit:
@@ -334,10 +307,10 @@ def augmentation_ranges(settings):
     raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?' % (augmentation,))
 
 
-def _is_range(value, least, most):
-    return (type(value) in (list, tuple) and len(value) == 2 and all(_is_number(end, least, most) for end in value)
+def _is_range(value, low, high):
+    return (type(value) in (list, tuple) and len(value) == 2 and all(_is_number(end, low, high) for end in value)
             and value[0] <= value[1])
 
 
-def _is_number(value, least, most):
-    return type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+def _is_number(value, low, high):
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high

@@ -31,7 +31,7 @@ class TrainerConnection:
         check_address(address, '--master')
         self.trouble = 'no answer'  # why there is no connection yet
         self._address, self._link_timeout = address, link_timeout
-        self._heard = time.monotonic()
+        self._last_message = time.monotonic()
         self._connected = False
         self._sending = None  # tracker of the batch on its way out
         self._context = zmq.Context()
@@ -65,13 +65,13 @@ class TrainerConnection:
         events = dict(self._poller.poll(timeout * 1000))
         if self._socket in events:  # first: the last message may be followed by the end of the connection
             header = self._checked(self._socket.recv_multipart())
-            self._heard = time.monotonic()
+            self._last_message = time.monotonic()
             if header['type'] == 'ping':
                 self.send('pong')
             return header
         if self._monitor in events:
             return self._link_event(parse_monitor_message(self._monitor.recv_multipart())['event'])
-        if self._connected and time.monotonic() - self._heard > self._link_timeout:
+        if self._connected and time.monotonic() - self._last_message > self._link_timeout:
             raise ConnectionLost()  # also when only this worker is forgotten: the trainer pings those that it knows
         return None
 
@@ -93,7 +93,7 @@ class TrainerConnection:
 
     def _link_event(self, event):
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._connected, self._heard = True, time.monotonic()
+            self._connected, self._last_message = True, time.monotonic()
             return {'type': 'connected'}
         if event == zmq.EVENT_DISCONNECTED and self._connected:
             raise ConnectionLost()
@@ -111,8 +111,10 @@ class TrainerConnection:
 
     def send_batch(self, number, batch):
         """Send batch `number`, a batches.batch.Batch. It is not copied: it must not change until sent() is true."""
-        header = protocol.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
-        self._sending = self._socket.send_multipart([header, protocol.pack_number(number), *batch], copy=False, track=True)
+        header = protocol.batch_header([(name, array.dtype.str, array.shape)
+                                        for name, array in batch._asdict().items()])
+        self._sending = self._socket.send_multipart([header, protocol.pack_number(number), *batch], copy=False,
+                                                    track=True)
 
     def sent(self, timeout):
         """Whether the last batch has left this process, waiting up to timeout seconds for it."""

@@ -1,4 +1,4 @@
-"""The data workers as the trainer sees them: which is to make which batch, and how fast each is.
+"""The data workers as the trainer sees them: which makes which batch, and how fast each is.
 
 Each batch number is asked for once, and requeued when its worker is gone.
 """
@@ -13,6 +13,7 @@ from .protocol import MAX_CREDIT
 # Bounds of what is on the way from one worker: bytes, but at least MIN_CREDIT batches and at most MAX_CREDIT.
 CREDIT_BYTES, MIN_CREDIT = 1 << 24, 2
 TOTAL_CREDIT_BYTES = 1 << 30  # from all workers together, but at least MIN_CREDIT batches from each
+NAMED_SENDERS = 20  # bad senders that one log interval names
 
 
 class WorkerState:
@@ -37,47 +38,44 @@ class BatchScheduler:
         first, every: the number of the first batch, and from each to the next.
         batch_bytes: about how much one takes on the way.
     Attributes:
-        most: batches that may be on the way from one worker.
+        max_credit: batches that may be on the way from one worker.
     """
 
     def __init__(self, first, every, batch_bytes):
-        self.most = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
+        self.max_credit = max(MIN_CREDIT, min(MAX_CREDIT, CREDIT_BYTES // batch_bytes))
         self._batch_bytes = batch_bytes
         self._next, self._every = first, every  # the next batch to ask for ...
-        self._again = []  # ... but before it these, a heap: workers that had them to make are gone
+        self._retries = []  # ... but before it these, a heap
 
-    def grant(self, peer, workers):
+    def grant(self, worker, workers):
         """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
-        limit = max(MIN_CREDIT, min(self.most, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
-        count = limit - len(peer.wanted) - peer.queued
+        limit = max(MIN_CREDIT, min(self.max_credit, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
+        count = limit - len(worker.wanted) - worker.queued
         if count < limit // 2:
             return []
         numbers = [self._next_number() for _ in range(count)]
-        peer.wanted.update(numbers)
+        worker.wanted.update(numbers)
         return numbers
 
-    def take_back(self, peer, numbers):
-        """What a worker will not send is to be made by others."""
-        for number in [number for number in numbers if number in peer.wanted]:
-            peer.wanted.remove(number)
-            self.again(number)
+    def requeue(self, worker, numbers):
+        """Batches that a worker will not send are to be made by others."""
+        for number in [number for number in numbers if number in worker.wanted]:
+            worker.wanted.remove(number)
+            self.retry(number)
 
-    def again(self, number):
-        """A batch that came, but not as it should be."""
-        heapq.heappush(self._again, number)
+    def retry(self, number):
+        """This batch is to be made again: by another worker, or because it came and was bad."""
+        heapq.heappush(self._retries, number)
 
     def _next_number(self):
-        if self._again:
-            return heapq.heappop(self._again)
+        if self._retries:
+            return heapq.heappop(self._retries)
         self._next += self._every
         return self._next - self._every
 
 
-NAMED_SENDERS = 20  # bad senders that are told apart in one log interval
-
-
 class WorkerStats:
-    """Written to by the thread that receives, read by the one that logs."""
+    """Counts of samples and bad messages by worker; written by the thread that receives, read by the one that logs."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -86,19 +84,19 @@ class WorkerStats:
         self._bad = {}  # sender -> [number of bad messages since the last report, the last one's fault]
         self._reported = time.monotonic()
 
-    def joined(self, peer):
+    def joined(self, worker):
         with self._lock:
-            self._events.append('data worker joined: %s' % peer)
-            self._samples[peer] = 0
+            self._events.append('data worker joined: %s' % worker)
+            self._samples[worker] = 0
 
-    def left(self, peer):
+    def left(self, worker):
         with self._lock:
-            self._events.append('data worker left: %s' % peer)
-            self._samples.pop(peer, None)
+            self._events.append('data worker left: %s' % worker)
+            self._samples.pop(worker, None)
 
-    def received(self, peer, samples):
+    def received(self, worker, samples):
         with self._lock:
-            self._samples[peer] = self._samples.get(peer, 0) + samples
+            self._samples[worker] = self._samples.get(worker, 0) + samples
 
     def dropped(self, sender, fault):
         """Count a bad message; the first of a sender in each interval goes to the log at once."""
@@ -117,8 +115,8 @@ class WorkerStats:
             lines, self._events = self._events, []
             if self._samples:
                 lines.append('data workers, samples/s: ' + ', '.join(
-                    '%s %.1f' % (peer.name, samples / seconds) for peer, samples in self._samples.items()))
-            self._samples = collections.OrderedDict((peer, 0) for peer in self._samples)
+                    '%s %.1f' % (worker.name, samples / seconds) for worker, samples in self._samples.items()))
+            self._samples = collections.OrderedDict((worker, 0) for worker in self._samples)
             bad, self._bad = self._bad, {}
         return lines + ['dropped %d bad messages from %s (last: %s)' % (count, sender, fault)
                         for sender, (count, fault) in sorted(bad.items())]

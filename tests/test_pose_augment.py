@@ -73,9 +73,9 @@ def test_joints_move_in_float_and_swap_sides_when_mirrored():
     joints[1, 4] = np.nan
     matrix = np.array([[0.8, -0.3, 4.25], [0.3, 0.8, -1.5]])
     expected = np.einsum('ij,pkj->pki', matrix[:, :2], joints) + matrix[:, 2]
-    np.testing.assert_allclose(transform_joints(joints, matrix), expected)
+    np.testing.assert_allclose(transform_joints(joints, matrix, COCO_SKELETON), expected)
     mirror = np.array([[-1.0, 0, 99], [0, 1, 0]])
-    mirrored = transform_joints(joints, mirror)
+    mirrored = transform_joints(joints, mirror, COCO_SKELETON)
     np.testing.assert_allclose(mirrored[0, 2],
                                (99 - joints[0, 5, 0], joints[0, 5, 1]))  # the right shoulder was the left
     np.testing.assert_allclose(mirrored, (joints * (-1, 1) + (99, 0))[:, list(COCO_SKELETON.flip_order)])

@@ -10,11 +10,13 @@ import zlib
 import psutil
 import pytest
 
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import decode_batch
 from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
 from remote.receiver import BatchReceiver
 
-SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5}
+SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5,
+            'skeleton': COCO_SKELETON.to_json()}
 WITHOUT_TENSORFLOW = (PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py')
 
 
@@ -24,7 +26,7 @@ def worker_command(address, folder, python=sys.executable, workers=1):
 
 def receive(receiver, count):
     """Image, heatmap, PAF and mask of the next `count` batches."""
-    return [decode_batch(wait_for(lambda: receiver.get(0.5), 'no batch comes')) for _ in range(count)]
+    return [decode_batch(wait_for(lambda: receiver.get(0.5), 'no batch comes'), COCO_SKELETON) for _ in range(count)]
 
 
 def children(pid):

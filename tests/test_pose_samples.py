@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from annotations.images import BadSampleCounter
+
 from annotations.skeleton import COCO_SKELETON
 from image_folders import HEIGHT, WIDTH, grey_image, jpeg, keypoints, many_images, write_coco
 from pose_augment import reduced_matrix, warp_image
-from pose_dataset import BadSample, PoseDataset, check_input_size, read_image, training_samples, validation_samples
+from pose_dataset import BadSample, BadSampleCounter, PoseDataset, check_input_size, read_image, training_samples, validation_samples
 from pose_errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------- geometry

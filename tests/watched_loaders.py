@@ -56,7 +56,7 @@ def take(loader, batches):
     """[(sample number, process, scale, angle)] of so many batches."""
     rows = []
     for _ in range(batches):
-        image, heatmap, _, mask = decode_batch(loader.get(timeout=20))
+        image, heatmap, _, mask = decode_batch(loader.get(timeout=20), COCO_SKELETON)
         told = image.reshape(len(image), -1)[:, :32].copy().view(np.float64)
         np.testing.assert_allclose(heatmap[:, 0, 0, 0], told[:, 0] / 10000, atol=2e-5)
         assert (mask == 1).all()

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import HEATMAP_ITEM, Batch, BatchBuffer, batch_layout, decode_batch, encode_batch, encode_maps
 from made_up_arrays import made_up_arrays
 
@@ -14,7 +15,7 @@ def fixed_point(maps):
 @pytest.mark.parametrize('stride, people', [(8, 2), (4, 3), (8, 0)])
 def test_maps_are_those_of_16_bit_fixed_point_and_masks_exact(stride, people):
     image, heatmap, paf, mask = made_up_arrays(1, stride=stride, people=people)
-    decoded = decode_batch(encode_batch(image, heatmap, paf, mask))
+    decoded = decode_batch(encode_batch(image, heatmap, paf, mask), COCO_SKELETON)
     for got, expected in zip(decoded, (image, fixed_point(heatmap), fixed_point(paf), mask)):
         assert got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
@@ -31,7 +32,7 @@ def test_only_what_is_not_empty_is_kept():
     np.testing.assert_array_equal(batch.heatmap_values, [65534, 32767])
     np.testing.assert_array_equal(batch.paf_positions, [(4 + 2) * 19 + 3, 16 * 19])
     np.testing.assert_array_equal(batch.paf_values, [[32767, 0], [49151, 32767]])
-    _, same, _, _ = decode_batch(batch)
+    _, same, _, _ = decode_batch(batch, COCO_SKELETON)
     np.testing.assert_array_equal(same, heatmap)  # ones and zeros are exact
 
 
@@ -45,7 +46,7 @@ def test_maps_out_of_range_are_refused(value):
 
 def test_a_buffer_written_sample_by_sample_reads_as_the_batch():
     """Also when it is used again, and when a batch was given up in the middle."""
-    buffer = BatchBuffer(batch_layout(3, 64, 96, 8))
+    buffer = BatchBuffer(batch_layout(3, 64, 96, 8, COCO_SKELETON))
     for seed, people, rows in ((1, 4, 3), (2, 1, 2), (3, 0, 3), (4, 2, 3)):
         arrays = made_up_arrays(seed, people=people)
         for row in range(rows):
@@ -57,7 +58,7 @@ def test_a_buffer_written_sample_by_sample_reads_as_the_batch():
 
 
 def test_full_maps_fit():
-    layout = batch_layout(2, 16, 16, 8)
+    layout = batch_layout(2, 16, 16, 8, COCO_SKELETON)
     arrays = [np.zeros((2, 16, 16, 3), np.uint8)] + [np.full((2, 2, 2, channels), 0.25, np.float32)
                                                      for channels in (19, 38, 1)]
     buffer = BatchBuffer(layout)
@@ -67,8 +68,8 @@ def test_full_maps_fit():
 
 
 def test_layout():
-    assert batch_layout(4, 64, 96, 8) == [
+    assert batch_layout(4, 64, 96, 8, COCO_SKELETON) == [
         ('image', np.uint8, (4, 96, 64, 3)), ('mask', np.uint8, (4, 12, 8, 1)),
         ('heatmap_positions', np.int32, (4 * 12 * 8 * 19,)), ('heatmap_values', np.uint16, (4 * 12 * 8 * 19,)),
         ('paf_positions', np.int32, (4 * 12 * 8 * 19,)), ('paf_values', np.uint16, (4 * 12 * 8 * 19, 2))]
-    assert Batch._fields == tuple(name for name, _, _ in batch_layout(1, 8, 8, 8))
+    assert Batch._fields == tuple(name for name, _, _ in batch_layout(1, 8, 8, 8, COCO_SKELETON))

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, BatchBuffer, batch_layout, decode_batch, encode_batch
 from batches.loader import BatchLoader, SampleOrder, _shared_array, batch_positions
 from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
@@ -147,7 +148,7 @@ def test_memory_is_bounded_for_many_workers():
     with BatchLoader(NumberedDataset(48), 2, workers=48, seed=1) as loader:
         take(loader, 60)
         slots = len(shared_mappings() - before) / (len(Batch._fields) + 1)  # and how many positions there are
-    layout = batch_layout(64, 368, 368, 8)
+    layout = batch_layout(64, 368, 368, 8, COCO_SKELETON)
     before = psutil.Process().memory_info().shared
     buffer = BatchBuffer(layout, _shared_array)
     sample = made_up_arrays(0, 1, 368, 368, people=5)
@@ -288,7 +289,7 @@ def test_without_a_stand_in(sample_coco):
 def first_batches(folder, count, seed):
     dataset = PoseDataset(str(folder), 'train2017', 64, 96, 8)
     with BatchLoader(dataset, 4, workers=1, seed=seed) as loader:
-        return [[array.copy() for array in decode_batch(loader.get(timeout=30))] for _ in range(count)]
+        return [[array.copy() for array in decode_batch(loader.get(timeout=30), COCO_SKELETON)] for _ in range(count)]
 
 
 def test_batches_of_a_data_set(sample_coco):

@@ -87,7 +87,7 @@ def test_one_host_cannot_take_all_connections(address, many, monkeypatch):
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as worker:
         _, credit = introduce(receiver, worker)
         connections = many(60, host='127.0.0.2')
-        wait_for(lambda: sum(map(is_open, connections)) <= 20, 'they are not shown out')
+        wait_for(lambda: sum(map(is_open, connections)) <= 20, 'they are not disconnected')
         assert sum(map(is_open, many(10, host='127.0.0.3'))) == 10
         worker.send_batch(credit[0], made_up_batch(0, SETTINGS))
         next_batch(receiver)
@@ -99,13 +99,13 @@ def test_all_hosts_together_cannot_either(address, many, monkeypatch):
     monkeypatch.setattr(connections_module, 'MAX_CONNECTIONS', 40)
     with BatchReceiver(address, SETTINGS):
         connections = [connection for n in range(6) for connection in many(20, host='127.0.1.%d' % (n + 1))]
-        wait_for(lambda: sum(map(is_open, connections)) <= 40, 'they are not shown out')
+        wait_for(lambda: sum(map(is_open, connections)) <= 40, 'they are not disconnected')
 
 
 def test_the_limit_follows_that_of_the_process(monkeypatch):
-    for files, least, most in ((20000, 1024, 1024), (1024, 256, 1024 - RESERVED_FILES), (256, 64, 64)):
+    for files, low, high in ((20000, 1024, 1024), (1024, 256, 1024 - RESERVED_FILES), (256, 64, 64)):
         monkeypatch.setattr(resource, 'getrlimit', lambda which: (files, files))
-        assert least <= connection_limit() <= most
+        assert low <= connection_limit() <= high
 
 
 @pytest.mark.parametrize('how', ['idle', 'slow', 'speechless'])
@@ -143,7 +143,7 @@ def test_a_worker_that_sends_for_long_is_no_attacker(address):
     """What frames cost beside their bytes does not add up."""
     arrays = made_up_batch(0, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as worker:
-        receiver._door._max_bytes = 100000
+        receiver._guard._max_bytes = 100000
         _, credit = introduce(receiver, worker)
         for _ in range(600):
             worker.send_batch(credit.pop(0), arrays)
@@ -158,16 +158,16 @@ def test_a_worker_that_sends_for_long_is_no_attacker(address):
 def test_a_worker_that_is_turned_away_says_hello_again(address, start_program, tmp_path):
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with BatchReceiver(address, SETTINGS) as receiver:
-        worker = start_program(SENDER, address, batches, '', 0.01, 20)
+        process = start_program(SENDER, address, batches, '', 0.01, 20)
         next_batch(receiver)
         for _ in range(2):
-            peer = list(receiver._peers.values())[-1]  # the newest
-            receiver._door.show_out(peer.descriptor, peer.route)
+            worker = list(receiver._workers.values())[-1]  # the newest
+            receiver._guard.disconnect(worker.descriptor, worker.route)
             wait_for(lambda: receiver.get(0.1) and any('joined' in line for line in receiver.report()[-3:]) or
-                     [other for other in receiver._peers.values() if other is not peer and other.ready],
+                     [other for other in receiver._workers.values() if other is not worker and other.ready],
                      'it does not come back')
             next_batch(receiver)
-        assert worker.poll() is None
+        assert process.poll() is None
 
 
 def test_a_worker_whose_key_is_removed_has_to_go(address, keys, monkeypatch, attended):

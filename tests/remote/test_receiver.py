@@ -48,7 +48,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
         # The trainer sees the batches, but takes none: no further one is asked for.
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
-            receiver.attend(0.01)
+            receiver.poll(0.01)
             message = connection.receive(0.05)
             assert message is None or message['type'] == 'ping'
         assert receiver.ready() == len(credit)
@@ -106,7 +106,7 @@ def test_addresses_that_cannot_be_listened_on(bad):
     assert '--remote-data' in str(error.value)
 
 
-def test_a_port_in_use_and_an_open_door(address, caplog):
+def test_a_port_in_use_and_an_open_address(address, caplog):
     with BatchReceiver(address, SETTINGS):
         assert 'open to everyone' not in caplog.text
         with pytest.raises(UserError) as error:
@@ -130,7 +130,8 @@ class Bomb:
 def good_messages():
     arrays = made_up_batch(3, SETTINGS)
     return [[protocol.pack('hello', name='evil')], [protocol.pack('ready', samples=100, data=DATA)],
-            [protocol.pack('bye')], [header_of(arrays), protocol.pack_number(0)] + [array.tobytes() for array in arrays]]
+            [protocol.pack('bye')],
+            [header_of(arrays), protocol.pack_number(0)] + [array.tobytes() for array in arrays]]
 
 
 def hostile_messages(rng, count, bomb):
@@ -177,12 +178,12 @@ def send_hostile_messages(address, bomb):
     for n, frames in enumerate(hostile_messages(rng, 10000, bomb)):
         if n % 10 == 0:  # some of them introduce themselves properly first, and so get further
             sockets.append(context.socket(zmq.DEALER))
-            sockets[-1].setsockopt(zmq.RECONNECT_IVL, 1000000)  # who has been shown out stays out
+            sockets[-1].setsockopt(zmq.RECONNECT_IVL, 1000000)  # a sender that was disconnected stays away
             sockets[-1].connect(address)
             if len(sockets) > 50:
                 sockets.popleft().close(0)
         for message in (good[:2] if n % 20 == 0 else []) + [frames]:
-            with contextlib.suppress(zmq.Again):  # it has been shown out
+            with contextlib.suppress(zmq.Again):  # it has been disconnected
                 sockets[-1].send_multipart(message, zmq.NOBLOCK)
     return context, sockets
 
@@ -208,13 +209,13 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
     def dropped():
         return [line for report in reports(trainer) for line in report['report'] if line.startswith('dropped ')]
 
-    # Of each of the 1,000 connections, what was read before it was shown out: how much depends on who is faster.
+    # Of each of the 1,000 connections, what was read before it was disconnected: how much depends on who is faster.
     wait_for(lambda: sum(int(line.split()[1]) for line in dropped()) > 500, "bad messages are not counted")
     sofar = reports(trainer)[-1]['batches']
     wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 100, 'training stopped')
     after = reports(trainer)[-1]
     assert trainer.poll() is None and worker.poll() is None
-    # Fifty connections at a time may each hold what the door allows; that much stays in the heap.
+    # Fifty connections at a time may each hold what the guard allows; that much stays in the heap.
     assert after['rss'] < before['rss'] + 64e6, 'memory grew by %.0f MB' % ((after['rss'] - before['rss']) / 1e6)
     assert any('127.0.0.1' in line for line in dropped())
     assert not bomb.exists()

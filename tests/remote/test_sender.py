@@ -11,14 +11,11 @@ import pytest
 import zmq
 
 import pose_dataworker
-from annotations.skeleton import COCO_SKELETON
-from batches.loader import SAMPLE_SOURCES
 from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, run_command, wait_for
 from pose_errors import UserError
-from pose_files import sources_digest
 from remote import protocol
 from remote.receiver import BatchReceiver
-from wire_ends import DATA, RANGES, RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
+from wire_ends import DATA, GOOD_SETTINGS, RECEIVER, SENDER, SETTINGS, made_up_batch, reports, save_batches
 
 
 def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path, caplog):
@@ -112,8 +109,7 @@ class NoBatches:
         pass
 
 
-WELCOME = [protocol.pack('welcome', settings=dict(SETTINGS, augmentation=RANGES, code=sources_digest(*SAMPLE_SOURCES), category='',
-                                                 skeleton=COCO_SKELETON.to_json(), negatives=0.0))]
+WELCOME = [protocol.pack('welcome', settings=GOOD_SETTINGS)]
 
 
 @pytest.mark.parametrize('answers', [
@@ -130,8 +126,7 @@ def test_a_hostile_or_newer_trainer_ends_a_worker_with_one_line(address, answers
 
 
 def test_a_batch_that_no_memory_holds_is_one_line_of_the_command(address, sample_coco):
-    answer = protocol.pack('welcome', settings=dict(protocol.unpack_from_trainer(WELCOME[0])['settings'],
-                                                   batchsize=100000000))
+    answer = protocol.pack('welcome', settings=dict(GOOD_SETTINGS, batchsize=100000000))
     with fake_trainer(address, [[answer]]):
         result = run_command(PROGRAMS / 'without_packages.py', 'tensorflow', 'pose_dataworker.py',
                              '--master=' + address, '--datapath=%s' % sample_coco, '--workers=1')
@@ -145,8 +140,8 @@ def test_a_trainer_that_asks_for_more_than_it_may(address):
         def ask():
             while not done.is_set():
                 receiver.get(0.05)
-                for peer in list(receiver._peers.values()):
-                    receiver._send(peer.route, 'credit', batches=[0, 1])
+                for worker in list(receiver._workers.values()):
+                    receiver._send(worker.route, 'credit', batches=[0, 1])
 
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
