@@ -17,9 +17,9 @@ from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
+from .images import MAX_SIDE
 from .skeleton import COCO_SKELETON, skeleton_of_category
 
-MAX_SIDE = (1 << 15) - 1  # of an image: OpenCV warps no larger ones
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
 PERSON = 'person'
