@@ -181,7 +181,7 @@ make_venv() {
 install() {
     local pip=("$root/$venv/bin/python" -m pip) log=$root/$venv/setup_env.log
     local modules='cv2, numpy, pycocotools.mask, tqdm' again='run the same command again' interpreter='' cuda=''
-    [ "${TF:-}" = lite ] || modules="msgpack, tensorpack, zmq, $modules"
+    [ "${TF:-}" = lite ] || modules="msgpack, zmq, $modules"
     case $version in
         3.6) ;;
         3.7) interpreter=tflite_runtime ;;
