@@ -103,6 +103,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         self._watched = {'step': training.step, 'rate': training.rate, 'finite_check': training.finite_check}
         # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
         self._state = tf.train.get_global_step(), tf.add_n([tf.reduce_sum(v) for v in training.network.variables])
+        self._identity = _identity(folder)
         self.first_step = self._saved_step = None
 
     def after_create_session(self, session, coord):
@@ -143,6 +144,9 @@ class CheckpointHook(tf.train.SessionRunHook):
         self._saved_step = step
         if not self._writes:
             return
+        if _identity(self._folder) != self._identity:
+            raise UserError('the run folder %s was moved or removed while training; put it back and start the same '
+                            'command again: it resumes from the last checkpoint in it' % self._folder)
         self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
         logging.info('saved the checkpoint of step %d', step)
 
@@ -151,6 +155,15 @@ class CheckpointHook(tf.train.SessionRunHook):
         raise UserError('a %s became NaN or infinite at step %d, %s; %s; start again with %s' % (
             what, step, when, 'the last good checkpoint is %s' % good if good else 'nothing was saved yet',
             'a lower --lr' if good else 'other weights, or a lower --lr'), DIVERGED_EXIT_CODE)
+
+
+def _identity(folder):
+    """What tells a folder from another one of the same name; None where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class BestCheckpoint:
@@ -201,7 +214,8 @@ class BestCheckpoint:
     def update(self, session, step, loss_ll):
         """Keep the session's weights if loss_ll is the lowest so far."""
         if loss_ll < self.loss_ll:
-            os.makedirs(self._folder, exist_ok=True)
+            if not os.path.isdir(self._folder):
+                os.mkdir(self._folder)  # not its parents: the run folder may have been moved
             better = {'step': int(step), 'loss_ll': float(loss_ll)}
             # The record comes first, and knows the one before: a run that is killed here finds both.
             write_json(self._record, dict(better, **({'previous': self._kept} if self._kept else {})), indent=1)

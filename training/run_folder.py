@@ -22,6 +22,7 @@ from networks.tensorflow import tf
 from pose_errors import UserError
 
 from .checkpoint import checkpoint_steps, latest_checkpoint, recover
+from .cluster import common_flags
 
 LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
 EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
@@ -144,8 +145,19 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
         logging.warning('the training data has %d samples, and had %s at the last start of this run: epochs and what '
                         'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
                         'this run and mend the data', samples, had)
+    if earlier and isinstance(earlier[-1], dict) and isinstance(earlier[-1].get('flags'), dict):
+        _log_changes(earlier[-1]['flags'], flags)
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     pose_files.write_json(path, run, indent=1)
+
+
+def _log_changes(before, flags):
+    """Log which flags of training differ from those of the last start."""
+    before, flags = common_flags(before), common_flags(flags)
+    changed = ['%s=%s (was %s)' % (flag, value, before[flag]) for flag, value in sorted(flags.items())
+               if flag in before and before[flag] != value]
+    if changed:
+        logging.info('changed since the last start: %s', ', '.join(changed))
 
 
 def forget_start(modelpath):

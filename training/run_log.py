@@ -23,7 +23,12 @@ from .curves import CURVES_FILE, read_curves
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
+SMALL_RATE = 1e-4  # a learning rate of which six decimals would show little
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
+TRAIN, VALIDATION = 'train', 'validation'
+GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
+          'loss_ll_background': 'reference'}
+SHARE = 'loss/0_share_of_background'
 
 
 class LogLines:
@@ -38,8 +43,10 @@ class LogLines:
         Args:
             metrics: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
         """
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%f, %s, q=%d, data_wait=%.0f%%%s',
-                     step / self._steps_per_epoch, step, metrics['examples_per_sec'], metrics['lr'],
+        rate = metrics['lr']
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%s, %s, q=%d, data_wait=%.0f%%%s',
+                     step / self._steps_per_epoch, step, metrics['examples_per_sec'],
+                     '%.6g' % rate if 0 < rate < SMALL_RATE else '%f' % rate,
                      _losses_text(metrics), metrics['queue'], 100 * metrics['data_wait'], note)
 
     def __enter__(self):
@@ -213,12 +220,6 @@ def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
             pose_draw.caption(pose_draw.overlay_paf(image, predicted_paf), 'PAF: predicted')]
 
 
-TRAIN, VALIDATION = 'train', 'validation'
-GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
-          'loss_ll_background': 'reference'}
-SHARE = 'loss/0_share_of_background'
-
-
 class TensorBoardWriter:
     """The event files of one start of a run. Each call writes at once, and raises OSError or tf.errors.OpError.
 
@@ -233,7 +234,8 @@ class TensorBoardWriter:
         self._writers = {run: _open_events(os.path.join(folder, run)) for run in (TRAIN, VALIDATION)}
         for run in self._writers:
             self._write(run, file_version='brain.Event:2')
-            self._write(run, step=first_step, session_log=tf.SessionLog(status=tf.SessionLog.START))
+            # TensorBoard drops what has this step or a later one; the last point of the start before has first_step.
+            self._write(run, step=first_step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
 
     def metrics(self, run, step, metrics):
         """metrics: {name as in curves.csv: number}."""

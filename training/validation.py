@@ -106,7 +106,7 @@ def evaluate_ap(session, validator, annotation_file, image_folder, category, ste
     """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
     with only_reporting('AP evaluation', step):
         summary, _, _ = evaluate(
-            lambda images, joints: validator.predict_maps(session, images, stop), annotation_file, image_folder,
+            lambda images: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,
             dataset=read_dataset(annotation_file, category))
         log.evaluation(step, summary['AP'])

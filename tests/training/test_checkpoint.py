@@ -62,8 +62,9 @@ def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
     assert modification_times(str(tmp_path)) == before
 
 
-@pytest.mark.parametrize('feed, what', [({'finite_check': np.nan}, 'loss or a gradient'),
-                                        ({'finite_check': np.inf}, 'loss or a gradient'), ({'amount': np.inf}, 'weight')])
+@pytest.mark.parametrize('feed, what', [
+    ({'finite_check': np.nan}, 'loss or a gradient'), ({'finite_check': np.inf}, 'loss or a gradient'),
+    ({'amount': np.inf}, 'weight')])
 def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
     with pytest.raises(UserError, match='a %s became NaN or infinite at step 4, with lr=0.25' % what) as caught:
         with TinyTraining(str(tmp_path)) as training:
@@ -96,3 +97,17 @@ def test_leftovers(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
     checkpoint.remove_leftovers(str(tmp_path))
     assert set(os.listdir(str(tmp_path))) == set(kept) | {'notes.txt'}
+
+
+@pytest.mark.parametrize('replaced', [False, True])
+def test_a_folder_that_was_moved_ends_the_run_in_one_line(replaced, tmp_path):
+    folder, moved = tmp_path / 'run', tmp_path / 'moved'
+    folder.mkdir()
+    with pytest.raises(UserError, match='run was moved or removed while training; put it back'):
+        with TinyTraining(str(folder), every=2) as training:
+            training.run(2)
+            folder.rename(moved)
+            if replaced:
+                folder.mkdir()
+            training.run(2)
+    assert saved_step(moved) == 2 and (not folder.exists() or not list(folder.iterdir()))

@@ -8,11 +8,11 @@ import tool_files
 from annotations.skeleton import COCO_SKELETON, RUN_FILE, skeleton_of_category
 from pose_errors import UserError
 from training.run_folder import check_resume, note_start, read_run
-from training.run_log import CURVES_FILE, LOSSES, Interval, RunLog, read_curves
+from training.run_log import CURVES_FILE, LOSSES, Interval, LogLines, RunLog, read_curves
 
 FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'lr': [0.001], 'tag': '',
          'optimizer': 'adam'}
-FIGURES = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25,
+METRICS = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25,
                loss_ll_background=1.0)
 
 
@@ -31,6 +31,23 @@ def test_another_number_of_samples_is_told(tmp_path, caplog):
         caplog.clear()
         note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=True, samples=samples)
         assert ('has 1 samples, and had 1000' in caplog.text) == told == bool(caplog.records)
+
+
+def test_changed_flags_of_training_are_told(tmp_path, caplog):
+    caplog.set_level('INFO')
+    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
+    note_start(str(tmp_path), dict(FLAGS, tag='other', datapath='/elsewhere'), COCO_SKELETON, resumes=True)
+    assert 'changed' not in caplog.text
+    note_start(str(tmp_path), dict(FLAGS, lr=[0.1]), COCO_SKELETON, resumes=True)
+    assert 'changed since the last start: --lr=[0.1] (was [0.001])' in caplog.text
+
+
+@pytest.mark.parametrize('rate, text', [(0.01, 'lr=0.010000,'), (4e-5, 'lr=4e-05,'), (3.2e-8, 'lr=3.2e-08,'),
+                                        (0, 'lr=0.000000,')])
+def test_a_small_learning_rate_is_no_zero_in_the_log(rate, text, caplog):
+    caplog.set_level('INFO')
+    LogLines(10).training(5, dict(METRICS, lr=rate))
+    assert text in caplog.text
 
 
 def test_a_new_run_in_the_folder_of_a_run_without_checkpoint_starts_anew(tmp_path):
@@ -80,12 +97,12 @@ def test_curves_of_steps_after_the_checkpoint_are_dropped(tmp_path):
     """As is the line that was cut short when the run was killed."""
     with RunLog(str(tmp_path), 0, steps_per_epoch=10) as log:
         for step in (1, 2, 3):
-            log.training(step, FIGURES)
+            log.training(step, METRICS)
     with open(str(tmp_path / CURVES_FILE), 'a') as file:
         file.write('train,4,0.4,1')
     assert [row['step'] for row in read_curves(str(tmp_path / CURVES_FILE))] == ['1', '2', '3']
     with RunLog(str(tmp_path), 2, steps_per_epoch=10) as log:
-        log.training(3, dict(FIGURES, lr=0.5))
+        log.training(3, dict(METRICS, lr=0.5))
     rows = read_curves(str(tmp_path / CURVES_FILE))
     assert [(row['step'], row['lr']) for row in rows] == [('1', '0.001'), ('2', '0.001'), ('3', '0.5')]
     assert [row['epoch'] for row in rows] == ['0.1000', '0.2000', '0.3000']
@@ -108,7 +125,7 @@ def test_a_loss_that_stays_far_above_the_backgrounds_is_told_once(tmp_path, capl
     def warnings(*steps_and_losses):
         caplog.clear()
         for step, loss in steps_and_losses:
-            log.training(step, dict(FIGURES, loss_ll=loss))
+            log.training(step, dict(METRICS, loss_ll=loss))
         return [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
 
     with RunLog(str(tmp_path), 0, steps_per_epoch=100) as log:

@@ -25,7 +25,8 @@ def test_a_process_alone_ends_at_once():
 def second():
     """The second of two processes, which never meets the first; its flag `told` is a stop signal."""
     told = []
-    with MultiProcess(Cluster(tuple('127.0.0.1:%d' % port for port in free_ports(2)), 1), lambda: bool(told)) as process:
+    cluster = Cluster(tuple('127.0.0.1:%d' % port for port in free_ports(2)), 1)
+    with MultiProcess(cluster, lambda: bool(told)) as process:
         process.told = told
         yield process
 

@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 
@@ -24,9 +25,9 @@ def write_run(folder):
     with RunLog(str(folder), 0, steps_per_epoch=10) as log:
         log.start(0, {'model': 'mobilenet_thin', 'max_steps': 30, 'tag': 'a|b'}, output)
         for step in STEPS:
-            figures = dict({name: 100.0 / step for name in LOSSES}, loss_ll_background=20.0)
-            log.training(step, dict(figures, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25))
-            log.validation(step, 4, 'thin', {name: 2 * value for name, value in figures.items()})
+            metrics = dict({name: 100.0 / step for name in LOSSES}, loss_ll_background=20.0)
+            log.training(step, dict(metrics, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25))
+            log.validation(step, 4, 'thin', {name: 2 * value for name, value in metrics.items()})
             log.picture(step, 'validation', np.full((40, 60, 3), step, np.uint8))
         log.evaluation(30, 0.5)
 
@@ -86,3 +87,19 @@ def test_flags_and_graph(server):
     text = wait_for(lambda: json.loads(ask(server, 'plugin/text/text', **query).decode()), 'no text')
     assert '<td>--max-steps</td>' in text[0]['text'].replace('\n', '') and 'mobilenet_thin' in text[0]['text']
     assert b'name: "output"' in ask(server, 'plugin/graphs/graph', run='train')
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_points_up_to_the_checkpoint_stay(tmp_path):
+    """As TensorBoard's Python reader, which knows starts of sessions, has them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    metrics = dict({name: 1.0 for name in LOSSES}, loss_ll_background=1.0, lr=0.1, examples_per_sec=1.0, queue=0,
+                   data_wait=0.0)
+    for first, steps in ((0, (10, 20, 27)), (20, (30,))):
+        with RunLog(str(tmp_path), first, steps_per_epoch=10) as log:
+            for step in steps:
+                log.training(step, metrics)
+        time.sleep(1.1)  # the names of event files have seconds
+    reader = EventAccumulator(str(tmp_path / 'train'))
+    reader.Reload()
+    assert [event.step for event in reader.Scalars('loss/loss_ll')] == list(STEPS)
