@@ -1,35 +1,10 @@
-"""Pictures of augmented samples with their labels.
-
-    python3 pose_dataset.py --datapath=DIR --output-dir=DIR      draws augmented samples with their labels
-
-Samples are made in pose_dataset.py, batches for training by the processes of batches/loader.py; get_dataflow gives
-samples as a tensorpack DataFlow.
-"""
+"""Pictures of people, label maps and masks, for photographs, films, samples and logs."""
 import os
 
 import cv2
 import numpy as np
 
-import pose_draw
 from annotations.skeleton import COCO_SKELETON
-
-
-def draw_sample(sample, skeleton=COCO_SKELETON):
-    """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
-    text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
-    if sample.augmentation is not None:
-        a = sample.augmentation
-        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
-            a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
-    pictures = [(pose_draw.draw_skeletons(sample.image, sample.joints, skeleton=skeleton), text),
-                (pose_draw.overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
-                (pose_draw.overlay_paf(sample.image, sample.paf), 'PAFs'),
-                (pose_draw.shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
-    pictures = [pose_draw.caption(picture, text) for picture, text in pictures]
-    height = max(len(picture) for picture in pictures)  # a long text is smaller and has a lower strip
-    return [cv2.copyMakeBorder(picture, 0, height - len(picture), 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
-            for picture in pictures]
-
 
 # OpenPose's colours of the 18 COCO parts, written here in RGB as they are published. A limb takes the colour of its
 # second part.
@@ -55,7 +30,7 @@ def part_colours(skeleton):
     return [tuple(colour) for colour in cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0].tolist()]
 
 
-def draw_skeletons(image, keypoints, opacity=0.8, skeleton=COCO_SKELETON):
+def draw_skeletons(image, keypoints, skeleton, opacity=0.8):
     """Draw people in OpenPose's colours, with strokes in proportion to each person's size.
 
     Args:
@@ -91,6 +66,23 @@ def draw_skeletons(image, keypoints, opacity=0.8, skeleton=COCO_SKELETON):
             _fill_circle(drawn, person[part], 0.62 * width + max(0.5, width / 8), (0, 0, 0))
             _fill_circle(drawn, person[part], 0.62 * width, colours[part])
     return cv2.addWeighted(drawn, opacity, image, 1 - opacity, 0)
+
+
+def draw_sample(sample, skeleton):
+    """The pictures of one sample: people, heatmap, PAFs and mask; a list of uint8 (H, W, 3) arrays."""
+    text = os.path.splitext(os.path.basename(sample.name))[0].lstrip('0')
+    if sample.augmentation is not None:
+        a = sample.augmentation
+        text += ': scale %.2f, %+.0f deg, %+.0f %+.0f px%s' % (
+            a.scale, a.angle, a.offset_x, a.offset_y, ', flipped' if a.flip else '')
+    pictures = [(draw_skeletons(sample.image, sample.joints, skeleton), text),
+                (overlay_heatmap(sample.image, sample.heatmap), 'heatmaps'),
+                (overlay_paf(sample.image, sample.paf), 'PAFs'),
+                (shade_mask(sample.image, sample.mask), 'mask (hatched: not in the loss)')]
+    pictures = [caption(picture, text) for picture, text in pictures]
+    height = max(len(picture) for picture in pictures)  # a long text is smaller and has a lower strip
+    return [cv2.copyMakeBorder(picture, 0, height - len(picture), 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
+            for picture in pictures]
 
 
 def overlay_heatmap(image, heatmap, opacity=0.75):

@@ -7,9 +7,9 @@
     python3 pose_eval.py --graph=graph_opt.pb --video=FILE --output-dir=DIR       people in a video, numbered
     python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
-How the figures come about is in inference/metrics.py. inference/predictor.py reads images, runs the network and decodes its maps
-side by side; inference/predictor.py averages the maps of several sizes; inference/decode.py turns maps into people. TensorFlow is
-only imported to run a network.
+How the metrics come about is in inference/metrics.py. inference/predictor.py reads images, runs the network, averages
+the maps of several sizes and decodes them side by side; inference/decode.py turns maps into people. TensorFlow is only
+imported to run a network.
 """
 import argparse
 import collections
@@ -22,7 +22,7 @@ import os
 import pose_cli
 
 if __name__ == '__main__':
-    pose_cli.explain_missing_packages()
+    pose_cli.prepare_process()
 
 import numpy as np
 from tqdm import tqdm
@@ -31,125 +31,138 @@ import networks
 import pose_draw
 import pose_files
 from annotations.coco import as_pycocotools, find_split, read_dataset, summary_of
-from annotations.images import BadSample, read_photograph, write_picture
+from annotations.images import BadSample, image_paths, read_image, read_photograph, write_picture
 from annotations.skeleton import COCO_SKELETON
-from inference import video
-from inference.decode import MIN_PARTS, decode_people  # noqa: F401 (decode_people is what others import from here)
-from inference import load_network, read_skeleton
-from inference.metrics import evaluate, labelled_people, oracle_maps
+from inference import load_network, read_skeleton, video
+from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
+from inference.metrics import evaluate, labelled_people
 from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
-    make_views, start_decoders
+    make_transforms, start_decoders
 from networks.pretrained import find_checkpoint, is_weights_file, model_of
 from pose_errors import UserError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 WRITERS = 2  # threads
 DEFAULT_MODEL = 'mobilenet_thin'
 OUTPUT_DIR = os.path.join('logs', 'eval')
 
 
-def evaluate_data_set(predict_maps, dataset, args, decoders):
-    """AP on a data set: table, results file and picture; the summary is the last line on stdout."""
-    annotation_file, image_folder = find_split(args.datapath, args.split, args.imgpath)
-    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, args.input_size, args.scale,
-                                       args.limit, args.batchsize, scales=args.scales, flip=args.flip,
-                                       decoders=decoders, dataset=dataset)
-    if args.oracle:
-        summary['network_ms'] = None  # there is no network
-    name = os.path.splitext(os.path.basename(args.split))[0]
+def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, output_dir, split, pictures, limit,
+                      **options):
+    """AP on a data set: table and summary, which is the last line on stdout, results file and picture.
+
+    Args:
+        dataset: the annotations.coco.Dataset of annotation_file.
+        split: gives the files of output_dir their names.  pictures: the number of images in the picture.
+        predict_maps, image_folder, limit, options: as for inference.metrics.evaluate.
+    """
+    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
+                                       **options)
+    if predict_maps is None:
+        summary['network_ms'] = None
+    name = os.path.splitext(os.path.basename(split))[0]
     original = {image['id']: image['original_id'] for image in dataset.images}
-    results_file = os.path.join(args.output_dir, 'keypoints_%s_results.json' % name)
+    results_file = os.path.join(output_dir, 'keypoints_%s_results.json' % name)
     pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
-    picture = os.path.join(args.output_dir, 'people_%s.png' % name)
-    write_picture(picture, draw_results(as_pycocotools(dataset), image_folder, results, args.pictures,
-                                        args.limit, dataset.skeleton))
+    picture = os.path.join(output_dir, 'people_%s.png' % name)
     print(table, end='')
     print('results: %s' % results_file)
     print('picture: %s' % picture)
-    print(json.dumps(summary))
+    print(json.dumps(summary), flush=True)
+    write_picture(picture, draw_results(as_pycocotools(dataset), image_folder, results, pictures, limit,
+                                        dataset.skeleton))
 
 
-def draw_results(coco, image_folder, results, count, limit=None, skeleton=COCO_SKELETON):
+def draw_results(coco, image_folder, results, count, limit, skeleton):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
+    image_ids = sorted(coco.getImgIds())[:limit]
     found, labelled = {}, {}
     for result in results:
         found.setdefault(result['image_id'], []).append(result['keypoints'])
-    for person in labelled_people(coco, sorted(coco.getImgIds())[:limit]):
+    for person in labelled_people(coco, image_ids):
         labelled.setdefault(person['image_id'], []).append(person['keypoints'])
     cells = []
-    for image_id in sorted(labelled or found)[:count]:
-        pixels = read_photograph(os.path.join(image_folder, coco.loadImgs(image_id)[0]['file_name']), as_stored=True)
+    for image_id in sorted(labelled or found or image_ids)[:count]:
+        entry = coco.loadImgs(image_id)[0]
+        size = entry['width'], entry['height']
+        pixels, _ = read_image(os.path.join(image_folder, entry['file_name']), size, scale=1.0)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
-            drawn = pose_draw.draw_skeletons(pixels, joints, skeleton=skeleton)
+            drawn = pose_draw.draw_skeletons(pixels, joints, skeleton)
             cells.append(pose_draw.caption(drawn, '%s %s' % (image_id, title)))
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
 
 
-def draw_photographs(predict_maps, skeleton, args, decoders):
-    """Skeletons on each photograph of a folder, and a JSON file beside each in the manner of OpenPose."""
-    names = find_photographs(args.images)[:args.limit]
-    stems = [os.path.splitext(name)[0] for name in names]
-    outputs = {name: os.path.join(args.output_dir, stem if stems.count(stem) == 1 else name)
-               for name, stem in zip(names, stems)}
-    finder = Predictor(predict_maps, args.batchsize, decoders, skeleton=skeleton)
+def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=None, batchsize=1, limit=None,
+                     **setting):
+    """Skeletons on each photograph, and a JSON file beside each in the manner of OpenPose; prints a summary.
+
+    Args:
+        paths: of the photographs, below root.
+        predict_maps, skeleton, decoders, batchsize: as for inference.predictor.Predictor.
+        setting: as for inference.predictor.make_transforms.
+    """
+    paths = paths[:limit]
+    outputs = output_prefixes(paths, root, output_dir)
+    predictor = Predictor(predict_maps, skeleton, batchsize, decoders)
     summary = {'images': 0, 'people': 0}
-    jobs = (Request(name, photograph_reader(name, args)) for name in names)
+    requests = (Request(path, photograph_reader(path, setting)) for path in paths)
     # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
-    with concurrent.futures.ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(finder.find(jobs)) as found:
+    with concurrent.futures.ThreadPoolExecutor(WRITERS) as writers, \
+            contextlib.closing(predictor.find_people(requests)) as found:
         writing = collections.deque()
-        for name, picture, keypoints, scores in tqdm(found, 'finding people', len(names), unit='image', disable=None):
+        for path, image, keypoints, scores in tqdm(found, 'finding people', len(paths), unit='image', disable=None):
             summary['images'] += 1
             summary['people'] += len(scores)
-            writing.append((picture.pixels.nbytes, writers.submit(write_photograph, outputs[name], name, picture.pixels,
-                                                                  keypoints, scores, skeleton)))
+            future = writers.submit(write_photograph, *outputs[path], image.pixels, keypoints, scores, skeleton)
+            writing.append((image.pixels.nbytes, future))
             while len(writing) > 2 * WRITERS or sum(size for size, _ in writing) > MAX_HELD_BYTES:
                 writing.popleft()[1].result()
         for _, future in writing:
             future.result()
     if not summary['images']:
-        raise UserError('none of the %d files in --images=%s could be read' % (len(names), args.images))
-    summary.update(finder.timings(), scales=list(args.scales), flip=args.flip)
-    print('pictures and keypoints: %s' % args.output_dir)
+        raise UserError('none of the %d photographs in %s could be read; give JPEG, PNG, BMP or WebP files'
+                        % (len(paths), root))
+    summary.update(predictor.timings(), scales=list(setting['scales']), flip=setting['flip'])
+    print('pictures and keypoints: %s' % output_dir)
     print(json.dumps(summary))
 
 
-def photograph_reader(name, args):
-    """The function that reads a photograph, for a inference.predictor.Request."""
+def output_prefixes(paths, root, output_dir):
+    """{path of a photograph: (prefix of the paths of its outputs, its name below root)}.
+
+    Outputs lie in output_dir as the photographs do below root; two that differ in their endings alone keep these.
+    """
+    names = {path: os.path.relpath(path, root) for path in paths}
+    count = collections.Counter(os.path.splitext(name)[0] for name in names.values())
+    prefixes = {path: name if count[os.path.splitext(name)[0]] > 1 else os.path.splitext(name)[0]
+                for path, name in names.items()}
+    return {path: (os.path.join(output_dir, prefixes[path]), names[path]) for path in paths}
+
+
+def photograph_reader(path, setting):
+    """The function that reads a photograph, for an inference.predictor.Request."""
     def read():
         try:
-            pixels = read_photograph(os.path.join(args.images, name))
+            pixels = read_photograph(path)
         except BadSample as error:
             logging.warning('skipped: %s', error)
             return None
-        views = make_views(pixels.shape[1], pixels.shape[0], args.input_size, args.scale, args.scales,
-                                        args.flip)
-        return InputImage(pixels, 1, views, None)
+        return InputImage(pixels, 1, make_transforms(pixels.shape[1], pixels.shape[0], **setting), None)
     return read
 
 
-def write_photograph(output, name, pixels, keypoints, scores, skeleton):
-    write_picture(output + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton=skeleton))
-    pose_files.write_json(output + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
+def write_photograph(prefix, name, pixels, keypoints, scores, skeleton):
+    pose_files.make_folder(os.path.dirname(prefix))
+    write_picture(prefix + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton))
+    pose_files.write_json(prefix + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
 
 
-def find_photographs(folder):
-    """The sorted names of the image files in a folder. Raises UserError when there are none."""
-    if not os.path.isdir(folder):
-        raise UserError('--images=%s is not a folder; give a folder of photographs' % folder)
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES))
-    if not names:
-        raise UserError('no photographs in --images=%s (looked for %s)' % (folder, ' '.join(IMAGE_SUFFIXES)))
-    return names
-
-
-def openpose_json(name, shape, keypoints, scores, skeleton=COCO_SKELETON):
-    """People as OpenPose's JSON: x, y, score of each part in image pixels in one list, 0, 0, 0 where it is absent."""
-    flat = np.round(np.nan_to_num(keypoints.astype(np.float64)), 3).reshape(-1, 3 * len(skeleton.parts))
+def openpose_json(name, shape, keypoints, scores, skeleton):
+    """People as OpenPose's JSON, in image pixels; keypoints as from inference.decode.keypoint_lists."""
     return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
-            'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
-                       for person, score in zip(flat, scores)]}
+            'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person}
+                       for person, score in zip(keypoint_lists(keypoints), scores)]}
 
 
 def scales(text):
@@ -175,11 +188,13 @@ def parse_flags():
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
     parser.add_argument('--model', help='network of the checkpoint (its own run.json, if there, or %s for --weights)'
                                         % DEFAULT_MODEL)
-    parser.add_argument('--threads', type=pose_cli.positive_int, help='of the processor, for the network (all)')
+    parser.add_argument('--threads', type=pose_cli.positive_process_count,
+                        help='of the processor, for the network (all)')
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
-    task.add_argument('--images', help='folder of photographs, for pictures and JSON files')
-    task.add_argument('--video', help='video file or number of a camera, for an annotated video and JSON lines')
+    task.add_argument('--images', help='folder of photographs, or one, for pictures and JSON files')
+    task.add_argument('--video', help='video file, URL, or number or device of a camera, for an annotated video and '
+                                      'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
     parser.add_argument('--category', help='of the annotations, where several have keypoints')
@@ -195,7 +210,7 @@ def parse_flags():
     parser.add_argument('--flip', action='store_true', help='also average in the maps of the mirrored images')
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4,
                         help='images of equal size that go through the network at once')
-    parser.add_argument('--decoders', type=pose_cli.non_negative_int,
+    parser.add_argument('--decoders', type=pose_cli.process_count,
                         help='processes that decode maps, besides the one that runs the network (one a spare core)')
     parser.add_argument('--output-dir', help='where results and pictures go (%s, or the next free %s-N)'
                         % (OUTPUT_DIR, OUTPUT_DIR))
@@ -247,59 +262,62 @@ def main():
     pose_cli.log_to_stderr()
     args = parse_flags()
     # What is missing shows before TensorFlow takes its time.
-    if args.datapath:
-        find_split(args.datapath, args.split, args.imgpath)
-    elif args.images:
-        find_photographs(args.images)
-    else:
+    files = find_split(args.datapath, args.split, args.imgpath) if args.datapath else None
+    if args.images:
+        photographs = image_paths(args.images, skip=args.output_dir)
+    elif args.video:
         video.Frames(args.video).close()
         if args.show:
             video.check_display()
     with start_decoders(args.decoders) as decoders:
-        dataset = read_labels(args) if args.datapath else None
-        skeleton = choose_skeleton(args, dataset)
-        predict_maps = prepare_network(args, skeleton)
+        dataset = read_labels(files[0], args.category) if files else None
+        own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
+        skeleton = choose_skeleton(own, dataset, args.datapath)
+        predict_maps = None
+        if not args.oracle:
+            predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
+            args.input_size = choose_size(args.graph, fixed_size, args.input_size, args.scale, args.scales)
+        options = dict(decoders=decoders, batchsize=args.batchsize, limit=args.limit, input_size=args.input_size,
+                       short_edge=args.scale, scales=args.scales, flip=args.flip)
         with pose_files.output_folder(args.output_dir):
             if args.datapath:
-                evaluate_data_set(predict_maps, dataset, args, decoders)
+                evaluate_data_set(predict_maps, dataset, *files, args.output_dir, args.split, args.pictures,
+                                  oracle_stride=args.oracle, **options)
             elif args.images:
-                draw_photographs(predict_maps, skeleton, args, decoders)
+                root = args.images if os.path.isdir(args.images) else os.path.dirname(os.path.abspath(args.images))
+                draw_photographs(predict_maps, skeleton, photographs, root, args.output_dir, **options)
             else:
-                video.find_people_in_video(predict_maps, args, decoders, pose_cli.StopSignal(), skeleton)
+                *paths, summary = video.find_people_in_video(predict_maps, skeleton, args.video, args.output_dir,
+                                                             pose_cli.StopSignal(), show=args.show, **options)
+                print('video: %s\njson lines: %s' % tuple(paths))
+                print(json.dumps(summary))
 
 
-def read_labels(args):
-    """The annotations.coco.Dataset of --datapath; what was derived and left out is logged."""
-    annotation_file, _ = find_split(args.datapath, args.split, args.imgpath)
-    dataset = read_dataset(annotation_file, args.category)
+def read_labels(annotation_file, category):
+    """The annotations.coco.Dataset of a file; what was inferred and skipped is logged."""
+    dataset = read_dataset(annotation_file, category)
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
     return dataset
 
 
-def choose_skeleton(args, dataset):
-    """The skeleton that the network was trained with, as its file says; else that of the data set, else COCO's.
+def choose_skeleton(own, dataset, datapath):
+    """The skeleton that the network was trained with, where its file says so; else that of the data set, else COCO's.
 
     Raises UserError when network and data set have different ones.
     """
-    own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
     if own and dataset and own.keypoints != dataset.skeleton.keypoints:
         raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
-                        % (', '.join(own.keypoints), args.datapath, ', '.join(dataset.skeleton.keypoints)))
+                        % (', '.join(own.keypoints), datapath, ', '.join(dataset.skeleton.keypoints)))
     return own or (dataset.skeleton if dataset else COCO_SKELETON)
 
 
-def prepare_network(args, skeleton):
-    """The function that runs the network of the flags; sets args.input_size where the network has but one."""
-    if args.oracle:
-        return oracle_maps(args.oracle, skeleton)
-    predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
-    if fixed_size:
-        if args.scale or set(args.scales) != {1.0} or (args.input_size or fixed_size) != fixed_size:
-            raise UserError('the input of %s is fixed to %dx%d; leave out --input-size, --scale and --scales, or '
-                            'freeze the graph with --input-size=dynamic' % (args.graph, *fixed_size))
-        args.input_size = fixed_size
-    return predict_maps
+def choose_size(graph, fixed_size, input_size, short_edge, scales):
+    """The network's input size: the one that it is fixed to, else the one that is asked for. Raises UserError."""
+    if fixed_size and (short_edge or set(scales) != {1.0} or (input_size or fixed_size) != fixed_size):
+        raise UserError('the input of %s is fixed to %dx%d; leave out --input-size, --scale and --scales, or '
+                        'freeze the graph with --input-size=dynamic' % (graph, *fixed_size))
+    return fixed_size or input_size
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""How long inference.decode.decode_people takes for 1 to 50 people, beside enlarging the maps to the input's size first.
+"""How long decode_people takes for 1 to 50 people, beside enlarging the maps to the input's size first.
 
     python3 benchmarks/bench_decode.py [--json]
 
@@ -68,7 +68,7 @@ def crowd(rng, people, size):
         limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO_SKELETON.limbs])
         distance = np.linalg.norm(joints[number + 1:, :, None] - limbs, axis=3).min(axis=2)
         seen[number + 1:][distance < HIDING * np.ptp(nearer[:, 1])] = np.nan
-    neck, shoulders = COCO_SKELETON.parts.index('Neck'), [COCO_SKELETON.parts.index(name) for name in ('LShoulder', 'RShoulder')]
+    neck, *shoulders = [COCO_SKELETON.parts.index(name) for name in ('Neck', 'LShoulder', 'RShoulder')]
     seen[:, neck] = seen[:, shoulders].mean(axis=1)  # as annotation files give it
     return seen
 
@@ -81,7 +81,7 @@ def measure_crowds(images, size, noise, rng):
         maps = render_maps(people, size, size, STRIDE)
         maps += noise * cv2.GaussianBlur(rng.normal(0, 1, maps.shape), (0, 0), 1).astype(np.float32) * 3.5
         milliseconds.append(median_ms(lambda: decode_people(maps, STRIDE, min_parts=1), 3))
-        results += coco_results(image_id, *decode_people(maps, STRIDE, min_parts=1))
+        results += coco_results(image_id, *decode_people(maps, STRIDE, min_parts=1), COCO_SKELETON)
         for person in people[:, list(COCO_SKELETON.part_of_keypoint)]:
             labelled = np.isfinite(person[:, 0])
             if not labelled.any():

@@ -16,8 +16,9 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 from annotations.images import read_photograph
+from annotations.skeleton import COCO_SKELETON
 from bench_inputs import flag_parser, render_sample_data
-from inference.predictor import InputImage, Predictor, Request, make_views, start_decoders
+from inference.predictor import InputImage, Predictor, Request, make_transforms, start_decoders
 
 SETTINGS = collections.OrderedDict([
     ('single', dict(scales=(1.0,), flip=False)), ('flip', dict(scales=(1.0,), flip=True)),
@@ -34,21 +35,21 @@ def random_network():
         output = networks.get_network('mobilenet_thin', image, False).output
         session = tf.Session()
         session.run(tf.global_variables_initializer())
-    return lambda images, joints: session.run(output, {image: images})
+    return lambda images: session.run(output, {image: images})
 
 
 def find_all(predict_maps, paths, size, decoders, setting):
     """(seconds an image, share of waiting) of one pass."""
-    def job(path):
+    def request(path):
         def read():
             pixels = read_photograph(path)
-            views = make_views(pixels.shape[1], pixels.shape[0], size, **setting)
-            return InputImage(pixels, 1, views, None)
+            transforms = make_transforms(pixels.shape[1], pixels.shape[0], size, **setting)
+            return InputImage(pixels, 1, transforms, None)
         return Request(path, read)
-    finder = Predictor(predict_maps, 4, decoders)
+    predictor = Predictor(predict_maps, COCO_SKELETON, 4, decoders)
     begin = time.perf_counter()
-    found = sum(1 for _ in finder.find(job(path) for path in paths))
-    return (time.perf_counter() - begin) / found, finder.timings()['waiting']
+    found = sum(1 for _ in predictor.find_people(request(path) for path in paths))
+    return (time.perf_counter() - begin) / found, predictor.timings()['waiting']
 
 
 def measure(folder, size, rounds, names):

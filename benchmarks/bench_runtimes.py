@@ -37,7 +37,7 @@ Graphs = collections.namedtuple('Graphs', 'frozen_pb opt_pb frozen images folder
 CALIBRATION_IMAGES = 32
 
 
-# Each makes predict_maps(images, joints) from Graphs and a number of threads, and gives the file that it runs.
+# Each makes predict_maps(images) from Graphs and a number of threads, and gives the file that it runs.
 
 def tensorflow_frozen(graphs, threads):
     return load_network(graphs.frozen_pb, threads=threads)[0], graphs.frozen_pb
@@ -92,7 +92,7 @@ def _openvino(graphs, threads, precision, change=None):
     compiled = core.compile_model(model, 'CPU', {'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY',
                                                  'INFERENCE_PRECISION_HINT': precision})
 
-    def predict_maps(images, joints):
+    def predict_maps(images):
         return np.concatenate([compiled(image[None].astype(np.float32))[0] for image in images])
     return predict_maps, path
 
@@ -107,7 +107,7 @@ def onnx_runtime(graphs, threads):
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
-    def predict_maps(images, joints):
+    def predict_maps(images):
         return np.concatenate([session.run(None, {graphdef.INPUT + ':0': image[None].astype(np.float32)})[0]
                                for image in images])
     return predict_maps, path
@@ -116,7 +116,7 @@ def onnx_runtime(graphs, threads):
 def opencv_dnn(graphs, threads):
     net = cv2.dnn.readNetFromTensorflow(graphs.frozen_pb)
 
-    def predict_maps(images, joints):
+    def predict_maps(images):
         maps = []
         for image in images:
             net.setInput(cv2.dnn.blobFromImage(image))
@@ -177,7 +177,7 @@ def measure(model, images, args):
         for runtime in RUNTIMES:
             try:
                 predict_maps, path = runtime(graphs, args.threads)
-                predict_maps(images[:1], None)
+                predict_maps(images[:1])
             except (ImportError, RuntimeError, ValueError, TypeError, cv2.error, UserError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 logging.warning('%s does not run %s: %s', runtime.__name__, model, reason)

@@ -4,31 +4,30 @@
     checkpoint                  inference/tensorflow_runtime.py
     TensorFlow Lite (.tflite)   inference/tflite_runtime.py, no TensorFlow
 
-Each becomes predict_maps(images, joints) -> maps. predictor.py reads images and finds people with such a function,
+Each becomes predict_maps(images) -> maps. predictor.py reads images and finds people with such a function,
 decode.py turns maps into people, metrics.py people into AP, video.py follows them through films.
 
 TensorFlow is imported only for the files that need it: the processes that decode maps import this package too.
 """
 import os
 
-from annotations.skeleton import COCO_SKELETON, parse_skeleton
+from annotations.skeleton import parse_skeleton
 from networks.pretrained import skeleton_of
 from pose_errors import UserError
 
 SKELETON_FILE = 'skeleton.json'  # beside a graph
 
 
-def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=COCO_SKELETON):
+def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=None):
     """A network from a file, as a function of images.
 
     Args:
         graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite file; or
-        checkpoint: prefix or folder, and model: one of networks.NAMES.
-        skeleton: what the network of a checkpoint finds, see read_skeleton.
+        checkpoint: prefix or folder, model: one of networks.NAMES, and skeleton: what it finds, see read_skeleton.
         threads: of the processor, at most; None leaves it to the runtime, which takes all.
     Returns:
-        predict_maps: function (images uint8 (B, H, W, 3) BGR, joints) -> float32 maps (B, h, w, C); the joints are for
-            oracles that stand in for a network, it has no use for them. Raises UserError for a size it does not take.
+        predict_maps: function (images uint8 (B, H, W, 3) BGR) -> float32 maps (B, h, w, C). Raises UserError for a size
+            that it does not take.
         size: (width, height) of the images, or None when it is free.
     Raises:
         UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
@@ -38,8 +37,9 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
         return tflite_runtime.load_tflite(graph_file, threads)
     runtime = _tensorflow_runtime(graph_file or checkpoint)
     runtime.limit_threads(threads)
-    graph_def = runtime.load_frozen(graph_file) if graph_file else runtime.freeze_checkpoint(checkpoint, model, skeleton)
-    return runtime.graph_network(graph_def, graph_file or checkpoint, threads)
+    if graph_file:
+        return runtime.graph_network(runtime.load_frozen(graph_file), graph_file, threads)
+    return runtime.graph_network(runtime.freeze_checkpoint(checkpoint, model, skeleton), checkpoint, threads)
 
 
 def _tensorflow_runtime(file):

@@ -62,6 +62,12 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
     return keypoints[best_first], scores[best_first]
 
 
+def keypoint_lists(keypoints):
+    """Keypoints (people, parts, 3) for JSON: each person is a list, x, y, score of each part, 0, 0, 0 where absent."""
+    points = np.round(np.nan_to_num(np.asarray(keypoints, np.float64)), 3)
+    return [person.ravel().tolist() for person in points]
+
+
 def _checked_maps(maps, skeleton):
     maps = np.asarray(maps, np.float32)
     if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
@@ -121,7 +127,7 @@ def _best_of_each_part(part, score):
     return np.sort(order[rank < MAX_PEAKS_PER_PART])
 
 
-def score_limbs(part, position, pafs, stride, limbs=COCO_SKELETON.limbs):
+def score_limbs(part, position, pafs, stride, limbs):
     """Line integrals (Cao et al., equation 10) between all pairs of peaks that could be a limb.
 
     The PAF is sampled at LIMB_SAMPLES points, bilinearly. Its cell g stands for the input pixel stride * g (the

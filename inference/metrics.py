@@ -1,7 +1,7 @@
 """How good a network is: images -> maps -> people -> COCO's keypoint AP.
 
-What makes the maps is a function predict_maps(images, joints), so that a frozen graph, a network that is being trained
-and the labels themselves are measured in the same way. People are found by inference/predictor.py.
+What makes the maps is a function predict_maps(images), so that a frozen graph and a network that is being trained are
+measured in the same way; an oracle decodes the labels' own maps. People are found by inference/predictor.py.
 """
 import contextlib
 import io
@@ -16,10 +16,10 @@ import pose_augment
 import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
 from annotations.images import BadSample, read_image
-from annotations.skeleton import COCO_SKELETON
 from pose_errors import UserError
 
-from .predictor import DEFAULT_SIZE, InputImage, Predictor, Request, make_views
+from .decode import keypoint_lists
+from .predictor import DEFAULT_SIZE, InputImage, Predictor, Request, make_transforms
 
 METRICS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR')
 PCK_SHARE = 0.2  # of the torso
@@ -27,24 +27,21 @@ PCK_SHARE = 0.2  # of the torso
 TORSO = (('left_shoulder', 'right_hip'), ('right_shoulder', 'left_hip'))
 
 
-def oracle_maps(stride, skeleton=COCO_SKELETON):
-    """A predict_maps that gives the ground truth's own label maps at this stride: what a perfect network would give."""
-    def predict_maps(images, joints):
-        cells = (images.shape[1] // stride, images.shape[2] // stride, stride)
-        return np.stack([np.concatenate([pose_labels.render_heatmaps(people, *cells, skeleton=skeleton),
-                                         pose_labels.render_pafs(people, *cells, skeleton=skeleton)], axis=2)
-                         for people in joints])
-    return predict_maps
+def label_maps(joints, width, height, stride, skeleton):
+    """What a perfect network gives for joints (people, parts, 2) in input pixels: float32 (h, w, channels)."""
+    cells = height // stride, width // stride, stride
+    return np.concatenate([pose_labels.render_heatmaps(joints, *cells, skeleton=skeleton),
+                           pose_labels.render_pafs(joints, *cells, skeleton=skeleton)], axis=2)
 
 
 def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1,
-             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None):
-    """COCO keypoint AP of a network, or of anything else that makes maps.
+             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None, oracle_stride=None):
+    """COCO keypoint AP of a network, or of the label maps themselves.
 
-    A TensorFlow session is used as `lambda images, joints: session.run(output, {image: images})`.
+    A TensorFlow session is used as `lambda images: session.run(output, {image: images})`.
 
     Args:
-        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, channels); see inference.predictor.Predictor.
+        predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels); None with an oracle_stride.
         annotation_file, image_folder: COCO, as from annotations.coco.find_split.
         input_size: (width, height) of the network's input; or short_edge: images keep their shape.
         limit: only the first so many images, by id.
@@ -53,10 +50,10 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
         scales, flip: the maps of the input at these scales, and of its mirror images, are averaged.
         decoders: as from inference.predictor.start_decoders.
         dataset: the annotations.coco.Dataset of annotation_file, if it has been read.
+        oracle_stride: input pixels per cell of the label maps that take the place of a network's.
     Returns:
         summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
-            detections; decode_ms, network_ms and waiting (inference.predictor.Predictor.timings); input, scales and flip: the
-            setting.
+            detections; decode_ms, network_ms and waiting (Predictor.timings); input, scales and flip: the setting.
         results: list of dicts in COCO's results format.
         table: pycocotools' table as text.
     Raises:
@@ -67,31 +64,32 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     image_ids = sorted(coco.getImgIds())[:limit]
     if not image_ids:
         raise UserError('%s lists no images; there is nothing to evaluate' % annotation_file)
-    views = {image_id: make_views(entry['width'], entry['height'], input_size, short_edge, scales, flip)
-             for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
-    by_size = sorted(image_ids, key=lambda image_id: [view[1:] for view in views[image_id]])
+    transforms = {image_id: make_transforms(entry['width'], entry['height'], input_size, short_edge, scales, flip)
+                  for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
+    by_size = sorted(image_ids, key=lambda image_id: [transform[1:] for transform in transforms[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
-    finder = Predictor(predict_maps, batchsize, decoders, min_parts=1, skeleton=dataset.skeleton)
-    jobs = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, views[image_id]))
-            for image_id in by_size)
+    predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1)
+    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, transforms[image_id],
+                                          oracle_stride)) for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
-            contextlib.closing(finder.find(jobs)) as found:
+            contextlib.closing(predictor.find_people(requests)) as found:
         for image_id, _, keypoints, scores in found:
             results += coco_results(image_id, keypoints, scores, dataset.skeleton)
             bar.update()
     results.sort(key=lambda result: result['image_id'])
     summary, table = measure(coco, image_ids, results, dataset.skeleton)
     setting = 'short edge %d' % short_edge if short_edge else '%dx%d' % tuple(input_size or DEFAULT_SIZE)
-    summary.update(finder.timings(), input=setting, scales=list(scales), flip=flip)
+    summary.update(predictor.timings(), input=setting, scales=list(scales), flip=flip)
     return summary, results, table
 
 
-def _reader(coco, skeleton, image_id, image_folder, views):
-    """The function that reads an image of the data set, for a inference.predictor.Request."""
+def _reader(coco, skeleton, image_id, image_folder, transforms, oracle_stride):
+    """The function that reads an image of the data set, for a Request."""
     entry = coco.loadImgs(image_id)[0]
     people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
-    largest = max(pose_augment.matrix_scale(view.matrix) for view in views)
+    joints = skeleton.joints(people).astype(np.float64)
+    largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
         try:
@@ -99,7 +97,9 @@ def _reader(coco, skeleton, image_id, image_folder, views):
                                            (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
-        return InputImage(pixels, reduction, views, skeleton.joints(people).astype(np.float64))
+        return InputImage(pixels, reduction, transforms, oracle_stride and [
+            label_maps(pose_augment.transform_joints(joints, transform.matrix, skeleton), transform.width,
+                       transform.height, oracle_stride, skeleton) for transform in transforms])
     return read
 
 
@@ -108,16 +108,16 @@ def load_coco(annotation_file, category=None):
     return as_pycocotools(read_dataset(annotation_file, category))
 
 
-def coco_results(image_id, keypoints, scores, skeleton=COCO_SKELETON):
+def coco_results(image_id, keypoints, scores, skeleton):
     """keypoints (people, parts, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
-    points = keypoints[:, list(skeleton.part_of_keypoint)].astype(np.float64)
-    points[:, :, 2] = np.isfinite(points[:, :, 2])
-    points = np.round(np.nan_to_num(points), 3)
-    return [{'image_id': image_id, 'category_id': 1, 'keypoints': person.ravel().tolist(),
-             'score': round(float(score), 6)} for person, score in zip(points, scores) if person[:, 2].any()]
+    points = keypoints[:, list(skeleton.part_of_keypoint)].copy()
+    found = np.isfinite(points[:, :, 2])
+    points[:, :, 2] = found
+    return [{'image_id': image_id, 'category_id': 1, 'keypoints': person, 'score': round(float(score), 6)}
+            for person, score, has in zip(keypoint_lists(points), scores, found) if has.any()]
 
 
-def measure(coco, image_ids, results, skeleton=COCO_SKELETON):
+def measure(coco, image_ids, results, skeleton):
     """COCO's keypoint metrics: (dict of METRICS, images, people, detections; pycocotools' table as text)."""
     table = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -2,9 +2,9 @@
 
     threads that read images -> the network, in the caller's thread -> processes that decode maps -> people, in order
 
-One image may be seen several times, at other sizes and mirrored (test-time augmentation): Cao et al. report their COCO
-results both for one size and for maps averaged over four sizes and mirror images. An InputTransform says how the image
-becomes one input of the network; `average_maps` brings all maps to the grid of the largest one.
+Test-time augmentation shows an image to the network several times, at other sizes and mirrored: Cao et al. report
+their COCO results both for one size and for maps averaged over four sizes and mirror images. An InputTransform says how
+the image becomes one input of the network; `average_maps` brings all maps to the grid of the largest one.
 """
 import collections
 import concurrent.futures
@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 import pose_augment
-from annotations.skeleton import COCO_SKELETON
 from pose_errors import UserError
+from pose_files import usable_cores
 
 from .decode import MIN_PARTS, decode_people
 
@@ -35,9 +35,26 @@ MAX_ASPECT = 4
 MAX_WARP_SCALE = 1.25
 KEYS = -0.5  # the cubic of Keys (1981), which is exact for parabolas
 
-# matrix: 2x3 float64 affine, image pixels -> input pixels, with a negative determinant where it mirrors;
-# width, height: of the input.
+MAX_DECODERS = 8
+READERS = 4
+# What goes through the network at once, in pixels: bounds its memory for large inputs, which then go one by one.
+MAX_BATCH_PIXELS = 8 * 368 * 496
+# What waits for the network, or after it for its people, in bytes of images: large photographs wait one by one.
+MAX_HELD_BYTES = 128 << 20
+
+# How an image becomes one input of the network. matrix: 2x3 float64 affine, image pixels -> input pixels, with a
+# negative determinant where it mirrors; width, height: of the input.
 InputTransform = collections.namedtuple('InputTransform', 'matrix width height')
+
+# pixels: uint8 (H, W, 3), the image at 1 / reduction of its size; transforms: its InputTransforms; maps: what takes the
+# place of the network's output for each transform, float32 (h, w, channels), or None to ask the network.
+InputImage = collections.namedtuple('InputImage', 'pixels reduction transforms maps')
+
+# key: the caller's; read: function () -> InputImage, or None to leave it out. It is called in a thread.
+Request = collections.namedtuple('Request', 'key read')
+
+# inputs: uint8 (height, width, 3) for each transform; size: of all pixels, in bytes.
+_Item = collections.namedtuple('_Item', 'key image inputs size')
 
 
 def fitted_size(image_width, image_height, input_size=None, short_edge=None, scale=1.0):
@@ -54,61 +71,63 @@ def fitted_size(image_width, image_height, input_size=None, short_edge=None, sca
     return tuple(max(1, int(np.ceil(side * scale / SIZE_MULTIPLE - 1e-6))) * SIZE_MULTIPLE for side in sides)
 
 
-def make_views(image_width, image_height, input_size=None, short_edge=None, scales=(1.0,), flip=False):
-    """The Views of an image: one for each scale, and with `flip` a mirrored one after each."""
-    views = []
+def make_transforms(image_width, image_height, input_size=None, short_edge=None, scales=(1.0,), flip=False):
+    """The InputTransforms of an image: one for each scale, and with `flip` a mirrored one after each."""
+    transforms = []
     for scale in scales:
         width, height = fitted_size(image_width, image_height, input_size, short_edge, scale)
         matrix = pose_augment.fit_matrix(image_width, image_height, width, height)
-        views.append(InputTransform(matrix, width, height))
+        transforms.append(InputTransform(matrix, width, height))
         if flip:
-            views.append(InputTransform(np.stack([[0, 0, width - 1] - matrix[0], matrix[1]]), width, height))
-    return views
+            transforms.append(InputTransform(np.stack([[0, 0, width - 1] - matrix[0], matrix[1]]), width, height))
+    return transforms
 
 
-def is_mirrored(view):
-    return np.linalg.det(view.matrix[:, :2]) < 0
+def is_mirrored(transform):
+    """Whether an InputTransform mirrors the image."""
+    return np.linalg.det(transform.matrix[:, :2]) < 0
 
 
-def view_image(pixels, view, reduction=1):
-    """The network's input for a view: uint8 (height, width, 3).
+def transform_image(pixels, transform, reduction=1):
+    """The network's input by a transform: uint8 (height, width, 3).
 
     Args:
         pixels: uint8 (H, W, 3), the image at 1 / reduction of its size.
     """
-    factor = max(1, int(MAX_WARP_SCALE / (pose_augment.matrix_scale(view.matrix) * reduction)))
+    factor = max(1, int(MAX_WARP_SCALE / (pose_augment.matrix_scale(transform.matrix) * reduction)))
     if factor > 1:
         rows, columns = (-(-side // factor) for side in pixels.shape[:2])
         pixels = cv2.copyMakeBorder(pixels, 0, rows * factor - pixels.shape[0], 0,
                                     columns * factor - pixels.shape[1], cv2.BORDER_REPLICATE)
         pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
-    return pose_augment.warp_image(pixels, pose_augment.reduced_matrix(view.matrix, factor * reduction),
-                                   view.width, view.height)
+    return pose_augment.warp_image(pixels, pose_augment.reduced_matrix(transform.matrix, factor * reduction),
+                                   transform.width, transform.height)
 
 
-def average_maps(maps, views, skeleton=COCO_SKELETON):
-    """The mean of the maps of several views of an image, on the grid of the largest view that is not mirrored.
+def average_maps(maps, transforms, skeleton):
+    """The mean of the maps of several inputs of an image, on the grid of the largest one that is not mirrored.
 
     Maps of other sizes are interpolated with cubics, as smooth as the maps are. Only the sum is kept beside the maps.
 
     Args:
-        maps: for each view float32 (h, w, channels), heatmaps, then PAFs, as the network gives them.
-        views: their Views.
+        maps: for each input float32 (h, w, channels), heatmaps, then PAFs, as the network gives them.
+        transforms: the InputTransforms of the inputs.
     Returns:
         (float32 (h, w, channels), stride, matrix): the maps, input pixels per cell, and the 2x3 affine from image
         pixels to the input pixels that they refer to.
     """
-    reference = max((k for k in range(len(views)) if not is_mirrored(views[k])), key=lambda k: views[k].width)
-    target, shape = views[reference], maps[reference].shape
+    upright = [k for k, transform in enumerate(transforms) if not is_mirrored(transform)]
+    reference = max(upright, key=lambda k: transforms[k].width)
+    target, shape = transforms[reference], maps[reference].shape
     stride = target.width / shape[1]
-    if len(views) == 1:
+    if len(transforms) == 1:
         return maps[0], stride, target.matrix
     heat = skeleton.heatmap_channels
     heat_order, paf_order, paf_sign = mirrored_channels(skeleton)
     total = np.zeros(shape, np.float32)
     weight = np.zeros(shape[2], np.float32)
-    for single, view in zip(maps, views):
-        if not is_mirrored(view):
+    for single, transform in zip(maps, transforms):
+        if not is_mirrored(transform):
             weight += 1
         else:
             single = np.concatenate([single[:, :, heat_order], single[:, :, heat + paf_order] * paf_sign], axis=2)
@@ -116,7 +135,7 @@ def average_maps(maps, views, skeleton=COCO_SKELETON):
         # A cell g of the heatmaps stands for the input pixel stride * g + stride / 2 - 0.5, one of the PAFs for
         # stride * g: that is how the labels are made.
         for channels, shift in ((slice(0, heat), 0.5), (slice(heat, None), 0.0)):
-            cells = [_cells_of_view(axis, shape[1 - axis], single.shape[1 - axis], target, view, shift)
+            cells = [_input_cells(axis, shape[1 - axis], single.shape[1 - axis], target, transform, shift)
                      for axis in (0, 1)]
             total[:, :, channels] += _resampled(single[:, :, channels], *cells)
     return total / weight, stride, target.matrix
@@ -145,17 +164,17 @@ def mirrored_channels(skeleton):
     return heat_order, np.array(paf_order), np.array(paf_sign, np.float32)
 
 
-def _cells_of_view(axis, target_cells, view_cells, target, view, shift):
-    """Where the centres of the target's cells lie among the view's, in one axis: float64 (target_cells,).
+def _input_cells(axis, target_cells, input_cells, target, transform, shift):
+    """Where the centres of the target's cells lie among another transform's, in one axis: float64 (target_cells,).
 
     For matrices without rotation, as fit_matrix gives.
     """
-    size = (target.width, target.height)[axis], (view.width, view.height)[axis]
-    strides = size[0] / target_cells, size[1] / view_cells
+    size = (target.width, target.height)[axis], (transform.width, transform.height)[axis]
+    strides = size[0] / target_cells, size[1] / input_cells
     offsets = [shift * (stride - 1) for stride in strides]
     pixel = strides[0] * np.arange(target_cells) + offsets[0]
     image = (pixel - target.matrix[axis, 2]) / target.matrix[axis, axis]
-    return (view.matrix[axis, axis] * image + view.matrix[axis, 2] - offsets[1]) / strides[1]
+    return (transform.matrix[axis, axis] * image + transform.matrix[axis, 2] - offsets[1]) / strides[1]
 
 
 def _resampled(maps, columns, rows):
@@ -186,50 +205,33 @@ def interpolated(maps, positions, axis):
     return total
 
 
-MAX_DECODERS = 8
-READERS = 4
-# What goes through the network at once, in pixels: bounds its memory for large inputs, which then go one by one.
-MAX_BATCH_PIXELS = 8 * 368 * 496
-# What waits for the network, or after it for its people, in bytes of images: large photographs wait one by one.
-MAX_HELD_BYTES = 128 << 20
-
-# key: the caller's; read: function () -> Picture, or None to leave it out. It is called in a thread.
-Request = collections.namedtuple('Request', 'key read')
-# pixels: uint8 (H, W, 3), the image at 1 / reduction of its size; views: its inference.predictor.Views;
-# joints: (people, parts, 2) labels in image pixels, or None.
-InputImage = collections.namedtuple('InputImage', 'pixels reduction views joints')
-# images, joints: of each view; size: of all images, in bytes.
-_Item = collections.namedtuple('_Item', 'key picture images joints size')
-
-
 class Predictor:
     """Finds people with a network, and knows where the time went.
 
     Args:
-        predict_maps: function (images uint8 (B, H, W, 3), joints) -> maps (B, h, w, channels); a network has no use for
-            the joints, a list of B arrays (people, parts, 2) in input pixels.
+        predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels).
+        skeleton: what the network finds.
         batchsize: images of equal size that go through the network at once, at most; a mirror image counts as one more.
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
         min_parts: people with fewer parts are left out.
         ahead: images that are read before, and decoded after the network had them, at most.
     """
 
-    def __init__(self, predict_maps, batchsize=1, decoders=None, min_parts=MIN_PARTS, skeleton=COCO_SKELETON,
-                 ahead=None):
+    def __init__(self, predict_maps, skeleton, batchsize=1, decoders=None, min_parts=MIN_PARTS, ahead=None):
         self._predict_maps, self._batchsize, self._decoders = predict_maps, batchsize, decoders
         self._min_parts, self._skeleton = min_parts, skeleton
         self._ahead = ahead or max(4, 2 * batchsize)
         self._batches = []  # (images, network seconds, seconds of waiting)
         self._decode_seconds = []
 
-    def find(self, jobs):
-        """Yield (key, picture, keypoints (people, parts, 3) in image pixels, scores (people,)), in the jobs' order.
+    def find_people(self, requests):
+        """Yield (key, image, keypoints (people, parts, 3) in image pixels, scores (people,)), in the requests' order.
 
         Raises:
-            UserError: from job.read and the network, or a decoding process died.
+            UserError: from request.read and the network, or a decoding process died.
         """
         decoding = collections.deque()
-        items = _read_ahead(jobs, self._ahead + self._batchsize, self._skeleton)
+        items = _read_ahead(requests, self._ahead + self._batchsize)
         with contextlib.closing(self._batches_of(items)) as batches:
             for batch, waited in batches:
                 begin = time.perf_counter()
@@ -237,7 +239,7 @@ class Predictor:
                 network = time.perf_counter() - begin
                 begin = time.perf_counter()
                 for item, item_maps in zip(batch, maps):
-                    decoding.append((item, self._decode(item_maps, item.picture.views)))
+                    decoding.append((item, self._decode(item_maps, item.image.transforms)))
                 while decoding and (len(decoding) > self._ahead or decoding[0][1].done()
                                     or sum(item.size for item, _ in decoding) > MAX_HELD_BYTES):
                     yield self._decoded(decoding.popleft())
@@ -258,11 +260,11 @@ class Predictor:
                 'waiting': round(waited / max(waited + network, 1e-9), 3)}
 
     def _batches_of(self, items):
-        """Batches of consecutive items whose views have the same sizes, and the seconds that each took to come."""
+        """Batches of consecutive items whose inputs have the same sizes, and the seconds that each took to come."""
         batch, begin = [], time.perf_counter()
         for item in items:
-            sizes = [image.shape for image in item.images]
-            if batch and (len(batch) == self._batchsize or sizes != [image.shape for image in batch[0].images]
+            sizes = [single.shape for single in item.inputs]
+            if batch and (len(batch) == self._batchsize or sizes != [single.shape for single in batch[0].inputs]
                           or (len(batch) + 1) * item.size > MAX_HELD_BYTES):
                 yield batch, time.perf_counter() - begin
                 batch, begin = [], time.perf_counter()
@@ -271,50 +273,50 @@ class Predictor:
             yield batch, time.perf_counter() - begin
 
     def _run(self, batch):
-        """Maps of all views of a batch: for each item, a list of arrays (h, w, channels)."""
-        maps = [[None] * len(item.images) for item in batch]
-        for shape in collections.OrderedDict.fromkeys(image.shape for image in batch[0].images):
-            places = [(k, view) for k, item in enumerate(batch) for view in range(len(item.images))
-                      if item.images[view].shape == shape]
+        """Maps of all inputs of a batch: for each item, a list of arrays (h, w, channels)."""
+        maps = [list(item.image.maps or [None] * len(item.inputs)) for item in batch]
+        missing = [(k, number) for k, item in enumerate(batch) for number in range(len(item.inputs))
+                   if maps[k][number] is None]
+        for shape in collections.OrderedDict.fromkeys(single.shape for single in batch[0].inputs):
+            places = [(k, number) for k, number in missing if batch[k].inputs[number].shape == shape]
             count = max(1, min(self._batchsize, MAX_BATCH_PIXELS // (shape[0] * shape[1])))
             for first in range(0, len(places), count):
                 part = places[first:first + count]
-                found = np.asarray(self._predict_maps(np.stack([batch[k].images[view] for k, view in part]),
-                                                      [batch[k].joints[view] for k, view in part]))
+                found = np.asarray(self._predict_maps(np.stack([batch[k].inputs[number] for k, number in part])))
                 if found.ndim != 4 or len(found) != len(part):
                     raise UserError('the network gives maps of shape %s for %d images; give a network of this project'
                                     % (found.shape, len(part)))
-                for (k, view), single in zip(part, found):
-                    maps[k][view] = single
+                for (k, number), single in zip(part, found):
+                    maps[k][number] = single
         return maps
 
-    def _decode(self, maps, views):
-        arguments = maps, views, self._min_parts, self._skeleton
+    def _decode(self, maps, transforms):
+        arguments = maps, transforms, self._min_parts, self._skeleton
         try:
             if self._decoders:
-                return self._decoders.submit(decode_views, *arguments)
-            return _Done(decode_views(*arguments))
+                return self._decoders.submit(average_and_decode, *arguments)
+            return _Done(average_and_decode(*arguments))
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
 
     def _decoded(self, item):
-        (key, picture, *_), future = item
+        (key, image, *_), future = item
         try:
             keypoints, scores, seconds = future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
         self._decode_seconds.append(seconds)
-        return key, picture, keypoints, scores
+        return key, image, keypoints, scores
 
 
-def decode_views(maps, views, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
-    """Average the maps of an image's views and decode them.
+def average_and_decode(maps, transforms, min_parts, skeleton):
+    """Average the maps of an image's inputs and decode them.
 
     Returns:
         keypoints (people, parts, 3) of x, y in image pixels and score; scores (people,); seconds that it took.
     """
     begin = time.perf_counter()
-    averaged, stride, matrix = average_maps(maps, views, skeleton)
+    averaged, stride, matrix = average_maps(maps, transforms, skeleton)
     keypoints, scores = decode_people(averaged, stride, min_parts, skeleton)
     inverse = cv2.invertAffineTransform(matrix)
     keypoints[:, :, :2] = keypoints[:, :, :2] @ inverse[:, :2].T + inverse[:, 2]
@@ -334,15 +336,15 @@ class _Done:
         return self._value
 
 
-def _read_ahead(jobs, ahead, skeleton):
-    """An _Item of each job, read by threads at most `ahead` jobs before their turn; fewer where images are large."""
-    jobs = iter(jobs)
+def _read_ahead(requests, ahead):
+    """An _Item of each request, read by threads at most `ahead` before their turn, fewer where images are large."""
+    requests = iter(requests)
     waiting, size = collections.deque(), MAX_HELD_BYTES  # of an image; the first one is read alone
     executor = concurrent.futures.ThreadPoolExecutor(READERS)
     try:
         while True:
             room = max(1, min(ahead, MAX_HELD_BYTES // size)) - len(waiting)
-            waiting.extend(executor.submit(_read, job, skeleton) for job in itertools.islice(jobs, max(0, room)))
+            waiting.extend(executor.submit(_read, request) for request in itertools.islice(requests, max(0, room)))
             if not waiting:
                 return
             item = waiting.popleft().result()
@@ -355,14 +357,12 @@ def _read_ahead(jobs, ahead, skeleton):
         executor.shutdown()
 
 
-def _read(job, skeleton):
-    picture = job.read()
-    if picture is None:
+def _read(request):
+    image = request.read()
+    if image is None:
         return None
-    images = [view_image(picture.pixels, view, picture.reduction) for view in picture.views]
-    joints = [None if picture.joints is None else pose_augment.transform_joints(picture.joints, view.matrix, skeleton)
-              for view in picture.views]
-    return _Item(job.key, picture, images, joints, sum(image.nbytes for image in [picture.pixels] + images))
+    inputs = [transform_image(image.pixels, transform, image.reduction) for transform in image.transforms]
+    return _Item(request.key, image, inputs, sum(pixels.nbytes for pixels in [image.pixels] + inputs))
 
 
 @contextlib.contextmanager
@@ -373,26 +373,29 @@ def start_decoders(count=None):
         decodes in the caller's process.
     """
     if count is None:
-        count = min(MAX_DECODERS, (os.cpu_count() or 1) - 1)
+        count = min(MAX_DECODERS, usable_cores() - 1)
     if not count:
         yield None
         return
     # Not forked from this process: the threads of OpenCV and TensorFlow do not survive that.
     context = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods()
                                           else 'spawn')
-    with concurrent.futures.ProcessPoolExecutor(count, context, _start_decoder) as executor:
+    # Nothing is ever sent: the pipe ends when this process does, however that comes about.
+    reader, writer = context.Pipe(duplex=False)
+    with reader, writer, concurrent.futures.ProcessPoolExecutor(count, context, _start_decoder, (reader,)) as executor:
         executor.submit(os.getpid)
         yield executor
 
 
-def _start_decoder():
-    """In a decoding process: Ctrl-C is the parent's affair, and it does not outlive its parent."""
+def _start_decoder(parent):
+    """In a decoding process: Ctrl-C is the parent's affair, and it does not outlive its parent.
+
+    Its parent in the system's eyes is a server that forks it, which lives as long as one of its children does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.poll(None)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()

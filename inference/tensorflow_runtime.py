@@ -29,7 +29,7 @@ def _config(threads):
 
 def freeze_checkpoint(checkpoint, model, skeleton):
     """The GraphDef of a network, for images of any size, with a checkpoint's values."""
-    return freeze.freeze(freeze.network_graph(model, skeleton=skeleton), find_checkpoint(checkpoint))
+    return freeze.freeze(freeze.network_graph(model, skeleton), find_checkpoint(checkpoint))
 
 
 def graph_network(graph_def, name, threads=None):
@@ -43,7 +43,7 @@ def graph_network(graph_def, name, threads=None):
     batch, *shape = image.shape.as_list()[:3] if image.shape.rank == 4 else [None, None, None]
     session = tf.Session(graph=graph, config=_config(threads))
 
-    def predict_maps(images, joints):
+    def predict_maps(images):
         try:
             if batch == 1 and len(images) > 1:  # as graphs that were made elsewhere often are
                 return np.concatenate([session.run(output, {image: single[None]}) for single in images])

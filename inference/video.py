@@ -1,9 +1,12 @@
-"""People keep their number from frame to frame.
+"""People in films and cameras: an annotated video, and a line of JSON for each frame.
 
-Each person of a new frame takes the number of the most similar one of the last frames, most similar pairs first. The
-similarity of two people is COCO's object keypoint similarity (OKS) of their poses: 1 for equal ones, 0 for ones far
-apart in terms of their size. That is all: nothing is predicted and looks do not count, so two people who cross while
-one hides the other may come out with each other's number.
+Reading, network, and drawing and writing run side by side. A file gives each frame once, with the time that its decoder
+says; a camera, or another source that goes on meanwhile, gives the newest frame only.
+
+People keep their number from frame to frame. Each person of a new frame takes the number of the most similar one of the
+last frames, most similar pairs first. The similarity of two people is COCO's object keypoint similarity (OKS) of their
+poses: 1 for equal ones, 0 for ones far apart in terms of their size. Nothing is predicted and looks do not count: two
+people who cross while one hides the other may come out with each other's number.
 """
 import collections
 import concurrent.futures
@@ -12,26 +15,42 @@ import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
+import urllib.parse
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 import pose_draw
-from annotations.skeleton import COCO_SKELETON
 from pose_errors import UserError
 
-from .predictor import InputImage, Predictor, Request, make_views
+from .decode import keypoint_lists
+from .predictor import InputImage, Predictor, Request, make_transforms
 
 MIN_OKS = 0.2  # below, two poses are two people
 MAX_HIDDEN_FRAMES = 12  # frames that a person may be hidden
 MIN_COMMON_PARTS = 2
 
+CODEC = 'mp4v'
+DEFAULT_FPS = 25.0
+FRAMES_AHEAD = 8
+MAX_PAUSE = 10.0  # seconds that a live recording stands still at most
+END = object()
+ESCAPE, QUIT = 27, ord('q')
+URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
 
-def part_sigmas(skeleton=COCO_SKELETON):
+# FFmpeg's own remarks on broken files; what matters of them becomes an error line.
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+
+# index: of the frame, counted from 0, those included that a camera gave while nobody looked; seconds: since the start.
+Frame = collections.namedtuple('Frame', 'index seconds pixels')
+
+
+def part_sigmas(skeleton):
     """COCO's spread of each part, in units of the square root of a person's area: float64 (parts,)."""
     return np.array([np.mean([skeleton.sigmas[keypoint] for keypoint in source]) for source in skeleton.sources])
 
@@ -66,8 +85,8 @@ def _areas(poses):
 class Tracker:
     """Numbers people, from 1 on, in the order in which they appear."""
 
-    def __init__(self, skeleton=COCO_SKELETON, min_oks=MIN_OKS, memory=MAX_HIDDEN_FRAMES):
-        self._sigmas, self._min_oks, self._memory = part_sigmas(skeleton), min_oks, memory
+    def __init__(self, skeleton, min_oks=MIN_OKS, max_hidden_frames=MAX_HIDDEN_FRAMES):
+        self._sigmas, self._min_oks, self._max_hidden_frames = part_sigmas(skeleton), min_oks, max_hidden_frames
         self._frame = 0
         self._seen = {}  # number: (frame, pose)
         self.count = 0
@@ -75,7 +94,8 @@ class Tracker:
     def update(self, keypoints):
         """The numbers of the people of the next frame, keypoints (people, parts, 3): a list of ints."""
         self._frame += 1
-        self._seen = {number: seen for number, seen in self._seen.items() if self._frame - seen[0] <= self._memory}
+        self._seen = {number: seen for number, seen in self._seen.items()
+                      if self._frame - seen[0] <= self._max_hidden_frames}
         known = list(self._seen)
         numbers = [None] * len(keypoints)
         if known and len(keypoints):
@@ -92,54 +112,54 @@ class Tracker:
         return numbers
 
 
-# FFmpeg's own remarks on broken files; what matters of them becomes an error line.
-os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
-CODEC = 'mp4v'
-DEFAULT_FPS = 25.0
-FRAMES_AHEAD = 8
-END = object()
-ESCAPE, QUIT = 27, ord('q')
-
-
 class Frames:
-    """The frames of a video file, or of a camera: iterable of (index, uint8 (H, W, 3)), read by a thread of its own.
+    """The Frames of a video file, a camera or a stream: an iterable, read by a thread of its own.
 
-    A file's frames wait for the reader; of a camera's only the newest one is kept.
+    A file's frames wait for the reader; of a live source only the newest one is kept.
 
     Args:
-        source: path of a file, or the number of a camera as text.
+        source: path of a file or of a camera (/dev/video0), the number of a camera as text, or a URL.
+    Attributes:
+        height, width: in pixels, upright.  fps: the nominal rate.  count: of frames, as the file says, or None.
+        is_live: whether it goes on while nobody reads.
     Raises:
         UserError: there is no such file or camera, or it holds no video.
     """
 
     def __init__(self, source):
-        self.is_camera = source.isdigit()
-        if not self.is_camera and not os.path.isfile(source):
-            raise UserError('--video=%s: there is no such file; give a video, or the number of a camera' % source)
+        is_url = bool(URL.match(source))
+        is_camera = source.isdecimal() or _is_device(source)
+        if not (is_url or is_camera or os.path.isfile(source)):
+            raise UserError('--video=%s: there is no such file; give a video, the number of a camera or its device, or '
+                            'a URL' % source)
         cv2.setLogLevel(0)  # OpenCV's own remarks
-        self._capture = cv2.VideoCapture(int(source) if self.is_camera else source)
+        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # phones store their films as the sensor lies
         readable, first = self._capture.read()
         if not readable:
             self._capture.release()
-            raise UserError('camera %s gives no picture; is it connected and free?' % source if self.is_camera else
-                            '--video=%s: OpenCV cannot read a frame of it; convert it, for example to H.264 in .mp4'
-                            % source)
+            raise UserError('camera %s gives no picture; is it connected and free?' % source if is_camera else
+                            '--video=%s cannot be opened, or gives no picture; does a player show it?' % source
+                            if is_url else '--video=%s: OpenCV cannot read a frame of it; convert it, for example to '
+                            'H.264 in .mp4' % source)
         self.height, self.width = first.shape[:2]
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if np.isfinite(fps) and 1 <= fps <= 1000 else DEFAULT_FPS
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
-        self._queue = queue.Queue(1 if self.is_camera else FRAMES_AHEAD)
+        self.count = int(count) if not is_camera and 0 < count < 1e9 else None
+        self.is_live = is_camera or is_url and self.count is None
+        self._start = time.monotonic()
+        self._queue = queue.Queue(1 if self.is_live else FRAMES_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(first,), daemon=True)
         self._thread.start()
 
     def __iter__(self):
         while True:
-            item = self._queue.get()
-            if item is END:
+            frame = self._queue.get()
+            if frame is END:
                 return
-            yield item
+            yield frame
 
     def close(self):
         """Stop reading; the iteration ends."""
@@ -147,33 +167,65 @@ class Frames:
         self._thread.join()
         self._capture.release()
 
-    def _read(self, frame):
-        index, readable = 0, True
+    def _read(self, pixels):
+        index, readable, seconds = 0, True, None
         while readable and not self._closed.is_set():
-            self._put((index, frame))
+            seconds = self._time_after(seconds)
+            self._put(Frame(index, seconds, pixels))
             index += 1
-            readable, frame = self._capture.read()
+            readable, pixels = self._capture.read()
         self._put(END)
 
-    def _put(self, item):
+    def _time_after(self, before):
+        """When the frame that was just read is shown; before: when the one before it was, or None."""
+        if self.is_live:
+            return time.monotonic() - self._start if before is not None else 0.0
+        seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if before is None:
+            return seconds if np.isfinite(seconds) and seconds > 0 else 0.0
+        return seconds if np.isfinite(seconds) and seconds > before else before + 1 / self.fps  # without time stamps
+
+    def _put(self, frame):
         while True:
             with contextlib.suppress(queue.Full):
-                return self._queue.put(item, timeout=0.05)
-            if self.is_camera or self._closed.is_set():
+                return self._queue.put(frame, timeout=0.05)
+            if self.is_live or self._closed.is_set():
                 with contextlib.suppress(queue.Empty):
                     self._queue.get_nowait()
 
 
-class Output:
-    """The annotated video and the JSON lines. They get their names when they are whole: `close` gives them these.
+def _is_device(path):
+    """Whether a path is a camera's, as /dev/video0, there or not."""
+    return os.path.realpath(path).startswith('/dev/') and not os.path.isfile(path)
 
+
+def output_name(source):
+    """What the outputs of a source are called: a file's name without its ending, camera0, the end of a URL's path."""
+    if source.isdecimal():
+        return 'camera' + source
+    path = urllib.parse.urlsplit(source).path if URL.match(source) else source
+    return re.sub(r'[^\w. -]', '_', os.path.splitext(os.path.basename(path))[0]) or 'stream'
+
+
+class Output:
+    """A context: the annotated video and the JSON lines. They get their names when it ends, whole.
+
+    After an error both stay under the names of unfinished files; nothing stays when no frame was written.
+
+    Args:
+        prefix: of both paths.
+        fps, width, height: of the video.
+        keeps_time: whether pictures are repeated, or left out, so that the video takes as long as its frames' times
+            say; else each frame is shown once.
     Raises:
         UserError: OpenCV cannot write the video.
     """
 
-    def __init__(self, prefix, fps, width, height):
+    def __init__(self, prefix, fps, width, height, keeps_time=False):
         self.video, self.lines = prefix + '_people.mp4', prefix + '_people.jsonl'
         self._parts = {prefix + '_people.part.mp4': self.video, prefix + '_people.part.jsonl': self.lines}
+        self._fps, self._keeps_time = fps, keeps_time
+        self._shown, self._last, self._written = 0, None, 0
         video_part, lines_part = self._parts
         self._writer = cv2.VideoWriter(video_part, cv2.VideoWriter_fourcc(*CODEC), fps, (width, height))
         try:
@@ -181,87 +233,118 @@ class Output:
         except OSError as error:
             raise UserError('cannot write %s: %s; choose another --output-dir' % (lines_part, error.strerror))
         if not self._writer.isOpened():
+            self.__exit__(UserError)
             raise UserError('OpenCV cannot write %s; choose another --output-dir' % video_part)
 
-    def write(self, picture, record):
+    def __enter__(self):
+        return self
+
+    def write(self, picture, seconds, record):
+        """Write a drawn frame, shown at that time, and its JSON."""
         try:
-            self._writer.write(picture)
+            self._show(picture, seconds)
             self._file.write(json.dumps(record) + '\n')
         except OSError as error:
             raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
+        self._written += 1
 
-    def close(self):
+    def _show(self, picture, seconds):
+        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
+        if due < self._shown:
+            return
+        for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
+            self._writer.write(self._last)
+        self._writer.write(picture)
+        self._shown, self._last = due + 1, picture
+
+    def __exit__(self, kind, *_):
         self._writer.release()
-        self._file.close()
-        for part, name in self._parts.items():
-            os.replace(part, name)
+        try:
+            self._file.close()
+        except OSError as error:
+            raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
+        if kind is None:
+            for part, name in self._parts.items():
+                os.replace(part, name)
+        elif self._written:
+            logging.warning('the first %d frames are in %s', self._written, ' and '.join(self._parts))
+        else:
+            for part in self._parts:
+                with contextlib.suppress(OSError):
+                    os.remove(part)
 
 
-def find_people_in_video(predict_maps, args, decoders, stop, skeleton=COCO_SKELETON):
-    """--video: write the annotated video and its JSON lines, show frames per second, print a summary.
+def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decoders=None, batchsize=1, limit=None,
+                         show=False, input_size=None, short_edge=None, scales=(1.0,), flip=False):
+    """Write the annotated video of a source and its JSON lines; shows frames per second meanwhile.
 
-    stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
+    Args:
+        predict_maps, skeleton, batchsize, decoders: as for inference.predictor.Predictor.
+        source: as for Frames.
+        stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
+        limit: only the first so many frames.  show: whether to open a window.
+        input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.
+    Returns:
+        (path of the video, path of the JSON lines, summary as a dict).
+    Raises:
+        UserError: from Frames, Output and the network.
     """
-    with contextlib.closing(Frames(args.video)) as frames:
-        name = 'camera' + args.video if frames.is_camera else os.path.splitext(os.path.basename(args.video))[0]
-        views = make_views(frames.width, frames.height, args.input_size, args.scale, args.scales, args.flip)
+    name = output_name(source)
+    with contextlib.closing(Frames(source)) as frames:
+        transforms = make_transforms(frames.width, frames.height, input_size, short_edge, scales, flip)
         # A camera's frames should not wait for others to come.
-        finder = Predictor(predict_maps, 1 if frames.is_camera else args.batchsize, decoders,
-                           ahead=1 if frames.is_camera else None, skeleton=skeleton)
+        predictor = Predictor(predict_maps, skeleton, 1 if frames.is_live else batchsize, decoders,
+                              ahead=1 if frames.is_live else None)
         tracker = Tracker(skeleton)
-        found = finder.find(_jobs(frames, views, stop, args.limit))
-        total = min(filter(None, (frames.count, args.limit)), default=None)
+        found = predictor.find_people(_requests(frames, transforms, stop, limit))
+        total = min(filter(None, (frames.count, limit)), default=None)
         people, written, begin = 0, 0, time.perf_counter()
-        with contextlib.closing(Output(os.path.join(args.output_dir, name), frames.fps, frames.width,
-                                       frames.height)) as output, \
-                concurrent.futures.ThreadPoolExecutor(1) as writer, contextlib.closing(found):
+        output = Output(os.path.join(output_dir, name), frames.fps, frames.width, frames.height, frames.is_live)
+        with output, concurrent.futures.ThreadPoolExecutor(1) as writer, contextlib.closing(found):
             writing = collections.deque()
-            for index, picture, keypoints, scores in tqdm(found, 'finding people', total, unit='frame', disable=None):
+            for frame, _, keypoints, scores in tqdm(found, 'finding people', total, unit='frame', disable=None):
                 numbers = tracker.update(keypoints)
                 people, written = people + len(numbers), written + 1
-                record = frame_record(index, index / frames.fps, numbers, keypoints, scores)
-                writing.append(writer.submit(_draw_and_write, output, picture.pixels, keypoints, numbers, record,
-                                             skeleton))
-                while len(writing) > (0 if args.show else FRAMES_AHEAD):
+                writing.append(writer.submit(_draw_and_write, output, frame, keypoints, numbers, scores, skeleton))
+                while len(writing) > (0 if show else FRAMES_AHEAD):
                     drawn = writing.popleft().result()
-                if args.show and _show(name, drawn):
+                if show and _show(name, drawn):
                     break
             for future in writing:
                 future.result()
         seconds = time.perf_counter() - begin
-    if frames.count and written < frames.count and not (args.limit or stop() or args.show):
-        logging.warning('%s says that it has %d frames, and %d could be read', args.video, frames.count, written)
-    print('video: %s\njson lines: %s' % (output.video, output.lines))
-    print(json.dumps(dict(finder.timings(), frames=written, people=people, tracks=tracker.count,
-                          frames_per_s=round(written / seconds, 2), scales=list(args.scales), flip=args.flip)))
+    if frames.count and written < frames.count and not (limit or stop() or show):
+        logging.warning('%s says that it has %d frames, and %d could be read', source, frames.count, written)
+    return output.video, output.lines, dict(
+        predictor.timings(), frames=written, people=people, tracks=tracker.count,
+        frames_per_s=round(written / seconds, 2), scales=list(scales), flip=flip)
 
 
-def _jobs(frames, views, stop, limit):
-    for number, (index, pixels) in enumerate(frames, start=1):
+def _requests(frames, transforms, stop, limit):
+    for number, frame in enumerate(frames, start=1):
         if stop():
             return
-        yield Request(index, lambda pixels=pixels: InputImage(pixels, 1, views, None))
+        yield Request(frame, lambda pixels=frame.pixels: InputImage(pixels, 1, transforms, None))
         if number == limit:
             return
 
 
 def frame_record(index, seconds, numbers, keypoints, scores):
-    """A frame's people for its JSON line: their number, score, and x, y, score of each part, 0, 0, 0 where absent."""
-    flat = np.round(np.nan_to_num(np.asarray(keypoints, np.float64)), 3).reshape(len(numbers), -1)
+    """A frame's people for its JSON line: their number, score and keypoints, as from decode.keypoint_lists."""
     return {'frame': index, 'time': round(seconds, 4),
-            'people': [{'id': number, 'score': round(float(score), 4), 'pose_keypoints_2d': person.tolist()}
-                       for number, person, score in zip(numbers, flat, scores)]}
+            'people': [{'id': number, 'score': round(float(score), 4), 'pose_keypoints_2d': person}
+                       for number, person, score in zip(numbers, keypoint_lists(keypoints), scores)]}
 
 
-def _draw_and_write(output, pixels, keypoints, numbers, record, skeleton):
-    picture = draw_numbered(pixels, keypoints, numbers, skeleton)
-    output.write(picture, record)
+def _draw_and_write(output, frame, keypoints, numbers, scores, skeleton):
+    picture = draw_numbered(frame.pixels, keypoints, numbers, skeleton)
+    output.write(picture, frame.seconds, frame_record(frame.index, frame.seconds, numbers, keypoints, scores))
     return picture
 
 
-def draw_numbered(image, keypoints, numbers, skeleton=COCO_SKELETON):
+def draw_numbered(image, keypoints, numbers, skeleton):
     """Skeletons with each person's number above the highest part: a new uint8 (H, W, 3) image."""
-    picture = pose_draw.draw_skeletons(image, keypoints, skeleton=skeleton)
+    picture = pose_draw.draw_skeletons(image, keypoints, skeleton)
     size = max(0.4, image.shape[0] / 800)
     for person, number in zip(keypoints, numbers):
         x, y = person[np.nanargmin(person[:, 1]), :2]

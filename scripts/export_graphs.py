@@ -84,7 +84,7 @@ def make_graphs(args):
     add_accuracy(rows, predictors, samples, args, width, height)
     pose_files.write_file(os.path.join(args.output_dir, 'report.json'), json.dumps(rows, indent=2).encode('ascii'))
     print(format_table(rows, '%s at %dx%d, %d image(s), %s thread(s), TensorFlow %s'
-                              % (args.graph or checkpoint, width, height, len(images), args.threads or os.cpu_count(),
+                              % (args.graph or checkpoint, width, height, len(images), args.threads or pose_files.usable_cores(),
                                  tf.__version__)))
     check_optimized(graphs['graph_opt'], rows['graph_opt']['max_rel_diff'])
 
@@ -280,14 +280,14 @@ def latencies(networks, images, runs):
             if len(seconds[name]) >= WARM_UP_RUNS + LEAST_RUNS and sum(seconds[name]) > TIME_LIMIT:
                 continue
             start = time.perf_counter()
-            networks[name](image, None)
+            networks[name](image)
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values[WARM_UP_RUNS:]) for name, values in seconds.items()}
 
 
 def validation_loss(predict_maps, samples):
     """The mean over samples (image, heatmap, paf, mask) of the training loss of the last stage."""
-    return float(np.mean([last_stage_loss(predict_maps(sample[0][None], None)[0], sample) for sample in samples]))
+    return float(np.mean([last_stage_loss(predict_maps(sample[0][None])[0], sample) for sample in samples]))
 
 
 def last_stage_loss(maps, sample):
@@ -298,7 +298,7 @@ def last_stage_loss(maps, sample):
 
 
 def _outputs(predict_maps, images):
-    return np.concatenate([predict_maps(image[None], None) for image in images])
+    return np.concatenate([predict_maps(image[None]) for image in images])
 
 
 COLUMNS = [('bytes', 'MB', lambda value: '%.2f' % (value / 1e6)), ('nodes', 'nodes', str),

@@ -11,6 +11,7 @@ import pose_dataset
 from conftest import assert_user_error, run_command
 from image_folders import grey_image, keypoints, many_images, write_coco
 from pose_dataset import PoseDataset
+from annotations.skeleton import COCO_SKELETON
 from pose_draw import draw_sample
 
 
@@ -69,5 +70,5 @@ def test_truncated_annotations_are_one_line(one_image, tmp_path):
 
 def test_pictures_of_a_sample_are_of_one_size(one_image):
     sample = PoseDataset(str(one_image), 'train2017', 128, 96, 8).training_sample(0, np.random.RandomState(0))
-    pictures = draw_sample(sample)
+    pictures = draw_sample(sample, COCO_SKELETON)
     assert len(pictures) == 4 and len({picture.shape for picture in pictures}) == 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pose_draw
+from annotations.skeleton import COCO_SKELETON
 from pose_labels import render_heatmaps, render_pafs
 
 GREY = np.full((160, 240, 3), 100, np.uint8)
@@ -17,7 +18,7 @@ def one_person(**parts):
 
 
 def test_joints_and_limbs_have_their_colours_in_their_places():
-    drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(60, 80), p3=(180, 80)), opacity=1)
+    drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(60, 80), p3=(180, 80)), COCO_SKELETON, opacity=1)
     assert tuple(drawn[80, 60]) == pose_draw.PART_COLOURS[2]
     assert tuple(drawn[80, 180]) == pose_draw.PART_COLOURS[3]
     assert tuple(drawn[80, 120]) == pose_draw.PART_COLOURS[3]
@@ -37,25 +38,26 @@ def test_colours_are_those_of_openpose():
 def test_arguments_are_not_changed_and_scores_are_welcome():
     image, keypoints = GREY.copy(), one_person(p0=(30, 30), p1=(40, 60))
     scored = np.concatenate([keypoints, np.full((1, 18, 1), 0.5)], axis=2)
-    assert (pose_draw.draw_skeletons(image, scored) == pose_draw.draw_skeletons(image, keypoints)).all()
+    drawn = [pose_draw.draw_skeletons(image, points, COCO_SKELETON) for points in (scored, keypoints)]
+    assert (drawn[0] == drawn[1]).all()
     assert (image == GREY).all()
 
 
 @pytest.mark.parametrize('keypoints', [np.zeros((0, 18, 3)), np.full((2, 18, 2), np.nan), one_person(p5=(1e12, 3)),
                                        one_person(p5=(np.inf, 3), p6=(-1e9, -1e9))])
 def test_absent_and_absurd_points_are_not_drawn(keypoints):
-    assert (pose_draw.draw_skeletons(GREY, keypoints) == GREY).all()
+    assert (pose_draw.draw_skeletons(GREY, keypoints, COCO_SKELETON) == GREY).all()
 
 
 def test_a_limb_that_leaves_the_picture_is_drawn_to_its_border():
-    drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(120, 80), p3=(300, 80)))
+    drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(120, 80), p3=(300, 80)), COCO_SKELETON)
     assert (drawn[80, 125:] != GREY[80, 125:]).any(axis=1).all()
 
 
 @pytest.mark.parametrize('shape', [(18, 2), (1, 17, 3), (1, 18, 4)])
 def test_wrong_keypoints_are_refused(shape):
     with pytest.raises(ValueError, match='18'):
-        pose_draw.draw_skeletons(GREY, np.zeros(shape))
+        pose_draw.draw_skeletons(GREY, np.zeros(shape), COCO_SKELETON)
 
 
 def test_heat_lies_on_the_joint():
@@ -118,7 +120,7 @@ def test_a_photograph_with_its_people(coco_photos, tmp_path):
     photo = cv2.imread(str(coco_photos / 'train2017' / '000000000785.jpg'))
     nose, neck = (367, 81), (365, 112)
     path = str(tmp_path / 'drawn.png')
-    cv2.imwrite(path, pose_draw.draw_skeletons(photo, one_person(p0=nose, p1=neck)))
+    cv2.imwrite(path, pose_draw.draw_skeletons(photo, one_person(p0=nose, p1=neck), COCO_SKELETON))
     drawn = cv2.imread(path)
     assert drawn.shape == photo.shape
     assert drawn[neck[1], neck[0]].argmax() == 2 and drawn[neck[1], neck[0], 2] > 200

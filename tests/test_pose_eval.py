@@ -2,8 +2,10 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -16,9 +18,11 @@ import pose_eval
 import tensorflow.compat.v1 as tf
 from annotations.coco import find_split
 from annotations.skeleton import COCO_SKELETON
+from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command
-from inference.metrics import load_coco, oracle_maps
-from inference.predictor import InputImage, Predictor, Request, make_views
+from image_folders import grey_image, write_coco
+from inference.metrics import label_maps, load_coco
+from inference.predictor import InputImage, Predictor, Request, make_transforms
 from pose_errors import UserError
 
 SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'PCK', 'decode_ms',
@@ -64,9 +68,28 @@ def test_the_command_on_rendered_data(sample_coco, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png']
 
 
-def test_a_picture_of_nobody_found(sample_coco):
-    annotation_file, folder = find_split(str(sample_coco), 'val2017')
-    assert pose_eval.draw_results(load_coco(annotation_file), folder, [], 2).any()
+@pytest.mark.parametrize('labelled', ['some', 'nobody'])
+def test_a_picture_of_nobody_found(sample_coco, tmp_path, labelled):
+    folder = sample_coco if labelled == 'some' else write_coco(tmp_path, {'a.jpg': grey_image()}, [], 'val2017')
+    annotation_file, images = find_split(str(folder), 'val2017')
+    assert pose_eval.draw_results(load_coco(annotation_file), images, [], 2, None, COCO_SKELETON).any()
+
+
+def test_nobody_labelled_and_nobody_found(tmp_path):
+    write_coco(tmp_path, {'%d.jpg' % k: grey_image(60 * k) for k in range(3)}, [], 'val2017')
+    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path, '--output-dir=%s' % (tmp_path / 'out'))
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary['AP'], summary['images'], summary['people'], summary['detections']) == (-1, 3, 0, 0)
+    assert json.loads((tmp_path / 'out' / 'keypoints_val2017_results.json').read_text()) == []
+
+
+def test_the_summary_does_not_wait_for_the_picture(sample_coco, tmp_path):
+    """An evaluation of hours is not lost with it."""
+    (tmp_path / 'people_val2017.png').mkdir()
+    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--output-dir=%s' % tmp_path)
+    assert_user_error(result, 'people_val2017.png')
+    assert json.loads(result.stdout.splitlines()[-1])['AP'] > 0.5
 
 
 # Graphs, checkpoints and pictures.
@@ -80,9 +103,8 @@ def photo_graph(coco_photos, tmp_path_factory):
     coco = load_coco(find_split(str(coco_photos), 'val2017')[0])
     joints = COCO_SKELETON.joints([a['keypoints'] for a in coco.dataset['annotations']])
     matrix = pose_augment.fit_matrix(640, 392, 640, 400)
-    moved = pose_augment.transform_joints(joints.astype(np.float64), matrix)
-    maps = oracle_maps(8)(np.zeros((1, 400, 640, 3), np.uint8), [moved])
-    write_graph(folder / 'graph.pb', maps, (1, 400, 640, 3))
+    moved = pose_augment.transform_joints(joints.astype(np.float64), matrix, COCO_SKELETON)
+    write_graph(folder / 'graph.pb', label_maps(moved, 640, 400, 8, COCO_SKELETON)[None], (1, 400, 640, 3))
     return folder, joints
 
 
@@ -103,14 +125,18 @@ def test_pictures_and_json_of_a_folder(photo_graph, tmp_path):
     shutil.copytree(str(folder / 'images'), str(images))
     (images / 'broken.jpg').write_bytes(b'\xff\xd8 not really')
     (images / 'notes.txt').write_text('no photograph')
+    (images / 'camera.HEIC').write_bytes(b'of a phone')
+    (images / 'more').mkdir()
+    cv2.imwrite(str(images / 'more' / '000000197388.png'), cv2.imread(str(images / '000000197388.jpg')))
     result = run_command('pose_eval.py', '--graph=%s' % (folder / 'graph.pb'), '--images=%s' % images,
                          '--output-dir=%s' % (tmp_path / 'out'))
     assert result.returncode == 0, result.stderr
-    assert 'broken.jpg' in result.stderr
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['000000197388_keypoints.json',
-                                                                          '000000197388_rendered.png']
+    assert 'broken.jpg' in result.stderr and '1 .heic' in result.stderr
+    outputs = ['000000197388_keypoints.json', '000000197388_rendered.png']
+    assert sorted(os.listdir(str(tmp_path / 'out'))) == outputs + ['more']
+    assert sorted(os.listdir(str(tmp_path / 'out' / 'more'))) == outputs
     summary = json.loads(result.stdout.splitlines()[-1])
-    assert summary['images'] == 1 and summary['people'] == 5 and summary['flip'] is False
+    assert summary['images'] == 2 and summary['people'] == 10 and summary['flip'] is False
 
     content = json.loads((tmp_path / 'out' / '000000197388_keypoints.json').read_text())
     assert (content['image'], content['width'], content['height']) == ('000000197388.jpg', 640, 392)
@@ -132,8 +158,39 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), '2, 8, 8, 57. for an input')):
         with pytest.raises(UserError, match=mention):
             predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
-            job = Request('photo', lambda: InputImage(np.zeros((64, 64, 3), np.uint8), 1, make_views(64, 64, (64, 64)), None))
-            list(Predictor(predict_maps).find([job]))
+            transforms = make_transforms(64, 64, (64, 64))
+            request = Request('photo', lambda: InputImage(np.zeros((64, 64, 3), np.uint8), 1, transforms, None))
+            list(Predictor(predict_maps, COCO_SKELETON).find_people([request]))
+
+
+def photographs_without_people(folder, count, people_at=()):
+    """Paths of photographs, and a network that finds somebody in those at people_at."""
+    paths = [str(folder / ('%d.png' % k)) for k in range(count)]
+    for k, path in enumerate(paths):
+        cv2.imwrite(path, np.full((96, 96, 3), 20 * k, np.uint8))
+    person = render_maps(random_people(np.random.RandomState(0), 1, 96, 96, 0.7, 0.8), 96, 96, 8)
+    return paths, lambda images: np.stack([person * (int(np.median(image)) // 20 in people_at) for image in images])
+
+
+@pytest.mark.parametrize('found_in', [(0, 1, 3), (1, 2, 3), (0, 1, 2), ()], ids=['middle', 'first', 'last', 'all'])
+def test_photographs_without_people(tmp_path, capsys, found_in):
+    paths, predict_maps = photographs_without_people(tmp_path, 4, found_in)
+    pose_eval.draw_photographs(predict_maps, COCO_SKELETON, paths, str(tmp_path), str(tmp_path / 'out'),
+                               input_size=(96, 96), short_edge=None, scales=(1.0,), flip=False)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['people'] == len(found_in)
+    for k in range(4):
+        content = json.loads((tmp_path / 'out' / ('%d_keypoints.json' % k)).read_text())
+        assert len(content['people']) == (k in found_in) and (tmp_path / 'out' / ('%d_rendered.png' % k)).exists()
+
+
+def test_outputs_of_many_photographs():
+    """Two that differ in their endings alone keep these; a large folder takes no time."""
+    paths = ['in/a.jpg', 'in/a.png', 'in/b/a.jpg'] + ['in/%d.jpg' % k for k in range(50000)]
+    begin = time.perf_counter()
+    prefixes = pose_eval.output_prefixes(paths, 'in', 'out')
+    assert time.perf_counter() - begin < 5
+    assert [prefixes[path] for path in paths[:4]] == [
+        ('out/a.jpg', 'a.jpg'), ('out/a.png', 'a.png'), ('out/b/a', 'b/a.jpg'), ('out/0', '0.jpg')]
 
 
 # Flags.

@@ -76,7 +76,7 @@ def test_a_graph_writes_no_file_from_a_function(tmp_path, called):
             call.attr['T'].type = tf.float32.as_datatype_enum
             (tmp_path / 'graph.pb').write_bytes(graph.SerializeToString())
             predict_maps, _ = load_network(graph_file=str(tmp_path / 'graph.pb'))
-            assert predict_maps(np.full((1, 16, 16, 3), 3, np.uint8), None).max() == 3
+            assert predict_maps(np.full((1, 16, 16, 3), 3, np.uint8)).max() == 3
     if called != 'Relu':
         refused(graph, tmp_path, call.name + ' is a ' + called)
     assert not written.exists()

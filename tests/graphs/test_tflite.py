@@ -36,7 +36,7 @@ def frozen(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(frozen, images):
-    return graph_network(frozen, 'frozen')[0](images, None)
+    return graph_network(frozen, 'frozen')[0](images)
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_another_size_is_refused(files):
     predict_maps, size = load_network(str(files['float']))
     assert size == (SIZE, SIZE)
     with pytest.raises(UserError, match='64x64, not 72x64'):
-        predict_maps(np.zeros((1, 64, 72, 3), np.uint8), None)
+        predict_maps(np.zeros((1, 64, 72, 3), np.uint8))
 
 
 @pytest.mark.parametrize('kind', ['float', 'int8'])

@@ -160,7 +160,7 @@ def test_people_whose_linking_part_is_hidden_stay_whole(count):
 
 def test_pieces_far_apart_or_with_a_part_in_common_are_two_people():
     skeleton = skeleton_of_category({'name': 'dog', 'keypoints': ['nose', 'back', 'tail', 'paw'],
-                              'skeleton': [[1, 2], [2, 3], [3, 4]]}, 'dogs.json')
+                                     'skeleton': [[1, 2], [2, 3], [3, 4]]}, 'dogs.json')
     dogs = np.array([[(60, 40), (np.nan, np.nan), (100, 40), (100, 70)]])
 
     def found(joints):
@@ -232,7 +232,7 @@ def test_matching_equals_brute_force(seed):
     maps = render_maps(random_people(rng, 3, 96, 96, 0.6, 0.9), 96, 96, 8)
     maps[:, :, 19:] += rng.normal(0, 0.1, maps[:, :, 19:].shape)
     part, position, _ = find_peaks(maps[:, :, :18], 8)
-    limb, start, end, score = score_limbs(part, position, maps[:, :, 19:], 8)
+    limb, start, end, score = score_limbs(part, position, maps[:, :, 19:], 8, COCO_SKELETON.limbs)
     matched = match_limbs(limb, start, end, score)
     expected = brute_force_limbs(part, position, maps[:, :, 19:], 8)
     assert len(expected) > 20
@@ -246,8 +246,9 @@ def test_assembled_people_are_a_partition_without_double_parts(seed):
     rng = np.random.RandomState(seed)
     part = np.sort(rng.randint(0, 18, 40))
     start, end = rng.randint(0, 40, (2, 60))
+    position = rng.uniform(0, 50, (40, 2))
     for people in (assemble_people(part, start, end),
-                   join_pieces(assemble_people(part, start, end), part, rng.uniform(0, 50, (40, 2)), COCO_SKELETON.limbs)):
+                   join_pieces(assemble_people(part, start, end), part, position, COCO_SKELETON.limbs)):
         assert sorted(peak for person in people for peak in person) == list(range(40))
         assert all(len(set(part[person])) == len(person) for person in people)
 

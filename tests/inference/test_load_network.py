@@ -20,9 +20,9 @@ def test_a_checkpoint_runs_as_its_network_would(tmp_path):
         expected = session.run(network.output, {image: pixels})
     predict_maps, fixed_size = load_network(checkpoint=str(tmp_path), model='mobilenet_fast')
     assert fixed_size is None
-    maps = predict_maps(pixels, None)
+    maps = predict_maps(pixels)
     assert maps.shape == (1, 16, 24, 57) and np.abs(maps - expected).max() < 1e-4
-    assert predict_maps(np.zeros((1, 32, 32, 3), np.uint8), None).shape == (1, 8, 8, 57)
+    assert predict_maps(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 8, 8, 57)
 
     with pytest.raises(UserError, match='conv1_1'):
         load_network(checkpoint=str(tmp_path / 'model-7'), model='cmu')

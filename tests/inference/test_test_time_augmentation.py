@@ -6,36 +6,34 @@ from annotations.coco import find_split
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people
 from inference.decode import decode_people
-from inference.metrics import evaluate, oracle_maps
-from inference.predictor import average_maps, decode_views, fitted_size, interpolated, make_views, mirrored_channels, \
-    pose_augment, view_image
+from inference.metrics import evaluate, label_maps
+from inference.predictor import average_and_decode, average_maps, fitted_size, interpolated, make_transforms, \
+    mirrored_channels, transform_image
+from pose_augment import transform_joints
 
 
-def labels_of_views(joints, views, stride):
-    """What a perfect network gives for each view: maps (h, w, 57)."""
-    maps = []
-    for view in views:
-        moved = pose_augment.transform_joints(joints, view.matrix)
-        maps.append(oracle_maps(stride)(np.zeros((1, view.height, view.width, 3)), [moved])[0])
-    return maps
+def labels_of_transforms(joints, transforms, stride):
+    """What a perfect network gives for each transform: maps (h, w, 57)."""
+    return [label_maps(transform_joints(joints, transform.matrix, COCO_SKELETON), transform.width, transform.height,
+                       stride, COCO_SKELETON) for transform in transforms]
 
 
 @pytest.mark.parametrize('stride', (8, 4))
 @pytest.mark.parametrize('scales, flip', [((1.0,), True), ((1.0, 2.0), False), ((0.5, 1.0, 1.5), True)])
-def test_views_agree_about_where_people_are(stride, scales, flip):
-    """Each view alone, brought to the common grid, shows the same people in the same places to a fraction of a cell."""
+def test_transforms_agree_about_where_people_are(stride, scales, flip):
+    """Each input alone, brought to the common grid, shows the same people in the same places, nearly to the cell."""
     joints = random_people(np.random.RandomState(0), 2, 400, 300, 0.7, 0.9)
-    views = make_views(400, 300, short_edge=300, scales=scales, flip=flip)
-    maps = labels_of_views(joints, views, stride)
-    keypoints, scores, _ = decode_views(maps, views)
+    transforms = make_transforms(400, 300, short_edge=300, scales=scales, flip=flip)
+    maps = labels_of_transforms(joints, transforms, stride)
+    keypoints, scores, _ = average_and_decode(maps, transforms, 3, COCO_SKELETON)
     assert len(scores) == 2
     for person in joints:
         error = np.nanmean(np.linalg.norm(keypoints[:, :, :2] - person, axis=2), axis=1).min()
         assert error < 1.5
-    target = max(view.width for view in views)
-    averaged, found_stride, matrix = average_maps(maps, views)
+    target = max(transform.width for transform in transforms)
+    averaged, found_stride, matrix = average_maps(maps, transforms, COCO_SKELETON)
     assert found_stride == stride and averaged.shape[1] == target // stride
-    reference = [single for single, view in zip(maps, views) if view.width == target][0]
+    reference = [single for single, transform in zip(maps, transforms) if transform.width == target][0]
     heat, pafs = np.abs(averaged - reference)[:, :, :19], np.abs(averaged - reference)[:, :, 19:]
     if flip and len(scales) == 1:  # the grids are each other's mirror image: heatmaps agree to rounding
         assert heat.max() < 1e-3
@@ -45,9 +43,9 @@ def test_views_agree_about_where_people_are(stride, scales, flip):
 def test_a_flip_that_is_not_undone_would_show():
     """Left and right swapped wrongly, or PAFs that keep their sign, cancel: the average would lose its people."""
     joints = random_people(np.random.RandomState(1), 1, 320, 320, 0.7, 0.9)
-    views = make_views(320, 320, (320, 320), flip=True)
-    maps = labels_of_views(joints, views, 8)
-    right = decode_people(average_maps(maps, views)[0], 8)[1]
+    transforms = make_transforms(320, 320, (320, 320), flip=True)
+    maps = labels_of_transforms(joints, transforms, 8)
+    right = decode_people(average_maps(maps, transforms, COCO_SKELETON)[0], 8)[1]
     assert len(right) == 1 and right[0] > 0.8
     wrong = maps[0] / 2 + maps[1][:, ::-1] / 2  # neither parts swapped nor x negated
     assert not len(decode_people(wrong, 8)[1]) or decode_people(wrong, 8)[1][0] < 0.8 * right[0]
@@ -55,7 +53,8 @@ def test_a_flip_that_is_not_undone_would_show():
 
 def test_mirrored_channels_of_coco():
     heat_order, paf_order, paf_sign = mirrored_channels(COCO_SKELETON)
-    assert heat_order[COCO_SKELETON.parts.index('LWrist')] == COCO_SKELETON.parts.index('RWrist') and heat_order[18] == 18
+    parts = COCO_SKELETON.parts
+    assert heat_order[parts.index('LWrist')] == parts.index('RWrist') and heat_order[18] == 18
     for k, (a, b) in enumerate(COCO_SKELETON.limbs):
         mirrored = COCO_SKELETON.limbs[paf_order[2 * k] // 2]
         assert mirrored == (COCO_SKELETON.flip_order[a], COCO_SKELETON.flip_order[b])
@@ -65,14 +64,14 @@ def test_mirrored_channels_of_coco():
 def test_limbs_without_a_counterpart_are_not_averaged_with_another():
     """A custom skeleton may have a limb in opposite directions on the left and on the right, or on one side only."""
     skeleton = COCO_SKELETON._replace(parts=('nose', 'left_eye', 'right_eye'), limbs=((0, 1), (2, 0), (1, 2)),
-                             flip_order=(0, 2, 1))
+                                      flip_order=(0, 2, 1))
     _, order, sign = mirrored_channels(skeleton)
     assert order.tolist() == [2, 3, 0, 1, 4, 5] and sign.tolist() == [1, -1, 1, -1, 1, -1]
     one_sided = skeleton._replace(limbs=((0, 1),))
     assert mirrored_channels(one_sided)[2].tolist() == [0, 0]
-    views = make_views(64, 64, (64, 64), flip=True)
+    transforms = make_transforms(64, 64, (64, 64), flip=True)
     maps = [np.random.RandomState(k).rand(8, 8, 6).astype(np.float32) for k in range(2)]
-    averaged, _, _ = average_maps(maps, views, one_sided)
+    averaged, _, _ = average_maps(maps, transforms, one_sided)
     assert np.allclose(averaged[:, :, 4:], maps[0][:, :, 4:], atol=1e-5)
 
 
@@ -93,16 +92,15 @@ def test_panoramas_stay_within_bounds():
     assert fitted_size(640, 480, short_edge=368) == (496, 368)
     width, height = fitted_size(40000, 400, short_edge=368, scale=2)
     assert (width, height) == (4 * 2 * 368, 2 * 368)
-    [view] = make_views(40000, 400, short_edge=368)
-    corners = np.array([[0, 0], [39999, 399]]) @ view.matrix[:, :2].T + view.matrix[:, 2]
-    assert (corners >= -1).all() and (corners <= [view.width, view.height]).all()
+    [transform] = make_transforms(40000, 400, short_edge=368)
+    corners = np.array([[0, 0], [39999, 399]]) @ transform.matrix[:, :2].T + transform.matrix[:, 2]
+    assert (corners >= -1).all() and (corners <= [transform.width, transform.height]).all()
 
 
 def test_scales_and_flip_keep_perfect_maps_perfect(sample_coco):
-    single, _, _ = evaluate(oracle_maps(8), *find_split(str(sample_coco), 'val2017'),
-                                         short_edge=368)
-    both, _, _ = evaluate(oracle_maps(8), *find_split(str(sample_coco), 'val2017'),
-                                       short_edge=368, scales=(1.0, 2.0), flip=True, batchsize=3)
+    single, _, _ = evaluate(None, *find_split(str(sample_coco), 'val2017'), short_edge=368, oracle_stride=8)
+    both, _, _ = evaluate(None, *find_split(str(sample_coco), 'val2017'), short_edge=368, scales=(1.0, 2.0), flip=True,
+                          batchsize=3, oracle_stride=8)
     assert both['AP'] > single['AP'] - 0.02 and both['AP'] > 0.85
     assert (both['scales'], both['flip'], both['input']) == ([1.0, 2.0], True, 'short edge 368')
 
@@ -110,8 +108,8 @@ def test_scales_and_flip_keep_perfect_maps_perfect(sample_coco):
 @pytest.mark.parametrize('shape', [(100, 300), (300, 100), (37, 41), (3000, 2000)])
 def test_photographs_are_letterboxed_and_not_distorted(shape):
     pixels = np.full(shape + (3,), 255, np.uint8)
-    [view] = make_views(shape[1], shape[0], (256, 192))
-    image, matrix = view_image(pixels, view), view.matrix
+    [transform] = make_transforms(shape[1], shape[0], (256, 192))
+    image, matrix = transform_image(pixels, transform), transform.matrix
     assert image.shape == (192, 256, 3)
     assert matrix[0, 0] == matrix[1, 1] and matrix[0, 1] == matrix[1, 0] == 0
     corners = np.array([[0, 0], [shape[1] - 1, shape[0] - 1]]) @ matrix[:, :2].T + matrix[:, 2]
@@ -126,7 +124,7 @@ def test_large_photographs_are_averaged_down():
     """Single-pixel stripes become grey instead of aliasing."""
     stripes = np.zeros((2000, 2000, 3), np.uint8)
     stripes[:, ::2] = 255
-    image = view_image(stripes, make_views(2000, 2000, (128, 128))[0])
+    image = transform_image(stripes, make_transforms(2000, 2000, (128, 128))[0])
     assert np.abs(image[1:-1, 1:-1].astype(int) - 128).max() < 8
 
 

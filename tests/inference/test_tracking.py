@@ -18,7 +18,7 @@ def people():
 
 def test_similarity_is_cocos(people):
     """For one displaced keypoint of sigma s: exp(-d^2 / (2 area (2 s)^2)), the others being 1."""
-    sigmas = video.part_sigmas()
+    sigmas = video.part_sigmas(COCO_SKELETON)
     keypoint_sigmas = [sigmas[part] for part in COCO_SKELETON.part_of_keypoint]
     assert np.allclose(keypoint_sigmas, Params(iouType='keypoints').kpt_oks_sigmas)
     moved = people[:1].copy()
@@ -34,7 +34,7 @@ def test_similarity_is_cocos(people):
 def test_numbers_stay(people):
     """While people walk or stand, change their order, lose parts, hide for a while, and new ones come."""
     random = np.random.RandomState(1)
-    tracker = video.Tracker()
+    tracker = video.Tracker(COCO_SKELETON)
     assert tracker.update(people) == [1, 2, 3]
     for frame in range(1, 30):
         order = random.permutation(3)
@@ -49,7 +49,7 @@ def test_numbers_stay(people):
 
 
 def test_people_who_were_gone_for_long_get_a_new_number(people):
-    tracker = video.Tracker(memory=3)
+    tracker = video.Tracker(COCO_SKELETON, max_hidden_frames=3)
     tracker.update(people[:1])
     for _ in range(3):
         tracker.update(people[1:2])
@@ -60,6 +60,6 @@ def test_people_with_hardly_any_parts(people):
     """One common part says nothing about who it is; a single point has no area."""
     only = np.full((1, 18, 3), np.nan)
     only[0, 0] = people[0, 0]
-    tracker = video.Tracker()
+    tracker = video.Tracker(COCO_SKELETON)
     assert tracker.update(people[:1]) == [1]
     assert tracker.update(only) == [2] and tracker.update(only) == [3]

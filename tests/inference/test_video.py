@@ -1,19 +1,23 @@
 """A video written here from rendered people, read, annotated and written again by the real code, and errors."""
-import argparse
+import functools
+import http.server
 import json
 import os
 import signal
+import struct
+import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
 
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command
-from inference.metrics import oracle_maps
 from inference.predictor import start_decoders
-from inference.video import check_display, find_people_in_video
+from inference.video import Frames, check_display, find_people_in_video, output_name
 from pose_cli import StopSignal
 from pose_draw import draw_skeletons
 from pose_errors import UserError
@@ -29,29 +33,43 @@ def people_of_frame(index):
     return np.concatenate(people[:1] if 8 <= index < 11 else people)
 
 
-@pytest.fixture(scope='module')
-def video(tmp_path_factory):
-    """Rendered people without colours on grey; how bright the grey is tells the number of the frame."""
-    path = tmp_path_factory.mktemp('video') / 'walk.mp4'
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 12.5, (WIDTH, HEIGHT))
-    for index in range(COUNT):
-        background = np.full((HEIGHT, WIDTH, 3), 16 + 9 * index, np.uint8)
-        grey = cv2.cvtColor(draw_skeletons(background, people_of_frame(index)), cv2.COLOR_BGR2GRAY)
-        writer.write(np.repeat(grey[:, :, None], 3, axis=2))
+def write_video(path, frames, fps=12.5):
+    """frames: uint8 (H, W, 3) arrays."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), fps, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
     writer.release()
     return path
 
 
-def predict_maps(images, joints):
-    """The labels of the frame that is seen: its number is read from the pixels that the video brought."""
-    return np.stack([render_maps(people_of_frame(int(round((np.median(image[:8]) - 16) / 9))), WIDTH, HEIGHT, 8)
-                     for image in images])
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+    """Rendered people without colours on grey; how bright the grey is tells the number of the frame."""
+    frames = []
+    for index in range(COUNT):
+        background = np.full((HEIGHT, WIDTH, 3), 16 + 9 * index, np.uint8)
+        grey = cv2.cvtColor(draw_skeletons(background, people_of_frame(index), COCO_SKELETON), cv2.COLOR_BGR2GRAY)
+        frames.append(np.repeat(grey[:, :, None], 3, axis=2))
+    return write_video(tmp_path_factory.mktemp('video') / 'walk.mp4', frames)
 
 
-def flags(video, folder, **kwargs):
-    return argparse.Namespace(**dict(dict(
-        video=str(video), output_dir=str(folder), input_size=(WIDTH, HEIGHT), scale=None, scales=(1.0,), flip=False,
-        batchsize=4, limit=None, show=False), **kwargs))
+def number_of(image):
+    """The number of the frame, from the pixels that the video brought."""
+    return int(round((np.median(image[:8]) - 16) / 9))
+
+
+def predict_maps(images):
+    """The labels of the frame that is seen."""
+    return np.stack([render_maps(people_of_frame(number_of(image)), WIDTH, HEIGHT, 8) for image in images])
+
+
+def find(source, folder, predict_maps=predict_maps, stop=lambda: False, **kwargs):
+    """(summary, the lines of JSON) of find_people_in_video."""
+    kwargs = dict(dict(input_size=(WIDTH, HEIGHT), batchsize=4), **kwargs)
+    path, lines, summary = find_people_in_video(predict_maps, COCO_SKELETON, str(source), str(folder), stop, **kwargs)
+    assert os.path.isfile(path)
+    with open(lines) as file:
+        return summary, [json.loads(line) for line in file]
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +82,15 @@ def signals():
 
 
 @pytest.mark.parametrize('decoders', (0, 2))
-def test_every_frame_comes_out_with_numbered_people(video, tmp_path, decoders, capsys):
+def test_every_frame_comes_out_with_numbered_people(video, tmp_path, decoders):
     with start_decoders(decoders) as executor:
-        find_people_in_video(predict_maps, flags(video, tmp_path), executor, lambda: False)
+        summary, lines = find(video, tmp_path, decoders=executor)
     assert sorted(os.listdir(str(tmp_path))) == ['walk_people.jsonl', 'walk_people.mp4']
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary['frames'], summary['people'], summary['tracks']) == (COUNT, 2 * COUNT - 3, 2)
     assert summary['frames_per_s'] > 0 and 0 <= summary['waiting'] <= 1
 
-    lines = [json.loads(line) for line in (tmp_path / 'walk_people.jsonl').read_text().splitlines()]
     assert [line['frame'] for line in lines] == list(range(COUNT)) and lines[-1]['time'] == (COUNT - 1) / 12.5
-    number_of = {}
+    ids = {}
     for line in lines:
         joints = people_of_frame(line['frame'])
         assert len(line['people']) == len(joints)
@@ -82,8 +98,8 @@ def test_every_frame_comes_out_with_numbered_people(video, tmp_path, decoders, c
             points = np.array(person['pose_keypoints_2d']).reshape(18, 3)
             error = np.linalg.norm(points[None, :, :2] - joints, axis=2).mean(axis=1)
             assert error.min() < 2
-            number_of.setdefault(int(error.argmin()), set()).add(person['id'])
-    assert sorted(map(len, number_of.values())) == [1, 1] and set.union(*number_of.values()) == {1, 2}
+            ids.setdefault(int(error.argmin()), set()).add(person['id'])
+    assert sorted(map(len, ids.values())) == [1, 1] and set.union(*ids.values()) == {1, 2}
 
     before, after = cv2.VideoCapture(str(video)), cv2.VideoCapture(str(tmp_path / 'walk_people.mp4'))
     assert after.get(cv2.CAP_PROP_FPS) == 12.5 and after.get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
@@ -95,18 +111,127 @@ def test_every_frame_comes_out_with_numbered_people(video, tmp_path, decoders, c
         assert colourful[0] == 0 and colourful[1] > 200, 'skeletons are drawn'
 
 
+@pytest.mark.parametrize('empty', [{0}, {11}, {COUNT - 1}, set(range(COUNT))], ids=['first', 'middle', 'last', 'all'])
+def test_frames_without_people(video, tmp_path, empty):
+    def nobody_there(images):
+        maps = predict_maps(images)
+        maps[[number_of(image) in empty for image in images]] = 0
+        return maps
+    summary, lines = find(video, tmp_path, nobody_there)
+    assert {line['frame'] for line in lines if not line['people']} == empty and len(lines) == COUNT
+    assert summary['people'] == sum(len(people_of_frame(index)) for index in range(COUNT) if index not in empty)
+
+
 def test_a_signal_ends_it_with_whole_files(video, tmp_path):
     seen = []
 
-    def interrupted(images, joints):
+    def interrupted(images):
         seen.append(len(images))
         if len(seen) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return predict_maps(images, joints)
-    find_people_in_video(interrupted, flags(video, tmp_path, batchsize=1), None, StopSignal())
-    lines = (tmp_path / 'walk_people.jsonl').read_text().splitlines()
+        return predict_maps(images)
+    _, lines = find(video, tmp_path, interrupted, StopSignal(), batchsize=1)
     assert 2 <= len(lines) < COUNT
     assert cv2.VideoCapture(str(tmp_path / 'walk_people.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == len(lines)
+
+
+@pytest.mark.parametrize('good', [0, 16])
+def test_after_an_error_nothing_has_its_final_name(video, tmp_path, good, caplog):
+    def failing(images):
+        if number_of(images[0]) >= good:
+            raise UserError('the network fails')
+        return predict_maps(images)
+    with pytest.raises(UserError, match='the network fails'):
+        find(video, tmp_path, failing)
+    parts = ['walk_people.part.jsonl', 'walk_people.part.mp4'] if good else []
+    assert sorted(os.listdir(str(tmp_path))) == parts
+    assert all(name in caplog.text for name in parts)
+
+
+def test_a_film_that_is_stored_sideways_is_read_upright(video, tmp_path):
+    """As phones do: the turn is in the header, in the matrix of the track."""
+    frames = [cv2.rotate(frame.pixels, cv2.ROTATE_90_COUNTERCLOCKWISE) for frame in Frames(str(video))]
+    data = write_video(tmp_path / 'sideways.mp4', frames).read_bytes()
+    place = data.index(b'tkhd') + 44
+    quarter = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / 'sideways.mp4').write_bytes(data[:place] + quarter + data[place + 36:])
+    summary, _ = find(tmp_path / 'sideways.mp4', tmp_path)
+    assert summary['people'] == 2 * COUNT - 3
+    drawn = cv2.VideoCapture(str(tmp_path / 'sideways_people.mp4')).read()[1]
+    assert drawn.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path):
+    """As phones do in the dark: the second half of the frames takes five times as long."""
+    data = video.read_bytes().replace(b'edts', b'free')  # which would cut off what comes later
+    table = data.index(b'stts')
+    ticks = struct.unpack_from('>I', data, table + 16)[0]
+    entries = struct.pack('>5I', 2, COUNT // 2, ticks, COUNT // 2, 5 * ticks)
+    data = bytearray(data[:table + 8] + entries + data[table + 20:])
+    for name in (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stts'):
+        place = data.index(name) - 4
+        struct.pack_into('>I', data, place, struct.unpack_from('>I', data, place)[0] + 8)
+    (tmp_path / 'varying.mp4').write_bytes(data)
+    _, lines = find(tmp_path / 'varying.mp4', tmp_path)
+    expected = np.cumsum([0] + [0.08] * (COUNT // 2) + [0.4] * (COUNT // 2 - 1))
+    assert np.abs([line['time'] for line in lines] - expected).max() < 0.01
+
+
+class Camera:
+    """Stands in for cv2.VideoCapture: 25 frames a second, whoever looks."""
+
+    def __init__(self, source):
+        self.begin, self.count = time.monotonic(), 0
+
+    def read(self):
+        self.count += 1
+        time.sleep(max(0.0, self.begin + self.count / 25 - time.monotonic()))
+        return True, np.full((HEIGHT, WIDTH, 3), 16, np.uint8)
+
+    def get(self, what):
+        return 25.0 if what == cv2.CAP_PROP_FPS else 0.0
+
+    def set(self, *_):
+        return False
+
+    def release(self):
+        pass
+
+
+def test_the_recording_of_a_camera_takes_as_long_as_it_took(tmp_path, monkeypatch):
+    """Most of its frames come while the network is busy with an earlier one."""
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
+
+    def slow(images):
+        time.sleep(0.15)
+        return predict_maps(images)
+    _, lines = find('0', tmp_path, slow, limit=6)
+    assert len(lines) == 6 and lines[-1]['frame'] > 8
+    film = capture(str(tmp_path / 'camera0_people.mp4'))
+    plays = (film.get(cv2.CAP_PROP_FRAME_COUNT) - 1) / film.get(cv2.CAP_PROP_FPS)
+    assert abs(plays - lines[-1]['time']) <= 0.04
+
+
+def test_a_film_behind_an_url(video, tmp_path):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    os.symlink(str(video), str(tmp_path / 'walk.mp4'))
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = 'http://127.0.0.1:%d/walk.mp4?from=0' % server.server_address[1]
+        _, lines = find(url, tmp_path)
+        server.shutdown()
+    assert len(lines) == COUNT and (tmp_path / 'walk_people.mp4').exists()
+
+
+def test_names_of_outputs():
+    for source, name in (('0', 'camera0'), ('/dev/video2', 'video2'), ('films/a b.c.mp4', 'a b.c'),
+                         ('rtsp://user:word@10.0.0.1:554/cam?x=/y', 'cam'), ('http://10.0.0.1', 'stream')):
+        assert output_name(source) == name
 
 
 @pytest.mark.slow
@@ -128,7 +253,8 @@ def test_the_command(video, tmp_path):
 def test_files_that_are_no_videos(tmp_path):
     (tmp_path / 'broken.mp4').write_bytes(b'no video at all' * 100)
     (tmp_path / 'g.pb').write_bytes(b'')
-    for source in (tmp_path / 'absent.mp4', tmp_path / 'broken.mp4', '97'):
+    for source in (tmp_path / 'absent.mp4', tmp_path / 'broken.mp4', '97', '/dev/video97',
+                   'http://127.0.0.1:9/cam.mjpg'):
         result = run_command('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % source,
                              '--output-dir=%s' % (tmp_path / 'out'))
         assert_user_error(result, source)
@@ -140,10 +266,3 @@ def test_windows_need_a_display(monkeypatch):
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     with pytest.raises(UserError, match='--show'):
         check_display()
-
-
-def test_oracles_of_the_maps_are_the_labels():
-    """What stands in for the network here is what --oracle evaluates."""
-    joints = people_of_frame(0)
-    maps = oracle_maps(8)(np.zeros((1, HEIGHT, WIDTH, 3)), [joints])[0]
-    assert np.array_equal(maps, render_maps(joints, WIDTH, HEIGHT, 8))

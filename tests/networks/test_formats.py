@@ -165,7 +165,7 @@ def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
     write_caffemodel(tmp_path / 'w.caffemodel', values)
     predict_maps, size = load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')
     assert size is None
-    assert np.abs(predict_maps(image, None) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(predict_maps(image) - expected).max() <= 1e-5 * np.abs(expected).max()
     write_caffemodel(tmp_path / 'w.caffemodel', {name: value for name, value in values.items() if 'CPM' not in name})
     with pytest.raises(UserError, match='conv4_3_CPM'):
         load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')

@@ -13,9 +13,9 @@ import tensorflow.compat.v1 as tf  # noqa: E402
 tf.Session().close()
 predict_maps, _ = load_network(sys.argv[1], threads=1)
 images = np.zeros((1, 64, 64, 3), np.uint8)
-predict_maps(images, None)
+predict_maps(images)
 begin, wall = os.times(), time.time()
 for _ in range(50):
-    predict_maps(images, None)
+    predict_maps(images)
 end = os.times()
 print((end.user + end.system - begin.user - begin.system) / (time.time() - wall))
