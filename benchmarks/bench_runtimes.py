@@ -24,7 +24,8 @@ import networks
 import pose_cli
 import pose_dataset
 import pose_files
-from annotations.coco import find_split
+from annotations.skeleton import COCO_SKELETON
+from annotations.images import find_split
 from graphs import freeze, graphdef, optimize, tflite
 from inference import load_network
 from inference.metrics import evaluate
@@ -203,7 +204,7 @@ def measure(model, images, args):
 def make_graphs(model, images, checkpoint, folder):
     """The network's frozen and its optimized graph, as files and Graphs."""
     height, width = images.shape[1:3]
-    graph = freeze.network_graph(model, (width, height))
+    graph = freeze.network_graph(model, COCO_SKELETON, (width, height))
     frozen = freeze.freeze(graph, find_checkpoint(checkpoint) if checkpoint else random_weights(model, folder))
     files = []
     for name, graph in (('frozen', frozen), ('opt', optimize.optimize(frozen, [1, height, width, 3]))):

@@ -1,4 +1,4 @@
-"""Which graphs are let in. A graph is a program: it may hold ops that write files, and functions that hide them.
+"""Which ops a graph may have. A graph is a program: it may hold ops that write files, and functions that hide them.
 
 A network's forward pass needs few ops. A frozen graph is checked against their list while it is still data, before
 TensorFlow has seen it, which computes with constants as soon as it imports a graph.
@@ -9,6 +9,7 @@ import operator
 
 import numpy as np
 
+from networks.formats import MAX_ELEMENTS
 from networks.tensorflow import tf
 from pose_errors import UserError
 
@@ -36,7 +37,6 @@ ALLOWED_TEXTS = {b'', b'NHWC', b'NCHW', b'SAME', b'VALID', b'EXPLICIT', b'REFLEC
                  b'MIN_FIRST', b'SCALED', b'HALF_AWAY_FROM_ZERO', b'HALF_TO_EVEN'}
 
 MAX_NODES = 100000
-MAX_ELEMENTS = 2 ** 28  # of all constants together, and of any tensor: more than any network here needs
 MAX_INTEGERS = 1024  # of a constant: shapes, axes and paddings; TensorFlow computes with these while it imports
 TRIAL_SIZE = 368  # of the input, to see the shapes of a graph for any size
 
@@ -137,7 +137,7 @@ def check_shapes(graph):
     Only shapes are computed, of the graph without its large constants; at TRIAL_SIZE where it takes any size.
 
     Args:
-        graph: that check_nodes has let in.
+        graph: that check_nodes accepts.
     Raises:
         UserError: naming the node.
     """
@@ -184,8 +184,8 @@ def _parts(graph):
 
 
 def _computes_integers(node):
-    return any(node.attr[name].type in INTEGER_TYPES
-               for name in ('T', 'DstT', 'out_type', 'dtype') if name in node.attr)
+    return node.op == 'Shape' or any(node.attr[name].type in INTEGER_TYPES
+                                     for name in ('T', 'DstT', 'out_type', 'dtype') if name in node.attr)
 
 
 def _import_part(tf_graph, part):
@@ -211,7 +211,7 @@ def _check_output(op, shape):
     if tensor is None or tensor.dtype not in FLOATS or tensor.shape.rank not in (None, 4):
         raise UserError('the output %s is not maps of floats (batch, rows, columns, channels)' % OUTPUT)
     sides = tensor.shape.as_list() if tensor.shape.rank else [None] * 4
-    if 0 in sides or any((side or 1) > most for side, most in zip(sides[:3], shape)):
+    if 0 in sides or any((side or 1) > limit for side, limit in zip(sides[:3], shape)):
         raise UserError('the output %s has shape %s for an input of %s; maps have at least one cell, and no more than '
                         'the image has pixels' % (OUTPUT, tensor.shape, tuple(shape)))
 

@@ -42,10 +42,10 @@ def fold_batch_norm(graph):
         scale, shift, chain = np.ones(channels), np.zeros(channels), []
         node = linear
         while node.name != OUTPUT and len(view.users(node)) == 1:
-            step = affine_step(view, view.users(node)[0], node, linear, channels)
-            if step is None:
+            affine = channel_affine(view, view.users(node)[0], node, linear, channels)
+            if affine is None:
                 break
-            scale, shift = scale * step[0], shift * step[0] + step[1]
+            scale, shift = scale * affine[0], shift * affine[0] + affine[1]
             node = view.users(node)[0]
             chain.append(node)
         if not chain or [node.op for node in chain] == ['BiasAdd']:
@@ -65,7 +65,7 @@ def fold_batch_norm(graph):
     return strip_unused(view.graph)
 
 
-def affine_step(view, node, source, linear, channels):
+def channel_affine(view, node, source, linear, channels):
     """(scale, shift), each (channels,) float64, when node only scales and shifts the channels of source; else None.
 
     source has the layout of linear, the convolution or matrix product that it is computed from.
@@ -101,16 +101,16 @@ def affine_step(view, node, source, linear, channels):
     return one, value
 
 
-def other_operand(view, node, least_dimensions=1):
+def other_operand(view, node, min_dimensions=1):
     """The operand that node combines with a constant of at least so many dimensions, else None."""
     for ref, other in (node.input, node.input[::-1]):
         value = view.constant(ref)
-        if value is not None and value.ndim >= least_dimensions:
+        if value is not None and value.ndim >= min_dimensions:
             return other
     return None
 
 
-def before_affine(view, ref):
+def skip_scale_and_shift(view, ref):
     """The node before any additions and scalings with constants that end in ref."""
     node = view.node(ref)
     while node.op in ADDITIONS + SCALINGS and other_operand(view, node, 0) is not None:
@@ -118,7 +118,7 @@ def before_affine(view, ref):
     return node
 
 
-def comes_after_linear(view, node):
+def is_computed_by_linear(view, node):
     """Whether node is, or is computed from, a convolution or matrix product."""
     seen, to_visit = set(), [node]
     while to_visit:
@@ -132,7 +132,7 @@ def comes_after_linear(view, node):
 
 
 def why_not_folded(view, ref):
-    origin = before_affine(view, ref)
+    origin = skip_scale_and_shift(view, ref)
     if origin.op in LINEAR and view.constant(origin.input[1]) is None:
         return 'the weights of %s are not constant' % origin.name
     if origin.op in LINEAR:

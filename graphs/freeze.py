@@ -8,7 +8,6 @@ import numpy as np
 from google.protobuf import message, text_format
 
 import networks
-from annotations.skeleton import COCO_SKELETON
 from networks import pretrained
 from networks.formats import vgg19
 from networks.tensorflow import tf
@@ -18,8 +17,10 @@ from pose_files import read_file, write_file
 from . import allowed_ops, graphdef
 from .graphdef import BATCH_NORM, INPUT, VARIABLES, constant_node, drop_attributes, is_training, like, strip_unused
 
-SKELETON = 'Openpose/skeleton'
+SKELETON = 'Openpose/skeleton'  # the name of a constant
 MAX_BYTES = 2 ** 31 - 1  # of a file; protobuf takes no more
+# Of a SavedModel: the signature that clients call when they name none, its input and its output.
+SIGNATURE, IMAGE, MAPS = 'serving_default', 'image', 'maps'
 
 
 def load_graph(path):
@@ -82,13 +83,13 @@ def skeleton_text(graph):
     return None
 
 
-def network_graph(model, input_size=None, skeleton=COCO_SKELETON):
+def network_graph(model, skeleton, input_size=None):
     """The inference graph of a network.
 
     Args:
         model: one of networks.NAMES.
-        input_size: (width, height) of the input in pixels, or None for any.
         skeleton: what it finds.
+        input_size: (width, height) of the input in pixels, or None for any.
     """
     width, height = input_size or (None, None)
 
@@ -100,7 +101,7 @@ def network_graph(model, input_size=None, skeleton=COCO_SKELETON):
 
 
 def inference_graph(build):
-    """The GraphDef of a network without anything that trains it.
+    """The GraphDef of a network without anything that trains it, which older versions of TensorFlow read too.
 
     build: called in an empty default graph; makes the nodes INPUT and OUTPUT.
 
@@ -114,7 +115,7 @@ def inference_graph(build):
         if node.op in BATCH_NORM and not is_training(node):
             node.op = 'FusedBatchNorm'
             drop_attributes(node, [name for name in node.attr if name in ('U', 'exponential_avg_factor')])
-    return graph
+    return graphdef.drop_default_attributes(graph)
 
 
 def freeze(graph, checkpoint):
@@ -151,6 +152,35 @@ def freeze(graph, checkpoint):
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen
+
+
+def save_saved_model(graph, folder):
+    """Write a frozen graph as the SavedModel folder; one that is there already gives way when the new one is complete.
+
+    Its signature SIGNATURE takes IMAGE, float32 pixels (batch, height, width, 3) BGR, and gives MAPS, float32.
+
+    Args:
+        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
+        folder: TensorFlow Serving wants its name to be a number, the version: models/NAME/1.
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    temporary = '%s.%d.tmp' % (folder, os.getpid())
+    try:
+        with tf.Graph().as_default(), tf.Session() as session:
+            tensors = [graphdef.INPUT + ':0', graphdef.OUTPUT + ':0']
+            image, maps = tf.import_graph_def(graph, name='', return_elements=tensors)
+            signature = tf.saved_model.predict_signature_def({IMAGE: image}, {MAPS: maps})
+            builder = tf.saved_model.Builder(temporary)
+            builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING],
+                                                 {SIGNATURE: signature}, strip_default_attrs=True)
+            builder.save()
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError('cannot write the SavedModel %s: %s; choose another --output-dir' % (folder, error))
 
 
 def run_transforms(graph, inputs, outputs, transforms):
@@ -193,36 +223,3 @@ def _transform_graph():
     except ImportError:
         return None
     return TransformGraph
-
-
-SIGNATURE = 'serving_default'  # what clients call when they name none
-IMAGE, MAPS = 'image', 'maps'
-
-
-def save_saved_model(graph, folder):
-    """Write a frozen graph as the SavedModel folder; one that is there already gives way when the new one is complete.
-
-    Its signature SIGNATURE takes IMAGE, float32 pixels (batch, height, width, 3) BGR, and gives MAPS, float32.
-
-    Args:
-        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
-        folder: TensorFlow Serving wants its name to be a number, the version: models/NAME/1.
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    temporary = '%s.%d.tmp' % (folder, os.getpid())
-    try:
-        with tf.Graph().as_default(), tf.Session() as session:
-            tensors = [graphdef.INPUT + ':0', graphdef.OUTPUT + ':0']
-            image, maps = tf.import_graph_def(graph, name='', return_elements=tensors)
-            signature = tf.saved_model.predict_signature_def({IMAGE: image}, {MAPS: maps})
-            builder = tf.saved_model.Builder(temporary)
-            builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING],
-                                                 {SIGNATURE: signature})
-            builder.save()
-        if os.path.isdir(folder):
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except (OSError, tf.errors.OpError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError('cannot write the SavedModel %s: %s; choose another --output-dir' % (folder, error))

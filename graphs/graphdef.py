@@ -163,6 +163,39 @@ def flag(node, name, default):
     return node.attr[name].b if name in node.attr else default
 
 
+def drop_default_attributes(graph):
+    """The graph without attributes that have their op's default value.
+
+    A newer TensorFlow writes those that it has added to an op; an older one, which computes the same, refuses them.
+    """
+    with tf.Graph().as_default() as tf_graph:
+        import_graph(graph)
+        ops = {op.type: op.op_def for op in tf_graph.get_operations()}
+    changed = like(graph)
+    for node in graph.node:
+        copy = changed.node.add()
+        copy.CopyFrom(node)
+        drop_attributes(copy, [attribute.name for attribute in ops[node.op].attr
+                               if attribute.HasField('default_value') and attribute.name in copy.attr
+                               and copy.attr[attribute.name] == attribute.default_value])
+    return changed
+
+
+def training_batch_norms(graph):
+    """The nodes of a graph that normalize by the statistics of the batch, as in training.
+
+    Each image's output then depends on the others of its batch, and no pass can fold them.
+    """
+    view = GraphView(graph)
+    return [node for node in view.of(*BATCH_NORM, 'SquaredDifference') if node.op in BATCH_NORM and is_training(node)
+            or node.op == 'SquaredDifference' and any(_averages_batch(view, user) for user in view.users(node))]
+
+
+def _averages_batch(view, node):
+    axes = view.constant(node.input[1]) if node.op == 'Mean' else None
+    return axes is not None and 0 in np.atleast_1d(axes)
+
+
 def drop_attributes(node, names):
     """Remove attributes from a node."""
     for name in names:

@@ -1,7 +1,7 @@
 """Passes that make a frozen graph ready for inference, and the proof that they did.
 
 Each pass takes a GraphDef and returns a new one. `optimize` folds batch norm into convolutions and drops what inference
-does not need, and `find_leftovers` proves that it did. The same code runs on TF 1.15 and 2.x.
+does not need, and `find_unfolded` proves that it did. The same code runs on TF 1.15 and 2.x.
 """
 import collections
 
@@ -10,17 +10,17 @@ import numpy as np
 from networks.tensorflow import tf
 from pose_errors import UserError
 
-from .fold_batch_norm import before_affine, comes_after_linear, fold_batch_norm, fold_depthwise_1x1, other_operand, \
+from .fold_batch_norm import skip_scale_and_shift, is_computed_by_linear, fold_batch_norm, fold_depthwise_1x1, other_operand, \
     why_not_folded
 from .graphdef import ADDITIONS, BATCH_NORM, INPUT, LINEAR, OTHER_BATCH_NORM, OUTPUT, PASS_THROUGH, RUN_TIME_BRANCHES, \
-    SCALINGS, GraphView, canonical, constant_node, import_graph, is_training, like, new_name, node_name, port, \
-    reference, set_input_shape, strip_unused
+    SCALINGS, GraphView, canonical, constant_node, drop_default_attributes, import_graph, is_training, like, new_name, \
+    node_name, port, reference, set_input_shape, strip_unused, training_batch_norms
 from .separable import split_layers
 
 MAX_NAMED = 10  # nodes in an error line
 
 # A node that should not be in an optimized graph, and why it is.
-Leftover = collections.namedtuple('Leftover', 'name op reason')
+UnfoldedNode = collections.namedtuple('UnfoldedNode', 'name op reason')
 
 
 def optimize(graph, input_shape=None):
@@ -43,7 +43,7 @@ def optimize(graph, input_shape=None):
                         'is_training=False instead of a tensor'
                         % ', '.join('%s (%s)' % (node.name, node.op) for node in branches[:MAX_NAMED]), exit_code=4)
     graph = simplify(set_input_shape(graph, input_shape))
-    return strip_unused(split_layers(fold_batch_norm(fold_depthwise_1x1(graph)), OUTPUT))
+    return drop_default_attributes(strip_unused(split_layers(fold_batch_norm(fold_depthwise_1x1(graph)), OUTPUT)))
 
 
 def simplify(graph):
@@ -141,7 +141,7 @@ def output_shape(graph, shape):
 
 
 def find_batch_norms(graph):
-    """The batch norms of a frozen graph as Leftovers, however they are written, with what keeps them from folding.
+    """The batch norms of a frozen graph as UnfoldedNodes, however they are written, with what keeps them from folding.
 
     The graph must have been simplified. A scale per channel counts as (part of) a batch norm when it follows a
     convolution, or when an addition per channel stands beside it; scaling the image itself does not.
@@ -155,24 +155,22 @@ def find_batch_norms(graph):
             reason = 'its mean, variance, beta or gamma is not constant'
         else:
             reason = why_not_folded(view, node.input[0])
-        found.append(Leftover(node.name, node.op, reason))
+        found.append(UnfoldedNode(node.name, node.op, reason))
     for node in view.of(*SCALINGS):
         source = other_operand(view, node)
         if source is None:
             continue
-        origin = before_affine(view, source)
+        origin = skip_scale_and_shift(view, source)
         beside = view.users(node) + [view.node(source)]
-        if origin.op in LINEAR or (comes_after_linear(view, origin) and any(
+        if origin.op in LINEAR or (is_computed_by_linear(view, origin) and any(
                 neighbour.op in ADDITIONS and other_operand(view, neighbour) for neighbour in beside)):
-            found.append(Leftover(node.name, node.op, why_not_folded(view, source)))
-    for node in view.of('SquaredDifference'):
-        if any(user.op == 'Mean' and 0 in np.atleast_1d(view.constant(user.input[1])) for user in view.users(node)):
-            found.append(Leftover(node.name, node.op,
-                                  'its batch norm uses the statistics of the batch, as in training'))
+            found.append(UnfoldedNode(node.name, node.op, why_not_folded(view, source)))
+    found += [UnfoldedNode(node.name, node.op, 'its batch norm uses the statistics of the batch, as in training')
+              for node in training_batch_norms(graph) if node.op not in BATCH_NORM]
     return found
 
 
-def find_leftovers(graph):
+def find_unfolded(graph):
     """What an optimized graph should not contain: batch norms, nodes that pass on their input, nodes of training."""
     found = find_batch_norms(graph)
     with tf.Graph().as_default() as tf_graph:
@@ -180,15 +178,15 @@ def find_leftovers(graph):
         stateful = {op.name for op in tf_graph.get_operations() if op.op_def.is_stateful}
     for node in graph.node:
         if node.op in PASS_THROUGH and node.name != INPUT:
-            found.append(Leftover(node.name, node.op, 'it passes on its input'))
+            found.append(UnfoldedNode(node.name, node.op, 'it passes on its input'))
         elif node.op == 'Placeholder' and node.name != INPUT:
-            found.append(Leftover(node.name, node.op, 'it is a second input'))
+            found.append(UnfoldedNode(node.name, node.op, 'it is a second input'))
         elif node.name in stateful:
-            found.append(Leftover(node.name, node.op, 'it has a state or is random, as in training'))
+            found.append(UnfoldedNode(node.name, node.op, 'it has a state or is random, as in training'))
     return found
 
 
-def list_leftovers(leftovers):
-    """Leftovers in one line."""
-    texts = ['%s (%s): %s' % leftover for leftover in leftovers[:MAX_NAMED]]
-    return '; '.join(texts) + ('; and %d more' % (len(leftovers) - MAX_NAMED) if len(leftovers) > MAX_NAMED else '')
+def list_unfolded(unfolded):
+    """UnfoldedNodes in one line."""
+    texts = ['%s (%s): %s' % node for node in unfolded[:MAX_NAMED]]
+    return '; '.join(texts) + ('; and %d more' % (len(unfolded) - MAX_NAMED) if len(unfolded) > MAX_NAMED else '')

@@ -13,11 +13,11 @@ import numpy as np
 from networks.tensorflow import tf
 
 # Parts of a concatenation with a smaller share of its channels are convolved together.
-LEAST_SHARE_ALONE = 1 / 4
+MIN_SHARE_ALONE = 1 / 4
 # To convolve before doubling saves less than its edges cost when the kernel is small, or when they are most of the
 # image.
-LEAST_KERNEL_BEFORE_DOUBLING = 5
-LEAST_SHARE_BEFORE_DOUBLING = 1 / 2
+MIN_KERNEL_BEFORE_DOUBLING = 5
+MIN_SHARE_BEFORE_DOUBLING = 1 / 2
 
 # A depthwise convolution, filters (k, k, channels, 1), and the 1x1 convolution that alone uses it, weights
 # (1, 1, channels, n). name is the latter's.
@@ -85,7 +85,7 @@ def group_channels(concat):
     parts = channel_parts(concat.outputs[0])
     sizes = np.array([channels(part) for part in parts])
     part_of_channel = np.repeat(np.arange(len(parts)), sizes)
-    alone = sizes >= LEAST_SHARE_ALONE * sizes.sum()
+    alone = sizes >= MIN_SHARE_ALONE * sizes.sum()
     groups = [(parts[k], part_of_channel == k) for k in np.flatnonzero(alone)]
     others = [parts[k] for k in np.flatnonzero(~alone)]
     if others:
@@ -141,14 +141,14 @@ def convolver(tensor, height, width):
 def is_doubled(tensor, height, width):
     """Whether `before_doubling` can convolve tensor with a kernel of this size, and saves something."""
     op = tensor.op
-    if (height != width or height % 2 == 0 or height < LEAST_KERNEL_BEFORE_DOUBLING or op.type != 'ResizeBilinear'
+    if (height != width or height % 2 == 0 or height < MIN_KERNEL_BEFORE_DOUBLING or op.type != 'ResizeBilinear'
             or op.get_attr('align_corners') or op.get_attr('half_pixel_centers') or op.inputs[0].dtype != tensor.dtype):
         return False
     size, doubled = op.inputs[0].shape.as_list()[1:3], tensor.shape.as_list()[1:3]
     if None in size or doubled != [2 * n for n in size]:
         return False
     centre = np.maximum(0, np.array(size) - 2 * border_cells(height))
-    return bool(centre.prod() >= LEAST_SHARE_BEFORE_DOUBLING * np.prod(size))
+    return bool(centre.prod() >= MIN_SHARE_BEFORE_DOUBLING * np.prod(size))
 
 
 def border_cells(kernel):

@@ -6,6 +6,8 @@ are fast in ai-edge-litert only: tflite-runtime computes them there with referen
 """
 import collections
 import os
+import subprocess
+import sys
 
 import numpy as np
 
@@ -45,11 +47,13 @@ def open_interpreter(path, threads=None):
         UserError: the file is missing, broken or not of this project, or no interpreter is installed.
     """
     check_file(path)
+    if runtime_name() == 'tflite-runtime':
+        _try_in_another_process(path)
     try:
         interpreter = interpreter_class()(model_path=path, num_threads=threads or usable_cores())
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        raise UserError('the interpreter cannot run %s: %s; convert the graph again' % (path, error))
+        raise UserError('the interpreter cannot run %s: %s; copy or convert it again' % (path, error))
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if (len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]['shape']) != 4 or inputs[0]['shape'][3] != 3
             or inputs[0]['dtype'] not in (np.uint8, np.float32) or len(outputs[0]['shape']) != 4
@@ -77,6 +81,14 @@ def check_file(path):
     if start[4:] != IDENTIFIER or size > MAX_BYTES:
         raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made'
                         % path)
+
+
+def _try_in_another_process(path):
+    """Raise UserError for a file that would end this process: tflite-runtime follows damaged offsets anywhere."""
+    program = 'import sys, tflite_runtime.interpreter as runtime; runtime.Interpreter(sys.argv[1]).allocate_tensors()'
+    result = subprocess.run([sys.executable, '-c', program, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if result.returncode < 0:
+        raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
 
 
 def interpreter_class():

@@ -86,7 +86,7 @@ def assert_same_outputs(graph, other, size=(16, 16), tolerance=1e-5):
     np.testing.assert_allclose(outputs(other, images), expected, atol=tolerance * np.abs(expected).max())
 
 
-def check(build, expected_ops, version=None, leftovers=(), size=(16, 16)):
+def check(build, expected_ops, version=None, unfolded=(), size=(16, 16)):
     """Optimize build's graph: the same outputs, these ops, and these (name, part of the reason) left over."""
     shape = (1,) + size + (3,)
     graph = frozen_graph(build, shape, version)
@@ -95,10 +95,10 @@ def check(build, expected_ops, version=None, leftovers=(), size=(16, 16)):
     found = ops(optimized)
     if expected_ops is not None:
         assert found == expected_ops
-    left = optimize.find_leftovers(optimized)
-    assert [leftover.name for leftover in left] == [name for name, _ in leftovers], left
-    for leftover, (_, reason) in zip(left, leftovers):
-        assert reason in leftover.reason
+    left = optimize.find_unfolded(optimized)
+    assert [node.name for node in left] == [name for name, _ in unfolded], left
+    for node, (_, reason) in zip(left, unfolded):
+        assert reason in node.reason
     return optimized
 
 

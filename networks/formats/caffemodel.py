@@ -11,7 +11,7 @@ The file is one protobuf message, NetParameter of Caffe's public caffe.proto. Of
 A convolution has the blobs weights (out, in, height, width) and, unless it has no bias, biases (out,). Caffe's
 convolution is a correlation as TensorFlow's is, so that only the axes have to be turned. The authors' network takes BGR
 pixels as x / 256 - 0.5, which is what networks.network_cmu does: the values are used as they are. (VGG-19 as trained on
-ImageNet takes others: imagenet_vgg.py.)
+ImageNet takes others: vgg19.py.)
 """
 import mmap
 

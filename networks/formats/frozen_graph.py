@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from ..tensorflow import tf
 from google.protobuf import message
 
 from pose_errors import UserError
 
+from ..tensorflow import tf
+from . import MAX_ELEMENTS
+
 LEAVES = ('weights', 'biases', 'depthwise_weights', 'beta', 'gamma', 'moving_mean', 'moving_variance')
-MAX_ELEMENTS = 2 ** 28  # of an array: more than any network here has in all
 
 
 def read(path):

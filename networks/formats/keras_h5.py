@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 from pose_errors import UserError
 
+from . import MAX_ELEMENTS
+
 LEAVES = {'kernel': 'weights', 'W': 'weights', 'bias': 'biases', 'b': 'biases', 'depthwise_kernel': 'depthwise_weights',
           'beta': 'BatchNorm/beta', 'gamma': 'BatchNorm/gamma', 'moving_mean': 'BatchNorm/moving_mean',
           'moving_variance': 'BatchNorm/moving_variance'}
 LEAF = re.compile(r'(?:^|_)(%s)(?::\d+)?$' % '|'.join(sorted(LEAVES, key=len, reverse=True)))
-MAX_ELEMENTS = 2 ** 28  # of an array: more than any network here has in all
 
 
 def read(path):

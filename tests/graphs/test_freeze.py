@@ -6,6 +6,7 @@ import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from conftest import ROOT
 from graphs import freeze, graphdef
 from pose_errors import UserError
@@ -47,13 +48,13 @@ def test_a_frozen_network_computes_what_the_network_does(tmp_path):
         tf.train.Saver(network.variables).restore(session, checkpoint)
         expected = session.run(network.output)
     for size, shape in (((96, 64), [None, 64, 96, 3]), (None, [None, None, None, 3])):
-        frozen = freeze.freeze(freeze.network_graph('mobilenet_thin', size), checkpoint)
+        frozen = freeze.freeze(freeze.network_graph('mobilenet_thin', COCO_SKELETON, size), checkpoint)
         assert graphdef.input_shape(frozen).as_list() == shape
         assert not set(ops(frozen)) & {'VariableV2', 'FusedBatchNormV3', 'Assign'}
         assert ops(frozen)['FusedBatchNorm'] == 72
         np.testing.assert_allclose(outputs(frozen, images), expected, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(UserError, match='variable .* has shape .*, not'):
-        freeze.freeze(freeze.network_graph('mobilenet_accurate'), checkpoint)
+        freeze.freeze(freeze.network_graph('mobilenet_accurate', COCO_SKELETON), checkpoint)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from graphs import freeze, graphdef, optimize
 from pose_errors import UserError
 from small_graphs import RNG, assert_same_outputs, check, conv, frozen_graph, fused_norm, ops, outputs, plain_norm, \
@@ -38,7 +39,7 @@ def test_nodes_that_pass_their_input_on_go_also_at_the_output():
 @pytest.mark.parametrize('norm, name', [(fused_norm, 'norm'), (plain_norm, 'norm/batchnorm/mul_1')])
 def test_norm_after_concat_is_left_and_named(norm, name):
     check(lambda image: tf.nn.relu(norm(tf.concat([conv(image, 4), conv(image, 4)], axis=3))), None,
-          leftovers=[(name, 'it follows concat (ConcatV2)')])
+          unfolded=[(name, 'it follows concat (ConcatV2)')])
 
 
 @pytest.mark.parametrize('norm, name', [(fused_norm, 'norm'), (plain_norm, 'norm/batchnorm/mul_1')])
@@ -46,18 +47,18 @@ def test_norm_of_an_output_that_others_use_is_left_and_named(norm, name):
     def build(image):
         x = conv(image, 4, name='shared')
         return tf.concat([tf.nn.relu(norm(x)), x], axis=3)
-    check(build, None, leftovers=[(name, 'the output of shared is also used elsewhere')])
+    check(build, None, unfolded=[(name, 'the output of shared is also used elsewhere')])
 
 
 @pytest.mark.parametrize('version', ['FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3'])
 def test_norm_in_training_mode_is_left_and_named(version):
     optimized = check(lambda image: fused_norm(conv(image, 4), is_training=True), None, version,
-                      leftovers=[('norm', 'is_training is true')])
+                      unfolded=[('norm', 'is_training is true')])
     assert ops(optimized)[version] == 1
     for node in optimized.node:
         if node.op == version:
             del node.attr['is_training']  # true is the default
-    assert [left.name for left in optimize.find_leftovers(optimize.optimize(optimized))] == ['norm']
+    assert [left.name for left in optimize.find_unfolded(optimize.optimize(optimized))] == ['norm']
 
 
 def test_plain_norm_with_the_statistics_of_the_batch_is_named():
@@ -65,13 +66,13 @@ def test_plain_norm_with_the_statistics_of_the_batch_is_named():
         x = conv(image, 4)
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         return tf.nn.batch_normalization(x, mean, variance, values(4), positive(4), 0.001)
-    check(build, None, leftovers=[('moments/SquaredDifference', 'statistics of the batch')])
+    check(build, None, unfolded=[('moments/SquaredDifference', 'statistics of the batch')])
 
 
 def test_random_nodes_are_named():
     graph = frozen_graph(lambda image: conv(image, 4) + tf.random_uniform([4], name='noise'))
-    left = optimize.find_leftovers(optimize.optimize(graph))
-    assert [leftover.op for leftover in left] == ['RandomUniform']
+    left = optimize.find_unfolded(optimize.optimize(graph))
+    assert [node.op for node in left] == ['RandomUniform']
 
 
 def test_scaled_images_and_parametric_relu_are_no_norms():
@@ -92,7 +93,7 @@ def test_branches_at_run_time_are_named():
 # Every network.
 
 def optimized_network(name, checkpoint, height, width):
-    frozen = freeze.freeze(freeze.network_graph(name, (width, height) if height else None), checkpoint)
+    frozen = freeze.freeze(freeze.network_graph(name, COCO_SKELETON, (width, height) if height else None), checkpoint)
     return frozen, optimize.optimize(frozen, [1, height, width, 3] if height else None)
 
 
@@ -102,7 +103,7 @@ def test_every_network_folds(name, tmp_path):
     checkpoint = save_checkpoint(name, tmp_path / 'model', training_steps=0)
     height, width = 112, 128
     frozen, optimized = optimized_network(name, checkpoint, height, width)
-    assert optimize.find_leftovers(optimized) == []
+    assert optimize.find_unfolded(optimized) == []
     before, after = ops(frozen), ops(optimized)
     norms = before.get('FusedBatchNorm', 0)
     is_mobilenet = name.startswith('mobilenet')
@@ -126,7 +127,7 @@ def test_dynamic_size(tmp_path):
     """One graph takes images of any size and gives what the graphs of those sizes give."""
     checkpoint = save_checkpoint('mobilenet_thin', tmp_path / 'model', training_steps=0)
     frozen, dynamic = optimized_network('mobilenet_thin', checkpoint, None, None)
-    assert optimize.find_leftovers(dynamic) == []
+    assert optimize.find_unfolded(dynamic) == []
     for height, width in ((64, 96), (128, 64)):
         images = RNG.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
         expected = outputs(frozen, images)

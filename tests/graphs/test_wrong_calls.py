@@ -57,8 +57,8 @@ def folder(sample_coco, tmp_path_factory):
 
 FREEZE = [
     (['--graph={0}/graph.pb', '--quantize=int8'], 'images to calibrate on'),
-    (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/empty'], 'no .jpg or .png'),
-    (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/absent'], 'no .jpg or .png'),
+    (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/empty'], 'no photographs'),
+    (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/absent'], 'no such folder'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/broken'], 'x.jpg is not an image'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--datapath={0}/empty'], 'empty'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--datapath={0}/val_only'], 'train2017'),
@@ -76,7 +76,7 @@ FREEZE = [
 EVALUATE = [
     (['--graph={0}/absent.tflite'], 'absent.tflite'),
     (['--graph={0}/folder.tflite'], 'folder.tflite'),
-    (['--graph={0}/cut.tflite'], 'damaged or only a part'),
+    (['--graph={0}/cut.tflite'], 'copy or convert it again'),
     (['--graph={0}/renamed.tflite'], 'not a TensorFlow Lite file'),
     (['--graph={0}/foreign.tflite'], 'not a network of this project'),
     (['--graph={0}/good.tflite', '--scale=128'], 'fixed to 64x64'),

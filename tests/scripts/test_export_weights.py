@@ -56,7 +56,7 @@ def test_training_and_freezing_take_it(exported):
         match = pretrained.fit(network, path)
     assert match.new == [] and match.unfit == []
     assert {value.dtype for value in match.values.values()} == {np.dtype(np.float32)}
-    frozen = freeze.freeze(freeze.network_graph('mobilenet_fast'), path)
+    frozen = freeze.freeze(freeze.network_graph('mobilenet_fast', COCO_SKELETON), path)
     assert not any(node.op.startswith('Variable') for node in frozen.node)
 
 
