@@ -25,8 +25,7 @@ import pose_draw
 import pose_files
 import pose_labels
 from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations
-from annotations.coco import find_split
-from annotations.images import BadSample, read_image, write_picture
+from annotations.images import BadSample, find_split, read_image, write_picture
 from pose_draw import draw_sample
 from pose_errors import UserError
 
@@ -42,7 +41,7 @@ class PoseDataset:
     """The samples of one split of a COCO folder, at one input size and output stride.
 
     Args:
-        datapath, split, imgpath: as in annotations.coco.find_split.
+        datapath, split, imgpath: as in annotations.images.find_split.
         input_width, input_height: of the network's input, in pixels; multiples of stride.
         stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.

@@ -17,13 +17,13 @@ if __name__ == '__main__':
     pose_cli.prepare_process()
 
 from annotations.arrays import samples_digest
-from annotations.coco import find_split
+from annotations.images import find_split
 from batches.loader import BatchLoader
 from pose_dataset import PoseDataset
 from pose_errors import UserError
 from pose_files import usable_cores
 from remote.protocol import LINK_TIMEOUT, MAX_CREDIT, augmentation_ranges, check_address, check_settings, \
-    skeleton_of_settings
+    sequence_of, skeleton_of_settings
 from remote.sender import ConnectionLost, TrainerConnection
 
 WAIT_LINE_SECONDS = 30.0
@@ -164,7 +164,8 @@ def main():
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
             raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '
                             'the same data' % (args.datapath, ours, theirs))
-        loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None)
+        loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None,
+                             sequence=sequence_of(settings))
         return loader, samples_digest(dataset.annotations)
 
     serve_trainers(args.master, open_loader, args.curve_keys)

@@ -30,8 +30,9 @@ from tqdm import tqdm
 import networks
 import pose_draw
 import pose_files
-from annotations.coco import as_pycocotools, find_split, read_dataset, summary_of
-from annotations.images import BadSample, image_paths, read_image, read_photograph, write_picture
+from annotations.coco import as_pycocotools, read_dataset, summary_of
+from annotations.images import BadSample, find_split, image_path, image_paths, read_image, read_photograph, \
+    write_picture
 from annotations.skeleton import COCO_SKELETON
 from inference import load_network, read_skeleton, video
 from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
@@ -62,7 +63,8 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
     name = os.path.splitext(os.path.basename(split))[0]
     original = {image['id']: image['original_id'] for image in dataset.images}
     results_file = os.path.join(output_dir, 'keypoints_%s_results.json' % name)
-    pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']]) for result in results])
+    pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']],
+                                              category_id=dataset.category_id) for result in results])
     picture = os.path.join(output_dir, 'people_%s.png' % name)
     print(table, end='')
     print('results: %s' % results_file)
@@ -84,7 +86,7 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
         size = entry['width'], entry['height']
-        pixels, _ = read_image(os.path.join(image_folder, entry['file_name']), size, scale=1.0)
+        pixels, _ = read_image(image_path(image_folder, entry['file_name']), size, scale=1.0)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
@@ -270,7 +272,7 @@ def main():
         if args.show:
             video.check_display()
     with start_decoders(args.decoders) as decoders:
-        dataset = read_labels(files[0], args.category) if files else None
+        dataset = read_labels(files[0], args.category, files[1]) if files else None
         own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
         skeleton = choose_skeleton(own, dataset, args.datapath)
         predict_maps = None
@@ -293,9 +295,9 @@ def main():
                 print(json.dumps(summary))
 
 
-def read_labels(annotation_file, category):
+def read_labels(annotation_file, category, image_folder):
     """The annotations.coco.Dataset of a file; what was inferred and skipped is logged."""
-    dataset = read_dataset(annotation_file, category)
+    dataset = read_dataset(annotation_file, category, image_folder)
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
     return dataset

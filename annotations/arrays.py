@@ -22,14 +22,16 @@ from pose_errors import UserError
 from pose_files import write_file
 
 from .coco import read_dataset, summary_of
-from .skeleton import parse_skeleton
+from .images import BadSample, find_image, image_size
+from .skeleton import flip_notes, parse_skeleton
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 6  # of the arrays below
+CACHE_VERSION = 7  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
+HEADERS = 64  # of images that are read at the start, to see whether EXIF turns some
 
 # Kinds of regions: polygons and bitmaps of people that nobody labelled; labelled people in such images.
 POLYGON, BITMAP, LABELLED = range(3)
@@ -53,17 +55,23 @@ def read_annotations(annotation_file, image_folder, category=None):
     Images that are not in image_folder are left out, counted and named in the log.
 
     Args:
-        category: the name of one, where the file has several with keypoints.
+        category: as for annotations.coco.read_dataset.
     Returns:
-        Annotations.
+        Annotations, whose file names are those of files in image_folder.
     Raises:
         UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
     """
-    arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category), path),
-                         '%d %s' % (CACHE_VERSION, category or ''))
-    for line in arrays['summary']:
-        logging.warning('%s: %s', annotation_file, line.decode())
-    return _drop_missing_images(annotations_of(arrays), annotation_file, image_folder)
+    arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category, image_folder), path),
+                         '%d %s %s' % (CACHE_VERSION, category or '', os.path.realpath(image_folder)))
+    annotations = annotations_of(arrays)
+    pairs, doubts = flip_notes(annotations.skeleton)
+    for line in pairs:
+        logging.info('%s: %s', annotation_file, line)
+    for line in [line.decode() for line in arrays['summary']] + doubts:
+        logging.warning('%s: %s', annotation_file, line)
+    annotations = _find_images(annotations, annotation_file, image_folder)
+    _log_turned_images(annotations, image_folder)
+    return annotations
 
 
 def annotations_of(arrays):
@@ -262,25 +270,46 @@ def _group_by_image(image_rows, images):
     return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
 
 
-def _drop_missing_images(annotations, annotation_file, image_folder):
+def _find_images(annotations, annotation_file, image_folder):
+    """Annotations with the names of files in the image folder, without the samples whose image is not there."""
     try:
         present = set(os.listdir(image_folder))
     except OSError as error:
         raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
+    names = [name.decode() for name in annotations.file_name]
     rows = np.unique(annotations.sample_image)
-    names = [name.decode() for name in annotations.file_name[rows]]
-    missing = np.array([name not in present and not os.path.isfile(os.path.join(image_folder, name)) for name in names])
+    found = {row: names[row] if names[row] in present else find_image(image_folder, names[row])
+             for row in rows.tolist()}
+    uses = collections.Counter(found.values())  # of other images of the same name in different folders one is there
+    missing = np.array([name is None or uses[name] > 1 and name != names[row] for row, name in found.items()])
+    names = [found.get(row) or name for row, name in enumerate(names)]
+    annotations = annotations._replace(file_name=np.array([name.encode() for name in names], np.bytes_))
     if not missing.any():
         return annotations
-    examples = ', '.join(np.array(names)[missing][:3])
+    examples = ', '.join(names[row] for row in rows[missing][:3])
     message = ('%d of the %d images with people of %s are not in %s (%s ...)'
-               % (missing.sum(), len(names), annotation_file, image_folder, examples))
+               % (missing.sum(), len(rows), annotation_file, image_folder, examples))
     if missing.mean() > MISSING_LIMIT:
         raise UserError('%s; give the folder with the images by --imgpath' % message)
     logging.warning('%s: they are left out', message)
     keep = ~np.isin(annotations.sample_image, rows[missing])
     return annotations._replace(sample_image=annotations.sample_image[keep],
                                 sample_person=annotations.sample_person[keep])
+
+
+def _log_turned_images(annotations, image_folder):
+    """One line when EXIF headers turn images; a few of them tell."""
+    turned, rows = [], np.unique(annotations.sample_image)
+    rows = rows[::max(1, len(rows) // HEADERS)]
+    for row in rows:
+        name = annotations.file_name[row].decode()
+        with contextlib.suppress(BadSample):  # counted when it is to be used
+            size, is_turned = image_size(os.path.join(image_folder, name))
+            if is_turned and size == tuple(annotations.image_size[row].tolist()):
+                turned.append(name)
+    if turned:
+        logging.info('%d of %d images of the start are turned as their EXIF header says, as labelling tools show them '
+                     '(%s ...)', len(turned), len(rows), turned[0])
 
 
 def _from_cache(annotation_file, make, version):

@@ -1,8 +1,8 @@
 """COCO annotation files as people and tools write them -> one regular form, for training and evaluation alike.
 
 Labelling tools differ: ids are numbers or text, sizes are floats, num_keypoints, area or boxes are missing, several
-categories share a file. Here all of it becomes what COCO's own files hold, and what had to be derived or left out is
-counted.
+categories share a file. Here all of it becomes what COCO's own files hold; what is inferred or skipped is counted, and
+so are people whose numbers fit no picture.
 """
 import collections
 import contextlib
@@ -10,69 +10,90 @@ import io
 import json
 import math
 import os
-import re
 
+import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
-from .images import MAX_SIDE
-from .skeleton import COCO_SKELETON, skeleton_of_category
+from .images import MAX_SIDE, BadSample, find_image, image_size
+from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
-PERSON = 'person'
+PERSON, ALL = 'person', 'all'  # categories; that of --category=all is every one with the same keypoints
+MAX_IMPLAUSIBLE = 0.5  # a larger share of people whose numbers fit no picture is refused ...
+SILENT_IMPLAUSIBLE = 0.001  # ... and one as small as this is not worth a line
+BOX_SLACK, IMAGE_SLACK = 0.25, 0.02  # of the longer side: how far hidden points lie outside of good boxes and images
+MAX_COUNTS = 8  # that one line names
 
-# skeleton: of the chosen category. images, annotations: lists of COCO's dicts with integer ids, category_id 1, all
-# fields of the right type; an image also has `original_id`. inferred, skipped: Counters of what, for people to read.
-Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferred skipped')
+# skeleton: of the chosen category, whose id in the file is category_id. images, annotations: lists of COCO's dicts with
+# integer ids, category_id 1, all fields of the right type; an image also has `original_id`. inferred, skipped: Counters
+# of what, in words.  implausible: a line on people whose numbers fit no picture, or None.
+Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferred skipped category_id implausible')
 
 
-def read_dataset(annotation_file, category=None):
+def read_dataset(annotation_file, category=None, image_folder=None):
     """The images and annotations of one category of a COCO annotation file.
 
     Args:
-        category: its name; None for the only one with keypoints, or `person`.
+        category: its name; None for the only one with keypoints, or `person`; `all` for all that have the same ones.
+        image_folder: where to look for the sizes of images that the file does not give.
     Returns:
         Dataset. Annotations without keypoints have num_keypoints 0: nobody labelled these people.
     Raises:
-        UserError: the file is missing or broken, or its categories give no skeleton.
+        UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
     content = load_json(annotation_file)
     inferred, skipped = collections.Counter(), collections.Counter()
-    skeleton, category_keys = choose_category(content, annotation_file, category)
-    images, number_of = _regular_images(content['images'], skipped)
+    skeleton, category_id, category_keys, masked_keys = choose_category(content, annotation_file, category)
+    images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
     sizes = {image['id']: image for image in images}
-    annotations = []
-    seen = set()
+    repeated = collections.Counter(key(entry.get('id')) for entry in content['annotations'] if isinstance(entry, dict))
+    repeated = {own_key for own_key, count in repeated.items() if count > 1 and own_key is not None}
+    annotations, seen = [], set()
     for entry in content['annotations']:
-        annotation = _regular_annotation(entry, len(annotations) + 1, seen, category_keys, number_of, sizes,
-                                         len(skeleton.keypoints), inferred, skipped)
-        if annotation is not None:
-            annotations.append(annotation)
-    return Dataset(skeleton, images, annotations, inferred, skipped)
+        if _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):
+            image_id = number_of.get(key(entry.get('image_id')))
+            if image_id is None:
+                skipped['annotations of images that are not listed'] += 1
+                continue
+            masked = masked_keys and key(entry.get('category_id')) in masked_keys
+            annotation = _regular_annotation(entry, sizes[image_id], 0 if masked else len(skeleton.keypoints), inferred,
+                                             skipped)
+            annotations.append(dict(annotation, id=len(annotations) + 1))
+    implausible = _implausible(annotations, sizes, annotation_file)
+    return Dataset(skeleton, images, annotations, inferred, skipped, category_id, implausible)
 
 
 def summary_of(dataset):
-    """What was derived and what was left out, in one line; empty for a file that is as COCO's."""
-    inferred = {what: count for what, count in dataset.inferred.items() if count}
-    parts = ['derived ' + ', '.join('%d %s' % (count, what) for what, count in sorted(inferred.items()))
-             if inferred else '',
-             'left out ' + ', '.join('%d %s' % (count, what) for what, count in sorted(dataset.skipped.items()))
-             if dataset.skipped else '']
-    return '; '.join(filter(None, parts))
+    """What was inferred, skipped or is implausible, in one line; empty for a file that is as COCO's."""
+    parts = []
+    for verb, counts in (('derived', dataset.inferred), ('left out', dataset.skipped)):
+        counts = ['%d %s' % (count, what) for what, count in sorted(counts.items()) if count]
+        if counts:
+            parts.append('%s %s' % (verb, ', '.join(counts[:MAX_COUNTS] + ['...'] * (len(counts) > MAX_COUNTS))))
+    return '; '.join(parts + [dataset.implausible] * bool(dataset.implausible))
 
 
 def load_json(annotation_file):
-    """The content of a COCO annotation file. Raises UserError when it is missing or broken."""
+    """The content of a COCO annotation file, in UTF-8, with a byte order mark or without, or UTF-16 or 32.
+
+    Raises UserError when it is missing or broken. Files of images alone (COCO's test sets) have no annotations.
+    """
     try:
         with open(annotation_file, 'rb') as file:
-            content = json.loads(file.read().decode())  # json.load would decode it in slow small steps
+            content = json.loads(file.read())
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
-    except (ValueError, RecursionError) as error:  # also wrong encodings and absurd numbers
-        raise UserError('%s is not valid JSON (%s); download it again' % (annotation_file, error))
+    except UnicodeDecodeError as error:
+        raise UserError('%s is no text in UTF-8 or UTF-16 (%s at byte %d); save it as UTF-8'
+                        % (annotation_file, error.reason, error.start))
+    except (ValueError, RecursionError) as error:  # also absurd numbers
+        raise UserError('%s is not valid JSON (%s); download it again, or export it anew' % (annotation_file, error))
+    if isinstance(content, dict) and 'annotations' not in content:
+        content['annotations'] = []
     if not isinstance(content, dict) or not (
             isinstance(content.get('images'), list) and isinstance(content.get('annotations'), list)):
         raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
@@ -92,30 +113,44 @@ def as_pycocotools(dataset):
 
 
 def choose_category(content, annotation_file, name=None):
-    """The skeleton of the category to train on, and the keys of that category's ids (None: any will do).
+    """The skeleton of the category to train on, and ids.
 
-    Raises UserError when there is none of that name, or several with keypoints and nothing to tell which.
+    Returns:
+        (skeleton, the category's id as it is in the file, the keys of the ids whose annotations are meant (None: any
+        will do), the keys of those that look like them and are left out of the loss).
+    Raises:
+        UserError: there is none of that name, or there are several with keypoints and nothing to tell which.
     """
     categories = [entry for entry in _as_list(content.get('categories')) if isinstance(entry, dict)]
-    if name is not None:
+    with_keypoints = [entry for entry in categories if _as_list(entry.get('keypoints'))]
+    if name == ALL and not any(entry.get('name') == ALL for entry in categories):
+        chosen = with_keypoints
+        if len({skeleton_of_category(entry, annotation_file)._replace(name='', sigmas=()) for entry in chosen}) > 1:
+            raise UserError('--category=all: the categories of %s have different keypoints or limbs; choose one of %s'
+                            % (annotation_file, _names_of(chosen)))
+    elif name is not None:
         chosen = [entry for entry in categories if entry.get('name') == name]
         if not chosen:
             raise UserError('--category=%s is not in %s; it has %s' % (name, annotation_file, _names_of(categories)))
     else:
-        chosen = [entry for entry in categories if _as_list(entry.get('keypoints'))]
-        people = [entry for entry in chosen or categories if entry.get('name') == PERSON]
-        if len(chosen) > 1 and not people:
-            raise UserError('%s has several categories with keypoints: choose one with --category=NAME of %s'
-                            % (annotation_file, _names_of(chosen)))
-        chosen = people or chosen
+        people = [entry for entry in with_keypoints or categories if entry.get('name') == PERSON]
+        if len(with_keypoints) > 1 and not people:
+            raise UserError('%s has several categories with keypoints: choose one with --category=NAME of %s, or those '
+                            'with the same keypoints with --category=all'
+                            % (annotation_file, _names_of(with_keypoints)))
+        chosen = people or with_keypoints
     if not chosen:  # files of people alone need not say so
-        return COCO_SKELETON, {key(entry.get('id')) for entry in categories} if len(categories) == 1 else None
-    if not _as_list(chosen[0].get('keypoints')):
+        keys = {key(entry.get('id')) for entry in categories} if len(categories) == 1 else None
+        return COCO_SKELETON, categories[0].get('id', 1) if keys else 1, keys, set()
+    first, keys = chosen[0], {key(entry.get('id')) for entry in (chosen if name == ALL else chosen[:1])}
+    if not _as_list(first.get('keypoints')):
         if name not in (None, PERSON):
             raise UserError('the category %s of %s has no keypoints; give another with --category=NAME'
                             % (name, annotation_file))
-        return COCO_SKELETON, {key(chosen[0].get('id'))}
-    return skeleton_of_category(chosen[0], annotation_file), {key(chosen[0].get('id'))}
+        return COCO_SKELETON, first.get('id', 1), keys, set()
+    # Where a category is asked for, others with keypoints are much like it: they are neither found nor background.
+    masked = {key(entry.get('id')) for entry in with_keypoints} - keys if name is not None else set()
+    return skeleton_of_category(first, annotation_file), first.get('id', 1), keys, masked
 
 
 def key(value):
@@ -139,7 +174,7 @@ def number(value):
     return value if -1e300 < value < 1e300 else None
 
 
-def _regular_images(entries, skipped):
+def _regular_images(entries, image_folder, inferred, skipped):
     """Images with integer ids, their own where all are integers; and the id of each key."""
     unique, keys = [], set()
     for entry in entries:
@@ -155,8 +190,12 @@ def _regular_images(entries, skipped):
     images, number_of = [], {}
     for count, (image_key, entry) in enumerate(unique, 1):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
-        if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME and width and height
-                and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width == int(width) and height == int(height)):
+        named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
+        if named and entry.get('width') is None and entry.get('height') is None:
+            width, height = _size_of_file(image_folder, name)
+            inferred['sizes of images'] += bool(width)
+        if not (named and width and height and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
+                and width == int(width) and height == int(height)):
             skipped['images without a file name or a usable size'] += 1
             continue
         number_of[image_key] = entry['id'] if own else count
@@ -165,46 +204,112 @@ def _regular_images(entries, skipped):
     return images, number_of
 
 
-def _regular_annotation(entry, identity, seen, category_keys, number_of, sizes, keypoints, inferred, skipped):
-    """A COCO annotation with all its fields, or None when it is left out, which is then counted."""
+def _size_of_file(image_folder, name):
+    """(width, height) as the header of an image says, or (None, None)."""
+    found = image_folder and find_image(image_folder, name)
+    try:
+        return image_size(os.path.join(image_folder, found))[0] if found else (None, None)
+    except BadSample:
+        return None, None
+
+
+def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):
+    """Whether an annotation is a new one of a category that is meant or masked; else it is counted.
+
+    Args:
+        repeated: ids that several have: some tools count anew in each image.  seen: texts of such annotations.
+    """
     if not isinstance(entry, dict):
         skipped['annotations that are no objects'] += 1
-        return None
+        return False
     own_key = key(entry.get('id'))
-    if own_key is None:
-        inferred['ids of annotations'] += 1
-    elif own_key in seen:
-        skipped['annotations with the id of an earlier one'] += 1
-        return None
-    seen.add(own_key)
-    image_id = number_of.get(key(entry.get('image_id')))
-    if image_id is None:
-        skipped['annotations of images that are not listed'] += 1
-        return None
-    if category_keys is not None and 'category_id' in entry and key(entry['category_id']) not in category_keys:
+    if own_key in repeated:
+        text = json.dumps(entry, sort_keys=True)
+        if text in seen:
+            skipped['annotations that are there twice'] += 1
+            return False
+        seen.add(text)
+    inferred['ids of annotations'] += own_key is None or own_key in repeated
+    if category_keys is not None and 'category_id' in entry \
+            and key(entry['category_id']) not in category_keys | masked_keys:
         skipped['annotations of other categories'] += 1
-        return None
-    image = sizes[image_id]
+        return False
+    return True
+
+
+def _regular_annotation(entry, image, keypoints, inferred, skipped):
+    """A COCO annotation with all its fields but its id.
+
+    Args:
+        keypoints: how many it has; 0 for one that is only to be left out of the loss.
+    """
     is_crowd = int(entry.get('iscrowd') is True or key(entry.get('iscrowd')) == '1')
     segmentation = _regular_segmentation(entry.get('segmentation'), image, skipped)
     points = _regular_keypoints(entry.get('keypoints'), keypoints)
     claimed = number(entry.get('num_keypoints'))
-    if points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd:
-        skipped['people with broken keypoints'] += 1  # as a region, they stay out of the loss
-    labelled = sum(v > 0 for v in points[2::3]) if points and claimed != 0 and not is_crowd else 0
-    if labelled and claimed is None:
+    if keypoints and points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd:
+        skipped['people with broken keypoints' + _lengths(entry.get('keypoints'), 3 * keypoints)] += 1  # but masked
+    labelled = sum(map(is_labelled, points[2::3])) if points and not is_crowd else 0
+    if labelled and not claimed:
         inferred['num_keypoints'] += 1
     box = _regular_box(entry.get('bbox'))
     if labelled and not (box and box[2] and box[3]) or segmentation and box is None:
         inferred['boxes'] += bool(labelled)
         box = _box_of(points if labelled else [], segmentation, image)
+    if not keypoints and not segmentation and box:
+        x, y, width, height = box
+        segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
         inferred['areas'] += 1
         area = _area_of(segmentation, box, image)
-    return {'id': identity, 'image_id': image_id, 'category_id': 1, 'iscrowd': is_crowd, 'segmentation': segmentation,
+    return {'image_id': image['id'], 'category_id': 1, 'iscrowd': is_crowd, 'segmentation': segmentation,
             'keypoints': points if labelled else [0] * (3 * keypoints), 'num_keypoints': labelled,
             'bbox': box or [0, 0, 0, 0], 'area': min(area or 0, float(MAX_COORDINATE ** 2))}
+
+
+def _lengths(values, expected):
+    """The numbers that are there and that are expected, where these differ."""
+    differ = isinstance(values, list) and len(values) != expected
+    return ' (%d numbers, not %d)' % (len(values), expected) if differ else ''
+
+
+def _implausible(annotations, sizes, annotation_file):
+    """A line on the labelled people whose numbers fit no picture, with an example; None when there are next to none.
+
+    Raises UserError when that is more than MAX_IMPLAUSIBLE of them.
+    """
+    people = [annotation for annotation in annotations if annotation['num_keypoints']]
+    if not people:
+        return None
+    points = np.array([person['keypoints'] for person in people], np.float64).reshape(len(people), -1, 3)
+    corner, side = np.split(np.array([person['bbox'] for person in people], np.float64), 2, axis=1)
+    size = np.array([(image['width'], image['height']) for image in
+                     (sizes[person['image_id']] for person in people)], np.float64)
+    labelled, slack = is_labelled(points[:, :, 2]), BOX_SLACK * side.max(axis=1, keepdims=True)
+    position, margin = points[:, :, :2], IMAGE_SLACK * size.max(axis=1, keepdims=True)
+
+    def outside(low, high):
+        return ((position < low[:, None]) | (position > high[:, None])).any(axis=2) & labelled
+
+    faults = {
+        'points at exactly 0, 0': ((position == 0).all(axis=2) & labelled).any(axis=1),
+        'points outside their image': outside(-margin, size + margin).any(axis=1),
+        'most points outside their box': outside(corner - slack, corner + side + slack).sum(axis=1)
+        > labelled.sum(axis=1) / 2,
+        'boxes that reach out of their image': (corner + side > size + margin).any(axis=1)}
+    faulty = np.any(list(faults.values()), axis=0)
+    if faulty.mean() <= SILENT_IMPLAUSIBLE:
+        return None
+    counts = ', '.join('%d with %s' % (fault.sum(), what) for what, fault in faults.items() if fault.any())
+    example = people[int(np.argmax(faulty))]
+    line = ('%d of %d people fit no picture: %s (as in image %s, box %s)'
+            % (faulty.sum(), len(people), counts, sizes[example['image_id']]['file_name'],
+               ', '.join('%g' % value for value in example['bbox'])))
+    if faulty.mean() > MAX_IMPLAUSIBLE:
+        raise UserError('%s: %s; x and y are pixels from the upper left corner, boxes x, y, width and height, and a '
+                        'point that nobody labelled is 0, 0, 0' % (annotation_file, line))
+    return line
 
 
 def _regular_keypoints(values, count):
@@ -252,8 +357,8 @@ def _box_of(points, segmentation, image):
     box = [float(side) for side in coco_mask.toBbox(_encoded(segmentation, image))] if segmentation else [0] * 4
     if box[2] and box[3] or not points:
         return box
-    xs = [x for x, v in zip(points[0::3], points[2::3]) if v > 0]
-    ys = [y for y, v in zip(points[1::3], points[2::3]) if v > 0]
+    xs = [x for x, v in zip(points[0::3], points[2::3]) if is_labelled(v)]
+    ys = [y for y, v in zip(points[1::3], points[2::3]) if is_labelled(v)]
     margin = 0.1 * max(max(xs) - min(xs), max(ys) - min(ys), 10)
     left, top = max(min(xs) - margin, 0), max(min(ys) - margin, 0)
     right, bottom = min(max(xs) + margin, image['width']), min(max(ys) + margin, image['height'])
@@ -313,65 +418,3 @@ def _as_list(value):
 
 def _names_of(categories):
     return ', '.join('%.40s' % entry.get('name') for entry in categories[:10]) or 'no categories'
-
-
-def find_split(datapath, split, imgpath=None):
-    """Find the annotation file and the image folder of a split.
-
-    Args:
-        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
-        split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
-        imgpath: overrides where the image folders are.
-    Returns:
-        (annotation file, image folder).
-    Raises:
-        UserError: naming what is missing.
-    """
-    if not os.path.isdir(datapath):
-        raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
-                        % (datapath, split))
-    if split.endswith('.json'):
-        candidates = [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
-        split = _split_of_file(split)
-        name = candidates[0]
-    else:
-        name = 'person_keypoints_%s.json' % split
-        candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
-    found = [path for path in candidates if os.path.isfile(path)]
-    if not found:
-        raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
-    annotation_file = os.path.abspath(found[0])
-    root = imgpath or os.path.dirname(os.path.dirname(annotation_file))
-    folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
-    if imgpath:
-        folders.append(imgpath)
-    else:
-        folders.append(os.path.join(root, 'images'))
-        if not os.path.basename(annotation_file).startswith('person_keypoints_'):
-            folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'),
-                        os.path.dirname(annotation_file), datapath]
-    present = [folder for folder in folders if os.path.isdir(folder)]
-    if not present:
-        raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
-    first = _first_file_name(annotation_file)
-    holding = [folder for folder in present if first and os.path.isfile(os.path.join(folder, first))]
-    return annotation_file, (holding or present)[0]
-
-
-def _first_file_name(annotation_file):
-    """The first file name near the beginning of an annotation file, or None: tools differ in the folder it starts from.
-
-    The file is read as a whole only once, later.
-    """
-    try:
-        with open(annotation_file, 'rb') as file:
-            found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read(1 << 16).decode(errors='replace'))
-        return json.loads(found.group(1)).replace('\0', '') if found else None
-    except (OSError, ValueError):
-        return None
-
-
-def _split_of_file(path):
-    """The split that an annotation file is named after: person_keypoints_train.json -> train."""
-    name = os.path.splitext(os.path.basename(path))[0]
-    return name[len('person_keypoints_'):] if name.startswith('person_keypoints_') else name

@@ -1,13 +1,16 @@
-"""Image files. One that is read may come from anybody: its header is looked at before it is decoded.
+"""Image files: where they are, their size, their pixels.
 
-Decoders are where images do harm: a few bytes may ask for gigabytes, and of the many formats that OpenCV knows most are
-hardly ever used and little tested. JPEG, PNG, BMP and WebP are read.
+One that is read may come from anybody, and decoders are where images do harm: a few bytes may ask for gigabytes, and of
+the many formats that OpenCV knows most are hardly ever used and little tested. So JPEG, PNG, BMP and WebP are read, and
+their headers are checked before they are decoded.
 """
 import collections
+import json
 import logging
 import os
 import re
 import struct
+import unicodedata
 
 import cv2
 import numpy as np
@@ -26,10 +29,10 @@ MAX_SCANS = 250  # of a progressive JPEG: each of a thousand empty ones takes as
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
-# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the JPEG is decoded at 1/2,
-# 1/4 or 1/8, whatever comes nearest to the size it gets (libjpeg averages while decoding, and is faster). These are
-# powers of two: the nearest one is at most this much too small.
-MAX_SCALE_AFTER_DECODING = 2 ** 0.5
+# Bilinear warping averages only 4 pixels: far below scale 1 fine patterns would alias. So the image is reduced to 1/2,
+# 1/4 or 1/8 before, whatever comes nearest to the size it gets. These are powers of two: the nearest one is at most
+# this much too small.
+MAX_SCALE_AFTER_REDUCING = 2 ** 0.5
 
 JPEG_START, JPEG_END, JPEG_TAIL = b'\xff\xd8', b'\xff\xd9', 4096
 START_OF_SCAN = 0xda
@@ -37,6 +40,17 @@ FRAMES = set(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}  # the markers of a JPEG th
 WITHOUT_LENGTH = {0x01} | set(range(0xd0, 0xd9))
 MARKER = re.compile(b'\xff[^\x00\xff]')
 AFTER_A_SCAN = re.compile(b'\xff[^\x00\x01\xd0-\xd7\xff]')  # the next marker; others belong to the scan
+APP1, EXIF_START = 0xe1, b'Exif\0\0'
+ORIENTATION = 0x112  # the tag in EXIF
+# How pixels are turned upright, by their orientation in EXIF: 5 to 8 swap width and height.
+TURNS = {2: lambda pixels: pixels[:, ::-1], 3: lambda pixels: pixels[::-1, ::-1], 4: lambda pixels: pixels[::-1],
+         5: lambda pixels: pixels.transpose(1, 0, 2), 6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+         7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1], 8: lambda pixels: pixels.transpose(1, 0, 2)[::-1]}
+
+PNG_START = b'\x89PNG\r\n\x1a\n'
+PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
+MAX_CHUNKS = 2 ** 17
+WEBP_ANIMATED = 0x02  # of the flags in VP8X
 
 
 class BadSample(Exception):
@@ -48,9 +62,10 @@ class BadSample(Exception):
 
 
 def read_image(path, size, scale):
-    """Read an image, reduced while decoding as far as a later warp by `scale` allows.
+    """Read an image of a data set, reduced as far as a later warp by `scale` allows.
 
-    The pixels are taken as stored, as COCO's annotations are: an EXIF rotation is not applied.
+    It is turned as its EXIF header says where the annotations give the turned size, as labelling tools show it; where
+    they give the stored size alone, as COCO does, it is not.
 
     Args:
         size: the (width, height) that the annotations give.
@@ -60,21 +75,73 @@ def read_image(path, size, scale):
     Raises:
         BadSample: missing, empty, truncated, too large, not an image, or not of that size.
     """
-    data, found = _read(path)
-    if found != (int(size[0]), int(size[1])):
-        raise BadSample(path, 'is not of the size %dx%d that the annotations give' % tuple(size))
-    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_DECODING)
-    return _decode(path, data, READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION), reduction
+    data, stored, orientation = _read(path)
+    wanted, upright = (int(size[0]), int(size[1])), _upright_size(stored, orientation)
+    if wanted not in (stored, upright):
+        raise BadSample(path, 'is %dx%d%s and not of the size %dx%d that the annotations give' % (
+            stored + (', turned by its EXIF header,' if orientation > 1 else '',) + wanted))
+    reduction = _reduction(scale)
+    if wanted == upright and orientation > 1:
+        return shrink(_decode(path, data, cv2.IMREAD_COLOR, orientation), reduction), reduction
+    if data.startswith(JPEG_START):  # libjpeg averages while it decodes, and is faster then
+        return _decode(path, data, READ_FLAGS[reduction]), reduction
+    return shrink(_decode(path, data, cv2.IMREAD_COLOR), reduction), reduction
 
 
-def read_photograph(path, as_stored=False):
-    """The pixels of an image file, uint8 (H, W, 3) BGR, turned as its EXIF header says unless as_stored.
+def read_photograph(path):
+    """The pixels of an image file, uint8 (H, W, 3) BGR, turned as its EXIF header says.
 
     Raises:
         BadSample: missing, empty, truncated, too large, or not an image.
     """
-    data, _ = _read(path)
-    return _decode(path, data, cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0))
+    data, _, orientation = _read(path)
+    return _decode(path, data, cv2.IMREAD_COLOR, orientation)
+
+
+def image_size(path):
+    """(width, height) of an image file as viewers show it, and whether its EXIF header turns it. Raises BadSample."""
+    _, stored, orientation = _read(path)
+    return _upright_size(stored, orientation), orientation > 1
+
+
+def shrink_for_warp(pixels, scale):
+    """An image (H, W, 3) as read_image gives it for a warp by `scale`: (pixels, reduction)."""
+    reduction = _reduction(scale)
+    return shrink(pixels, reduction), reduction
+
+
+def shrink(pixels, reduction):
+    """Means of reduction x reduction pixels of an image uint8 (H, W, 3), whose edge is repeated to whole ones."""
+    if reduction == 1:
+        return pixels
+    height, width = (-(-side // reduction) for side in pixels.shape[:2])
+    pixels = cv2.copyMakeBorder(pixels, 0, height * reduction - pixels.shape[0], 0,
+                                width * reduction - pixels.shape[1], cv2.BORDER_REPLICATE)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _reduction(scale):
+    return max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_REDUCING)
+
+
+def image_path(folder, name):
+    """The path of an image in a folder, see find_image; where it would be when it is not there."""
+    return os.path.join(folder, find_image(folder, name) or name)
+
+
+def find_image(folder, name):
+    """The name of an image below a folder, for the name that an annotation file gives it; None when there is no such.
+
+    Tools write backslashes, paths of other machines, and composed or decomposed Unicode: the name itself is tried
+    first, then what is left of it without its first folders.
+    """
+    parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
+    for candidate in [name] + ['/'.join(parts[k:]) for k in range(len(parts))]:
+        spellings = [candidate] + [unicodedata.normalize(form, candidate) for form in ('NFC', 'NFD')]
+        for spelling in dict.fromkeys(spellings):
+            if os.path.isfile(os.path.join(folder, spelling)):
+                return spelling
+    return None
 
 
 def write_picture(path, pixels):
@@ -83,7 +150,10 @@ def write_picture(path, pixels):
 
 
 def _read(path):
-    """(bytes, (width, height)) of an image file that may be decoded. Raises BadSample for others."""
+    """(bytes, (width, height) as stored, orientation as in EXIF) of an image file that may be decoded.
+
+    Raises BadSample for others.
+    """
     try:
         data = read_file(path, MAX_BYTES)
     except OSError as error:
@@ -94,6 +164,9 @@ def _read(path):
         raise BadSample(path, 'is a truncated JPEG')
     try:
         width, height = _size(data)
+        orientation = _orientation(data)
+        if data.startswith(PNG_START):
+            data = _still_png(data)
     except (struct.error, AttributeError, TypeError):
         raise BadSample(path, 'is not an image (JPEG, PNG, BMP or WebP), or a damaged one')
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
@@ -103,17 +176,23 @@ def _read(path):
         raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
     if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS:
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
-    return data, (width, height)
+    if data[12:16] == b'VP8X' and int.from_bytes(data[20:21], 'little') & WEBP_ANIMATED:
+        raise BadSample(path, 'is an animation, not one image')
+    return data, (width, height), orientation
 
 
-def _decode(path, data, flags):
+def _decode(path, data, flags, orientation=1):
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except (cv2.error, MemoryError):
         pixels = None
     if pixels is None:
         raise BadSample(path, 'is not an image that OpenCV can read')
-    return pixels
+    return np.ascontiguousarray(TURNS[orientation](pixels)) if orientation in TURNS else pixels
+
+
+def _upright_size(size, orientation):
+    return size[::-1] if orientation > 4 else size
 
 
 def _size(data):
@@ -121,7 +200,7 @@ def _size(data):
     if data.startswith(JPEG_START):
         return next((struct.unpack_from('>HH', data, at + 5)[::-1] for code, at in _segments(data) if code in FRAMES),
                     None)
-    if data.startswith(b'\x89PNG\r\n\x1a\n') and data[12:16] == b'IHDR':
+    if data.startswith(PNG_START) and data[12:16] == b'IHDR':
         return struct.unpack_from('>II', data, 16)
     if data.startswith(b'BM'):
         if struct.unpack_from('<I', data, 14)[0] == 12:  # the header of OS/2
@@ -142,6 +221,58 @@ def _webp_size(data):
     if data[12:16] == b'VP8 ':
         return tuple(side & 0x3fff for side in struct.unpack_from('<HH', data, 26))
     return None
+
+
+def _chunks(data):
+    """(kind, place, end) of the chunks of a PNG up to its last one, or of a WebP. Raises struct.error past the end."""
+    png = data.startswith(PNG_START)
+    at, kind = len(PNG_START) if png else 12, None
+    for _ in range(MAX_CHUNKS):
+        if kind == b'IEND' or not png and at >= len(data) - 7:
+            return
+        if png:
+            length, kind = struct.unpack_from('>I4s', data, at)
+            end = at + 12 + length
+        else:
+            kind, length = struct.unpack_from('<4sI', data, at)
+            end = at + 8 + length + length % 2
+        if end > len(data) + (not png):
+            raise struct.error
+        yield kind, at, end
+        at = end
+    raise struct.error
+
+
+def _still_png(data):
+    """A PNG without all that is not its one picture: OpenCV 4.11 crashes on some animations, and other chunks may ask
+    for gigabytes."""
+    return PNG_START + b''.join(data[at:end] for kind, at, end in _chunks(data) if kind in PICTURE_CHUNKS)
+
+
+def _orientation(data):
+    """How an image has to be turned to be upright, as in EXIF: 1 (not at all) to 8."""
+    tiff = b''
+    if data.startswith(JPEG_START):
+        tiff = next((data[at + 4:_after(data, at)] for code, at in _segments(data)
+                     if code == APP1 and data.startswith(EXIF_START, at + 4)), b'')
+    elif data.startswith(PNG_START):
+        tiff = next((data[at + 8:end] for kind, at, end in _chunks(data) if kind == b'eXIf'), b'')
+    elif data[12:16] == b'VP8X':
+        tiff = next((data[at + 8:end] for kind, at, end in _chunks(data) if kind == b'EXIF'), b'')
+    tiff = tiff[len(EXIF_START):] if tiff.startswith(EXIF_START) else tiff
+    order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
+    if not order:
+        return 1
+    try:
+        start, = struct.unpack_from(order + 'I', tiff, 4)
+        entries, = struct.unpack_from(order + 'H', tiff, start)
+        for k in range(entries):
+            tag, _, _, value = struct.unpack_from(order + 'HHIH', tiff, start + 2 + 12 * k)
+            if tag == ORIENTATION:
+                return value if value in TURNS else 1
+    except struct.error:  # a damaged header turns nothing
+        pass
+    return 1
 
 
 def _segments(data):
@@ -200,3 +331,81 @@ def image_paths(path, skip=None):
     if counts:
         logging.warning('passed over in %s: %s; convert them to JPEG or PNG', path, counts)
     return sorted(paths)
+
+
+def find_split(datapath, split, imgpath=None):
+    """Find the annotation file and the image folder of a split.
+
+    Args:
+        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
+        split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
+        imgpath: overrides where the image folders are.
+    Returns:
+        (annotation file, image folder).
+    Raises:
+        UserError: naming what is missing.
+    """
+    if not os.path.isdir(datapath):
+        raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
+                        % (datapath, split))
+    if split.endswith('.json'):
+        candidates = [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
+        split = _split_of_file(split)
+        name = candidates[0]
+    else:
+        name = 'person_keypoints_%s.json' % split
+        candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
+    found = [path for path in candidates if os.path.isfile(path)]
+    if not found:
+        raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
+    annotation_file = os.path.abspath(found[0])
+    root = imgpath or os.path.dirname(os.path.dirname(annotation_file))
+    folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
+    if imgpath:
+        folders.append(imgpath)
+    else:
+        folders.append(os.path.join(root, 'images'))
+        if not os.path.basename(annotation_file).startswith('person_keypoints_'):
+            folders += [os.path.join(datapath, split), os.path.join(datapath, 'images'),
+                        os.path.dirname(annotation_file), datapath]
+    present = [folder for folder in folders if os.path.isdir(folder)]
+    first = _first_file_name(annotation_file)
+    if first:
+        # Others are looked at last: COCO's test-dev2017 lies in test2017, and tools call folders as they like.
+        others = [path for folder in (root, os.path.join(root, 'images')) for path in sorted(_folders_in(folder))]
+        for held in (lambda folder: os.path.isfile(os.path.join(folder, first)),
+                     lambda folder: find_image(folder, first)):
+            holding = next((folder for folder in present + others if held(folder)), None)
+            if holding:
+                return annotation_file, holding
+    if not present:
+        raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
+    return annotation_file, present[0]
+
+
+def _folders_in(folder):
+    try:
+        return [os.path.join(folder, name) for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))]
+    except OSError:
+        return []
+
+
+def _first_file_name(annotation_file):
+    """The first file name near the beginning of an annotation file, or None: tools differ in the folder it starts from.
+
+    The file is read as a whole only once, later.
+    """
+    try:
+        with open(annotation_file, 'rb') as file:
+            start = file.read(1 << 16)
+        text = start.decode(json.detect_encoding(start), errors='replace')
+        found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', text)
+        return json.loads(found.group(1)).replace('\0', '') if found else None
+    except (OSError, ValueError):
+        return None
+
+
+def _split_of_file(path):
+    """The split that an annotation file is named after: person_keypoints_train.json -> train."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    return name[len('person_keypoints_'):] if name.startswith('person_keypoints_') else name

@@ -1,4 +1,4 @@
-"""What is looked for: the parts, the limbs between them, and how annotated keypoints become parts.
+"""Skeletons: the parts, the limbs between them, and how annotated keypoints become parts.
 
 A Skeleton is data and travels by value from the annotation file to the optimized graph. COCO is the one of Cao et al.:
 COCO's 17 keypoints and the neck between the shoulders, in the order of the published checkpoints. Any other annotation
@@ -15,12 +15,17 @@ from pose_errors import UserError
 MAX_PARTS, MAX_LIMBS, MAX_NAME = 512, 2048, 64
 # Of keypoints whose spread nobody measured: the mean of COCO's 17 (their OKS sigmas run from 0.025 to 0.107).
 DEFAULT_SIGMA = 0.067
-# A name's side, as labelling tools write it: left_knee, l_knee, L-Knee, LeftKnee, LKnee, knee_left, knee.l ...
-SIDES = (('left', 'right'), ('Left', 'Right'), ('LEFT', 'RIGHT'), ('l', 'r'), ('L', 'R'))
+# What names call the sides; the longer is the likelier.
+SIDES = (('left', 'right'), ('l', 'r'))
 
 RUN_FILE = 'run.json'  # of training/run_log.py, in a run's folder
 
 _FIELDS = 'name keypoints sigmas parts sources limbs flip_order'
+
+
+def is_labelled(visibility):
+    """Whether a keypoint of this v, a number or an array of them, is labelled: COCO has 1 and 2, others confidences."""
+    return visibility > 0
 
 
 class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
@@ -59,9 +64,9 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
         return tuple(self.sources.index((k,)) for k in range(len(self.keypoints)))
 
     def joints(self, keypoints):
-        """Annotated keypoints (people, keypoints, 3) as x, y, v -> float32 (people, parts, 2), NaN where v < 1."""
+        """Keypoints (people, keypoints, 3) as x, y, v -> float32 (people, parts, 2), NaN where not labelled."""
         keypoints = np.asarray(keypoints, np.float64).reshape(-1, len(self.keypoints), 3)
-        labelled = np.where(keypoints[:, :, 2:] >= 1, keypoints[:, :, :2], np.nan)
+        labelled = np.where(is_labelled(keypoints[:, :, 2:]), keypoints[:, :, :2], np.nan)
         labelled[~np.isfinite(labelled).all(axis=2)] = np.nan
         # Most parts are one keypoint: their first source. The mean of the others is NaN unless all are labelled.
         joints = labelled[:, [source[0] for source in self.sources]]
@@ -106,7 +111,8 @@ def skeleton_of_category(category, annotation_file):
     """The Skeleton of an entry of `categories` in an annotation file: COCO's own 17 keypoints give COCO.
 
     Args:
-        category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1, optionally 'sigmas'}.
+        category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1}; also 'sigmas', and who swaps in a
+            mirrored image: 'flip_pairs', as 'skeleton' or of names, or 'flip_idx', a number from 0 for each keypoint.
     Raises:
         UserError: names or limbs that make no skeleton; the line names the file and what to mend there.
     """
@@ -137,41 +143,97 @@ def skeleton_of_category(category, annotation_file):
     alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
     if alone:
         refuse('has no limb in "skeleton" that reaches %s; connect it' % ', '.join(alone[:5]))
-    islands = _connected_components(limbs, len(keypoints))
-    if len(islands) > 1:
-        refuse('has limbs in "skeleton" that leave %s apart from %s; connect them by a limb'
-               % (', '.join(keypoints[k] for k in islands[1][:5]), ', '.join(keypoints[k] for k in islands[0][:5])))
+    components = _connected_components(limbs, len(keypoints))
+    if len(components) > 1:
+        one, other = (', '.join(keypoints[k] for k in component[:5]) for component in components[:2])
+        refuse('has limbs in "skeleton" that leave %s apart from %s; connect them by a limb' % (other, one))
+    try:
+        flip_order = _given_flip_order(category, keypoints) or flip_order_of(keypoints)
+    except (AssertionError, ValueError, TypeError):
+        refuse('has something else in "flip_pairs" than pairs of keypoints, or in "flip_idx" than a number from 0 for '
+               'each of them')
     return Skeleton(name, keypoints, _sigmas(category, len(keypoints)), keypoints,
-                    tuple((k,) for k in range(len(keypoints))), limbs, flip_order_of(keypoints))
+                    tuple((k,) for k in range(len(keypoints))), limbs, flip_order)
 
 
 def flip_order_of(names):
     """For each name the index of its other side's name; its own where it has no side or the other side is missing.
 
-    >>> mirrored(('nose', 'left_eye', 'right_eye'))
+    >>> flip_order_of(('nose', 'left_eye', 'right_eye'))
     (0, 2, 1)
     """
     index = {name: k for k, name in enumerate(names)}
-    order = list(range(len(names)))
-    for k, name in enumerate(names):
-        for other in _other_sides(name):
-            if other in index:
-                order[k] = index[other]
-                break
-    return tuple(order if sorted(order) == list(range(len(names))) else range(len(names)))
+    others = [next((index[other] for other in _other_sides(name) if other in index), index[name]) for name in names]
+    return tuple(other if others[other] == k else k for k, other in enumerate(others))
+
+
+def flip_notes(skeleton):
+    """(lines that name what swaps in mirrored images, lines on what is likely a mistake there); none for COCO's."""
+    if skeleton == COCO_SKELETON:
+        return [], []
+    parts, order = skeleton.parts, skeleton.flip_order
+    pairs = ['%s - %s' % (parts[k], parts[other]) for k, other in enumerate(order) if k < other]
+    sides = {side for pair in SIDES for side in pair}
+    alone = [name for k, name in enumerate(parts) if order[k] == k and sides & set(map(str.lower, _tokens(name)))]
+    if alone:
+        doubt = '%s: there is no keypoint of the other side' % ', '.join(alone[:10])
+    elif not pairs:
+        doubt = 'no keypoint has another side'
+    else:
+        return ['mirrored images swap ' + ', '.join(pairs)], []
+    return (['mirrored images swap ' + ', '.join(pairs)] if pairs else [],
+            [doubt + '; where this is wrong, write "flip_pairs" into the category, pairs of keypoints that swap in '
+                     'mirrored images'])
+
+
+def _given_flip_order(category, keypoints):
+    """What the category itself says, None when it says nothing. Raises AssertionError, ValueError or TypeError."""
+    order = list(range(len(keypoints)))
+    if category.get('flip_idx') is not None:
+        order = list(_indices(category['flip_idx'], len(keypoints)))
+        assert len(order) == len(keypoints)
+    elif category.get('flip_pairs') is not None:
+        pairs = [[keypoints.index(k) if isinstance(k, str) else k for k in pair] for pair in category['flip_pairs']]
+        numbered = not any(isinstance(k, str) for pair in category['flip_pairs'] for k in pair)
+        from_one = numbered and not any(0 in pair for pair in pairs)
+        for first, second in (_indices([k - from_one for k in pair], len(keypoints)) for pair in pairs):
+            order[first], order[second] = second, first
+    else:
+        return None
+    assert all(order[other] == k for k, other in enumerate(order))
+    return tuple(order)
+
+
+def _tokens(name):
+    """The words of a name, as capitals and other characters part them, and what is between: Hip, ' (', L, ')'."""
+    return re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+', name)
 
 
 def _other_sides(name):
+    """What the other side of a name may be called: with its words changed, then with its beginning or its end."""
+    tokens = _tokens(name)
+    for left, right in SIDES:
+        other = {left: right, right: left}
+        swapped = [_in_case_of(token, other.get(token.lower(), token)) for token in tokens]
+        changed = [k for k, token in enumerate(swapped) if token != tokens[k]]
+        if changed:
+            yield ''.join(swapped)
+        for k in changed:
+            yield ''.join(tokens[:k] + [swapped[k]] + tokens[k + 1:])
     for pair in SIDES:
-        for side, other in (pair, pair[::-1]):
-            letter = len(side) == 1
-            # A letter stands apart (l_knee, knee.l) or before a capital (LKnee); a word may be joined (LeftKnee).
-            starts = r'^%s(?=[_\-. ]%s)' % (side, '|[A-Z]' if letter else r'|[A-Z]|[a-z]')
-            ends = r'(?<=[_\-. ])%s$' % side if letter else r'%s$' % side
-            for pattern in (starts, ends):
-                changed = re.sub(pattern, other, name)
-                if changed != name:
-                    yield changed
+        for old, new in (pair, pair[::-1]):
+            start, end = name[:len(old)], name[-len(old):]
+            if start.lower() == old:
+                yield _in_case_of(start, new) + name[len(old):]
+            if end.lower() == old:
+                yield name[:-len(old)] + _in_case_of(end, new)
+
+
+def _in_case_of(example, word):
+    """A word in capitals, or with one, as the example."""
+    if example.isupper():
+        return word.upper()
+    return word.capitalize() if example[:1].isupper() else word
 
 
 def _sigmas(category, count):
@@ -187,11 +249,11 @@ def _sigmas(category, count):
 
 def _connected_components(limbs, parts):
     """The sets of parts that limbs connect, as sorted lists."""
-    island = list(range(parts))
+    component = list(range(parts))
     for a, b in limbs:
-        old, new = island[b], island[a]
-        island = [new if k == old else k for k in island]
-    return [[part for part in range(parts) if island[part] == k] for k in dict.fromkeys(island)]
+        old, new = component[b], component[a]
+        component = [new if k == old else k for k in component]
+    return [[part for part in range(parts) if component[part] == k] for k in dict.fromkeys(component)]
 
 
 def _names(names):

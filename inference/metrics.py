@@ -5,7 +5,6 @@ measured in the same way; an oracle decodes the labels' own maps. People are fou
 """
 import contextlib
 import io
-import os
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -15,7 +14,8 @@ from tqdm import tqdm
 import pose_augment
 import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
-from annotations.images import BadSample, read_image
+from annotations.images import BadSample, image_path, read_image
+from annotations.skeleton import is_labelled
 from pose_errors import UserError
 
 from .decode import keypoint_lists
@@ -42,7 +42,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
 
     Args:
         predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels); None with an oracle_stride.
-        annotation_file, image_folder: COCO, as from annotations.coco.find_split.
+        annotation_file, image_folder: COCO, as from annotations.images.find_split.
         input_size: (width, height) of the network's input; or short_edge: images keep their shape.
         limit: only the first so many images, by id.
         batchsize: images of equal input size that go through the network at once, at most.
@@ -59,7 +59,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     Raises:
         UserError: an image is missing or broken, or the maps are not a network's of this project.
     """
-    dataset = dataset or read_dataset(annotation_file)
+    dataset = dataset or read_dataset(annotation_file, image_folder=image_folder)
     coco = as_pycocotools(dataset)
     image_ids = sorted(coco.getImgIds())[:limit]
     if not image_ids:
@@ -93,7 +93,7 @@ def _reader(coco, skeleton, image_id, image_folder, transforms, oracle_stride):
 
     def read():
         try:
-            pixels, reduction = read_image(os.path.join(image_folder, entry['file_name']),
+            pixels, reduction = read_image(image_path(image_folder, entry['file_name']),
                                            (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
@@ -163,7 +163,7 @@ def pck(coco, image_ids, results, skeleton):
     hits = labelled = 0
     for person in labelled_people(coco, image_ids):
         truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)
-        visible = truth[:, 2] > 0
+        visible = is_labelled(truth[:, 2])
         torso = max([np.hypot(*(truth[a, :2] - truth[b, :2])) for a, b in diagonals if visible[a] and visible[b]],
                     default=0)
         if not torso:

@@ -13,8 +13,7 @@ from networks.tensorflow import tf
 import pose_augment
 import pose_dataset
 import pose_files
-from annotations.coco import find_split
-from annotations.images import BadSample, image_paths, read_photograph
+from annotations.images import BadSample, find_split, image_paths, read_photograph, shrink_for_warp
 from annotations.skeleton import COCO_SKELETON
 from graphs import freeze, graphdef, optimize, tflite
 from inference import tflite_runtime
@@ -91,9 +90,9 @@ def make_graphs(args):
 
 def check_optimized(graph, difference):
     """Raises UserError, with exit code 4, when something was left that should have been folded, or outputs differ."""
-    leftovers = optimize.find_leftovers(graph)
-    if leftovers:
-        raise UserError('graph_opt.pb is not fully optimized: %s' % optimize.list_leftovers(leftovers), exit_code=4)
+    unfolded = optimize.find_unfolded(graph)
+    if unfolded:
+        raise UserError('graph_opt.pb is not fully optimized: %s' % optimize.list_unfolded(unfolded), exit_code=4)
     if not difference <= OPTIMIZED_TOLERANCE:
         raise UserError('the output of graph_opt.pb differs from that of graph_frozen.pb by %.2g of its largest value, '
                         'more than %g; use graph_frozen.pb' % (difference, OPTIMIZED_TOLERANCE), exit_code=4)
@@ -217,7 +216,8 @@ def fitted_images(paths, width, height):
         except BadSample as error:
             raise UserError('%s; remove it' % error)
         matrix = pose_augment.fit_matrix(image.shape[1], image.shape[0], width, height)
-        images.append(pose_augment.warp_image(image, matrix, width, height))
+        image, reduction = shrink_for_warp(image, pose_augment.matrix_scale(matrix))
+        images.append(pose_augment.warp_image(image, pose_augment.reduced_matrix(matrix, reduction), width, height))
     return np.stack(images)
 
 
@@ -232,8 +232,8 @@ def read_validation_samples(args, width, height, stride):
 
 
 WARM_UP_RUNS = 2  # TensorFlow rewrites the graph in the first one
-TIME_LIMIT = 20  # seconds for the timed runs of one way, after LEAST_RUNS
-LEAST_RUNS = 3
+TIME_LIMIT = 20  # seconds for the timed runs of one way, after MIN_RUNS
+MIN_RUNS = 3
 
 
 def measure(networks, images, runs):
@@ -277,7 +277,7 @@ def latencies(networks, images, runs):
     for run in range(WARM_UP_RUNS + runs):
         image = images[run % len(images)][None]
         for name in names if run % 2 else names[::-1]:
-            if len(seconds[name]) >= WARM_UP_RUNS + LEAST_RUNS and sum(seconds[name]) > TIME_LIMIT:
+            if len(seconds[name]) >= WARM_UP_RUNS + MIN_RUNS and sum(seconds[name]) > TIME_LIMIT:
                 continue
             start = time.perf_counter()
             networks[name](image)

@@ -14,12 +14,11 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 import networks
 import pose_files
-from annotations.coco import find_split
-from annotations.images import image_paths
+from annotations.images import find_split, image_paths
 from inference import tflite_runtime
 from networks.pretrained import find_checkpoint
 from pose_dataset import check_input_size
@@ -42,7 +41,7 @@ def parse_flags():
     parser.add_argument('--model', choices=networks.NAMES, help='the network that was trained')
     parser.add_argument('--checkpoint', help='prefix of a checkpoint, or its folder (then the newest in it)')
     parser.add_argument('--graph', help='optimize this frozen graph, made elsewhere, instead of a checkpoint')
-    parser.add_argument('--output-dir', required=True)
+    parser.add_argument('--output-dir', required=True, help='where the files go')
     parser.add_argument('--input-size', type=size_or_dynamic, help='width x height of the input that graph_opt.pb '
                         'takes, or dynamic for any; without it the size that the graph has, or 368x368')
     parser.add_argument('--tflite', action='store_true', help='also write graph_float.tflite, for TensorFlow Lite')
@@ -59,7 +58,7 @@ def parse_flags():
                         '--datapath, or a photograph that comes with matplotlib')
     parser.add_argument('--max-samples', type=pose_cli.positive_int, default=200,
                         help='so many validation images at most')
-    parser.add_argument('--threads', type=pose_cli.positive_int,
+    parser.add_argument('--threads', type=pose_cli.positive_process_count,
                         help='of the processor, for each runtime; all by default')
     parser.add_argument('--runs', type=pose_cli.positive_int, default=20, help='timed runs of each graph')
     args = parser.parse_args()

@@ -11,7 +11,7 @@ import networks
 import pose_eval
 import tensorflow.compat.v1 as tf
 import tool_files
-from annotations.coco import find_split
+from annotations.images import find_split
 from conftest import PATIENCE, run_command
 from inference import read_skeleton
 from test_pose_dataworker import worker_command

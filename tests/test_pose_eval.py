@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 import pose_augment
 import pose_eval
 import tensorflow.compat.v1 as tf
-from annotations.coco import find_split
+from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command

@@ -11,7 +11,7 @@ import networks
 import networks.pretrained
 import pose_cli
 import pose_files
-from annotations.coco import find_split
+from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import batch_layout, check_memory
 from pose_cli import non_negative_int, positive_int, positive_process_count
@@ -34,11 +34,16 @@ PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
 
 # optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
-# accumulate: batches per update.  loss_scaling: whether an optimizer.LossScale is needed.
+# accumulate: batches per update.  loss_scale: where an optimizer.LossScale starts, 0: none.
 # backbone_rate: a factor on the learning rate of the variables whose names start with one of `backbone`.
 Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
-                                          'loss_scaling backbone_rate backbone',
-                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, False, 1.0, ()))
+                                          'loss_scale backbone_rate backbone',
+                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, 0.0, 1.0, ()))
+
+# How far a run goes, in steps of its batch. steps_per_epoch, max_steps: the last step.  by_steps: whether --max-steps
+# says so.  offset: what has to be added to the global step to get the samples that were trained in batches of now; 0
+# but in runs that were resumed with another batch size.
+Schedule = collections.namedtuple('Schedule', 'steps_per_epoch max_steps by_steps offset')
 
 
 def read_command(environment):
@@ -179,6 +184,20 @@ def check_flags(flags, cluster):
             networks.pretrained.find_start(flags.model, flags.checkpoint, flags.pretrained)
 
 
+def schedule_of(flags, samples, step=0, done=0):
+    """The Schedule of a run.
+
+    Args:
+        samples: of the data set.
+        step: that the run starts or resumes at.  done: samples that were trained until then.
+    """
+    batchsize = flags.batchsize * flags.accumulate
+    steps_per_epoch = max(1, samples // batchsize)
+    offset = done / batchsize - step
+    max_steps = flags.max_steps or math.ceil(flags.max_epoch * steps_per_epoch - offset)
+    return Schedule(steps_per_epoch, max_steps, bool(flags.max_steps), offset)
+
+
 def samples_per_process(flags, cluster):
     """How many samples a process takes in for each update."""
     return flags.batchsize * flags.accumulate // cluster.size
@@ -202,9 +221,9 @@ def complete_flags(flags):
             setattr(flags, name, value)
 
 
-def recipe_of(flags, loss_scaling=False):
+def recipe_of(flags, loss_scale=0.0):
     """The Recipe of flags that complete_flags has completed."""
     paper = flags.recipe == 'paper'
     return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
                   paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
-                  loss_scaling, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes)
+                  loss_scale, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes)

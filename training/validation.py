@@ -6,7 +6,8 @@ import numpy as np
 
 import networks
 import pose_draw
-from annotations.coco import find_split, read_dataset
+from annotations.coco import read_dataset
+from annotations.images import find_split
 from batches.batch import Batch, batch_layout, encode_batch
 from inference.metrics import evaluate
 from networks.network_base import build_losses
@@ -108,7 +109,7 @@ def evaluate_ap(session, validator, annotation_file, image_folder, category, ste
         summary, _, _ = evaluate(
             lambda images: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,
-            dataset=read_dataset(annotation_file, category))
+            dataset=read_dataset(annotation_file, category, image_folder))
         log.evaluation(step, summary['AP'])
 
 

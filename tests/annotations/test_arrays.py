@@ -8,9 +8,12 @@ from pycocotools.coco import COCO
 
 from annotation_files import keypoints, person, write_split
 from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
-from annotations.coco import find_split
+from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
 from pose_errors import UserError
+
+
+ASIDE = {'bbox': [200, 50, 60, 80], 'keypoints': keypoints(210, 60)}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def test_arrays_by_hand(tmp_path):
     crowd = person(3, 7, iscrowd=1, num_keypoints=0,
                    segmentation={'size': [480, 640], 'counts': [480 * 10, 480, 480 * 629]})
     plain = person(4, 1, num_keypoints=0, segmentation=[[1, 2, 11, 2, 11, 22], [30, 30, 40, 30, 40, 40, 30, 40]])
-    file, folder = write_split(tmp_path, [person(1, 1, bbox=[200, 50, 60, 80]), person(2, 7), crowd, plain,
+    file, folder = write_split(tmp_path, [person(1, 1, **ASIDE), person(2, 7), crowd, plain,
                                           person(5, 1, keypoints=keypoints(5, 5, 6), num_keypoints=6,
                                                  segmentation=[[10, 20, 30, 20, 30, 60]])], images)
     a = read_annotations(file, folder)
@@ -120,7 +123,7 @@ DERIVED = {
 @pytest.mark.parametrize('name', sorted(BROKEN_PEOPLE))
 def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
     outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
-    file, folder = write_split(tmp_path, [person(1, bbox=[200, 50, 60, 80]),
+    file, folder = write_split(tmp_path, [person(1, **ASIDE),
                                           person(2, segmentation=outline, **BROKEN_PEOPLE[name])])
     a = read_annotations(file, folder)
     assert len(a.sample_image) == 1 and people_of(a, 0)[1].tolist() == [[200, 50, 60, 80]]
@@ -133,7 +136,7 @@ def test_what_a_person_lacks_is_derived_and_counted(name, tmp_path, caplog):
     fields, mention = DERIVED[name]
     outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
     whole = person(2, segmentation=outline, bbox=[40, 50, 60, 80])
-    file, folder = write_split(tmp_path, [person(1, bbox=[200, 50, 60, 80]), dict(whole, **fields)])
+    file, folder = write_split(tmp_path, [person(1, **ASIDE), dict(whole, **fields)])
     a = read_annotations(file, folder)
     assert len(a.sample_image) == 2 and people_of(a, 0)[1].tolist()[1] == [40, 50, 60, 80]
     assert 'derived %s' % mention in caplog.text
@@ -142,7 +145,7 @@ def test_what_a_person_lacks_is_derived_and_counted(name, tmp_path, caplog):
 def test_zero_box_and_points_outside_stay_labels_but_make_no_sample(tmp_path):
     outside = keypoints(-500, 1000)
     file, folder = write_split(tmp_path,
-                               [person(1, bbox=[200, 50, 60, 80]), person(2, bbox=[40, 50, 0, 0], keypoints=outside)])
+                               [person(1, **ASIDE), person(2, bbox=[40, 50, 0, 0], keypoints=outside)])
     a = read_annotations(file, folder)
     assert len(a.sample_image) == 1 and len(people_of(a, 0)[0]) == 2
     assert people_of(a, 0)[0][1, 0].tolist() == [-500, 1000]
@@ -161,12 +164,13 @@ def test_broken_segmentation_is_left_out_and_counted(segmentation, tmp_path, cap
 
 def test_duplicate_ids_and_orphans_are_counted(tmp_path, caplog):
     images = [{'id': 1, 'file_name': name, 'width': 320, 'height': 240} for name in ('a.jpg', 'b.jpg')]
-    file, folder = write_split(tmp_path, [person(1), person(1, bbox=[200, 50, 60, 80]), person(2, image_id=99),
+    file, folder = write_split(tmp_path, [person(1), person(1, **ASIDE), person(1), person(2, image_id=99),
                                           person(3, image_id=[1]), 5, person('six')], images)
     a = read_annotations(file, folder)
-    assert len(a.image_id) == len(a.sample_image) == 1
-    for message in ('1 images with the id of an earlier one', '1 annotations with the id of an earlier one',
-                    '2 annotations of images that are not listed', '1 annotations that are no objects'):
+    assert len(a.image_id) == 1 and len(a.sample_image) == 2
+    for message in ('1 images with the id of an earlier one', '2 ids of annotations',
+                    '1 annotations that are there twice', '2 annotations of images that are not listed',
+                    '1 annotations that are no objects'):
         assert message in caplog.text
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import tool_files
 from annotations.arrays import ignored_regions, read_annotations
-from annotations.coco import find_split, read_dataset, summary_of
+from annotations.coco import read_dataset, summary_of
+from annotations.images import find_split
 from inference.metrics import evaluate
 from pose_dataset import PoseDataset
 from pose_errors import UserError
@@ -165,7 +166,9 @@ UNUSABLE = {
     'dogs': (lambda content: each(content, category_id=2),
              ' has no person with 3 keypoints and an area of 1024 pixels to train on: it has no annotations; '
              'left out 4 annotations of other categories; give a COCO keypoint annotation file'),
-    'several': (several, ' has several categories with keypoints: choose one with --category=NAME of dancer, singer')}
+    'several': (several,
+                ' has several categories with keypoints: choose one with --category=NAME of dancer, singer, or those '
+                'with the same keypoints with --category=all')}
 
 
 @pytest.mark.parametrize('name', sorted(UNUSABLE))

@@ -19,8 +19,10 @@ OUTLINE = [[40, 50, 100, 50, 100, 130, 40, 130]]
 VALID = {
     'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240},
                {'id': 2, 'file_name': 'b.jpg', 'width': 100, 'height': 90}],
-    'annotations': [person(1, segmentation=OUTLINE), person(2, keypoints=keypoints(200, 20, 9), num_keypoints=9),
-                    person(3, num_keypoints=0, segmentation=OUTLINE), person(4, image_id=2),
+    'annotations': [person(1, segmentation=OUTLINE),
+                    person(2, keypoints=keypoints(200, 20, 9), num_keypoints=9, bbox=[190, 10, 40, 60]),
+                    person(3, num_keypoints=0, segmentation=OUTLINE),
+                    person(4, image_id=2, keypoints=keypoints(50, 30), bbox=[40, 20, 50, 65]),
                     person(5, iscrowd=1, num_keypoints=0,
                            segmentation={'size': [240, 320], 'counts': [100, 200, 76500]}),
                     person(6, image_id=2, iscrowd=1, num_keypoints=0,

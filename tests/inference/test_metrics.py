@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import tool_files
-from annotations.coco import find_split, read_dataset
+from annotations.coco import read_dataset
+from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
 from inference.metrics import evaluate, load_coco, measure
 from pose_errors import UserError

@@ -14,13 +14,13 @@ import pose_cli
 import tensorflow.compat.v1 as tf
 import train
 from annotations.arrays import read_annotations
-from annotations.coco import find_split
-from annotations.images import write_picture
+from annotations.images import find_split, write_picture
 from annotations.skeleton import COCO_SKELETON
 from graphs import freeze, graphdef
 from networks.formats.npy import write_npy
 from pose_errors import UserError
 from training import checkpoint
+from training.config import Schedule
 from training.run_folder import note_start
 from training.run_log import RunLog
 
@@ -33,7 +33,7 @@ def path(*names):
 
 
 def start_log():
-    return RunLog(FOLDER, 0, 10)
+    return RunLog(FOLDER, 0, Schedule(10, 1000, True, 0))
 
 
 def log_figures(log):
