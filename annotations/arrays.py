@@ -308,8 +308,8 @@ def _log_turned_images(annotations, image_folder):
             if is_turned and size == tuple(annotations.image_size[row].tolist()):
                 turned.append(name)
     if turned:
-        logging.info('%d of %d images of the start are turned as their EXIF header says, as labelling tools show them '
-                     '(%s ...)', len(turned), len(rows), turned[0])
+        logging.info('%d of %d images that were checked are turned as their EXIF header says, as labelling tools show '
+                     'them (%s ...)', len(turned), len(rows), turned[0])
 
 
 def _from_cache(annotation_file, make, version):

@@ -49,6 +49,7 @@ TURNS = {2: lambda pixels: pixels[:, ::-1], 3: lambda pixels: pixels[::-1, ::-1]
 
 PNG_START = b'\x89PNG\r\n\x1a\n'
 PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
+ANIMATION_CHUNKS = {b'acTL', b'fcTL', b'fdAT'}
 MAX_CHUNKS = 2 ** 17
 WEBP_ANIMATED = 0x02  # of the flags in VP8X
 
@@ -165,8 +166,9 @@ def _read(path):
     try:
         width, height = _size(data)
         orientation = _orientation(data)
+        animated = data[12:16] == b'VP8X' and int.from_bytes(data[20:21], 'little') & WEBP_ANIMATED
         if data.startswith(PNG_START):
-            data = _still_png(data)
+            data, animated = _picture_of_png(data)
     except (struct.error, AttributeError, TypeError):
         raise BadSample(path, 'is not an image (JPEG, PNG, BMP or WebP), or a damaged one')
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
@@ -176,7 +178,7 @@ def _read(path):
         raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
     if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS:
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
-    if data[12:16] == b'VP8X' and int.from_bytes(data[20:21], 'little') & WEBP_ANIMATED:
+    if animated:  # each frame may be as large as the picture, and OpenCV 4.11 crashes on some
         raise BadSample(path, 'is an animation, not one image')
     return data, (width, height), orientation
 
@@ -243,10 +245,11 @@ def _chunks(data):
     raise struct.error
 
 
-def _still_png(data):
-    """A PNG without all that is not its one picture: OpenCV 4.11 crashes on some animations, and other chunks may ask
-    for gigabytes."""
-    return PNG_START + b''.join(data[at:end] for kind, at, end in _chunks(data) if kind in PICTURE_CHUNKS)
+def _picture_of_png(data):
+    """(a PNG's picture alone, whether it is animated): other chunks may ask for gigabytes and are not needed."""
+    chunks = list(_chunks(data))
+    picture = PNG_START + b''.join(data[at:end] for kind, at, end in chunks if kind in PICTURE_CHUNKS)
+    return picture, any(kind in ANIMATION_CHUNKS for kind, _, _ in chunks)
 
 
 def _orientation(data):
