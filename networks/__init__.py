@@ -65,7 +65,7 @@ def get_network(name, image, is_training, skeleton=COCO_SKELETON):
     image: (B,H,W,3) BGR pixels 0..255, float32 or uint8; H and W are multiples of the network's stride, or unknown.
     is_training: a bool. True: batch norm uses the batch's statistics, and its updates of the moving averages are added
         to tf.GraphKeys.UPDATE_OPS (run them with the train op). False: it uses the moving averages.
-    skeleton: the annotations.skeleton.Skeleton to look for: COCO's 18 parts and 19 limbs unless told otherwise.
+    skeleton: the annotations.skeleton.Skeleton to find: COCO's 18 parts and 19 limbs unless told otherwise.
     Returns a network_base.Network. Variables go through tf.get_variable: reuse, scopes and devices are the caller's.
     """
     return network_class(name)(name, image, is_training, skeleton)

@@ -1,7 +1,6 @@
 """What all the networks share: layers, the loop over stages and branches, initial values, losses."""
 import numpy as np
 
-from annotations.skeleton import COCO_SKELETON
 from networks import NETWORKS
 from pose_errors import UserError
 
@@ -44,7 +43,7 @@ class Network:
 
     name: as in networks.NAMES.  stride: input pixels per output cell.
     scaled: the image as the first layer sees it.
-    skeleton: the annotations.skeleton.Skeleton that it looks for.
+    skeleton: the annotations.skeleton.Skeleton that it finds.
     stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first.
     output: (B,h,w,channels), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
     skeleton_variables: names of the variables of the layers that make maps or read them.
@@ -61,7 +60,7 @@ class Network:
         if entry:
             _, cls.stride, cls.pretrained = NETWORKS[entry]
 
-    def __init__(self, name, image, is_training, skeleton=COCO_SKELETON):
+    def __init__(self, name, image, is_training, skeleton):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
         for axis, size in zip(('height', 'width'), image.shape.as_list()[1:3]):
             if size is not None and size % self.stride:

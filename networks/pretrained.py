@@ -34,6 +34,8 @@ from .formats.npy import is_npy, read_npy, take_metadata
 MAX_NAMES = 8  # of variables in a line of the log
 # Modules of formats/.
 FORMATS = {'.caffemodel': 'caffemodel', '.pb': 'frozen_graph', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}
+STATE_FILE = 'checkpoint'  # TensorFlow's, in a folder of checkpoints
+MAX_STATE_BYTES = 1 << 20
 LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
@@ -83,19 +85,19 @@ def _exists(path):
 class Match:
     """How a file fits a network.
 
-    values: {variable name: float32 array} to restore.  new: names of variables that the file lacks.
-    missing: those of them that come from the network's own pretrained file.
-    unfit: names in the file that the network has no place for.
-    renewed: those of new whose values in the file are for other keypoints: layers that make maps or read them.
+    values: {variable name: float32 array} to restore.  missing: names of variables that the file lacks.
+    missing_pretrained: those of them that come from the network's own pretrained file.
+    unmatched: names in the file that the network has no place for.
+    reinitialized: those of missing whose values in the file are for other keypoints: of layers that make or read maps.
     """
 
-    def __init__(self, network, path, values, unfit, renewed=()):
+    def __init__(self, network, path, values, unmatched, reinitialized=()):
         self.path = path
         self.values = values
-        self.unfit = unfit
-        self.renewed = list(renewed)
-        self.new = [v.op.name for v in network.variables if v.op.name not in values]
-        self.missing = [v.op.name for v in network.pretrained_variables if v.op.name not in values]
+        self.unmatched = unmatched
+        self.reinitialized = list(reinitialized)
+        self.missing = [v.op.name for v in network.variables if v.op.name not in values]
+        self.missing_pretrained = [v.op.name for v in network.pretrained_variables if v.op.name not in values]
         self._variables = [v for v in network.variables if v.op.name in values]
 
     def init_fn(self, scaffold, session):
@@ -104,14 +106,14 @@ class Match:
                     {v.initializer.inputs[1]: self.values[v.op.name] for v in self._variables})
 
     def __str__(self):
-        text = '%d variables restored, %d new' % (len(self.values), len(self.new))
-        if self.renewed:
-            layers = dict.fromkeys(LEAF.sub('', name) for name in self.renewed)
+        text = '%d variables restored, %d new' % (len(self.values), len(self.missing))
+        if self.reinitialized:
+            layers = dict.fromkeys(LEAF.sub('', name) for name in self.reinitialized)
             text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
-        if self.missing:
-            text += '; not in the file: ' + _some(self.missing)
-        if self.unfit:
-            text += '; in the file and not in the network: ' + _some(self.unfit)
+        if self.missing_pretrained:
+            text += '; not in the file: ' + _some(self.missing_pretrained)
+        if self.unmatched:
+            text += '; in the file and not in the network: ' + _some(self.unmatched)
         return text
 
 
@@ -131,7 +133,7 @@ def fit(network, path, flag='--pretrained', read=None):
 
     read: what read_with_metadata gave for the file, if it has been read.
     """
-    weights, about = read or read_with_metadata(path)
+    weights, metadata = read or read_with_metadata(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
     if _SlimMobilenet.MARK in set(weights):
         weights = _SlimMobilenet(weights)
@@ -147,12 +149,12 @@ def fit(network, path, flag='--pretrained', read=None):
             wrong[name] = '%s is %s in the file and %s in %s' % (name, value.shape, shape, network.name)
         else:
             values[name] = checked_values(value, name, path)
-    renewed = []
-    skeleton = skeleton_of(path, about)
+    reinitialized = []
+    skeleton = skeleton_of(path, metadata)
     others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
     if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        renewed = sorted(network.skeleton_variables & names) if others else []
-        for name in renewed:
+        reinitialized = sorted(network.skeleton_variables & names) if others else []
+        for name in reinitialized:
             values.pop(name, None)
         wrong = {}
     if wrong:
@@ -163,8 +165,8 @@ def fit(network, path, flag='--pretrained', read=None):
         raise UserError('%s has no variable of %s (it has %s, ...); %s'
                         % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
     return Match(network, path, values, [name for name in sorted(names - set(values))
-                                         if name not in renewed and not _is_training_state(name, values)],
-                 renewed)
+                                         if name not in reinitialized and not _is_training_state(name, values)],
+                 reinitialized)
 
 
 def checked_values(value, name, path):
@@ -226,15 +228,15 @@ def read_weights(path):
 
 
 def read_with_metadata(path):
-    """The same, and what a .npy file says about itself (take_about); {} for other files."""
+    """The same, and what a .npy file says about itself (take_metadata); {} for other files."""
     if os.path.isdir(path):
         return _Checkpoint(find_checkpoint(path)), {}
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             if is_npy(file):
                 weights = read_npy(file, path)
-                about = take_metadata(weights, path)
-                return weights, about
+                metadata = take_metadata(weights, path)
+                return weights, metadata
         if path.endswith('.npy'):
             raise UserError('%s is not a .npy file: it may be a broken download, get it again' % path)
         suffix = os.path.splitext(path)[1].lower()
@@ -289,13 +291,13 @@ class _SlimMobilenet(Mapping):
         return len(self.weights)
 
 
-def skeleton_of(path, about=None):
+def skeleton_of(path, metadata=None):
     """The Skeleton that weights were trained for, as their file or the run that they are in says; else None.
 
-    about: what the file says about itself (npy.take_about), where it has been read already.
+    metadata: what the file says about itself (npy.take_metadata), where it has been read already.
     Raises UserError when the file is a .npy and cannot be read.
     """
-    text = (_npy_metadata(path) if about is None else about).get('skeleton')
+    text = (_npy_metadata(path) if metadata is None else metadata).get('skeleton')
     if text:
         return parse_skeleton(text, path)
     for run_file, run in _runs_around(path):
@@ -336,10 +338,6 @@ def _runs_around(path):
     return runs
 
 
-STATE_FILE = 'checkpoint'
-MAX_STATE_BYTES = 1 << 20
-
-
 def named_checkpoints(folder):
     """The prefixes that the file `checkpoint` of a folder names, the latest last; [] when it is missing or damaged.
 
@@ -365,7 +363,7 @@ def newest_checkpoint(folder):
         return named[-1]
     # The file is missing, or names files that are elsewhere now.
     prefixes = [os.path.join(folder, name)[:-len('.index')] for name in os.listdir(folder) if name.endswith('.index')]
-    return max(prefixes, key=lambda prefix: os.path.getmtime(checkpoint_prefix + '.index')) if prefixes else None
+    return max(prefixes, key=lambda prefix: os.path.getmtime(prefix + '.index')) if prefixes else None
 
 
 def checkpoint_prefix(path):

@@ -61,9 +61,9 @@ class StartWeights:
         flag = '--checkpoint' if self._checkpoint else '--pretrained'
         match = networks.pretrained.fit(network, self.path, flag, self._read)
         self._read = None  # its memory is needed now
-        if self._checkpoint and set(match.new) - set(match.renewed):
+        if self._checkpoint and set(match.missing) - set(match.reinitialized):
             raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
-                            % (self.path, len(match.new), self._model, match.new[0]))
+                            % (self.path, len(match.missing), self._model, match.missing[0]))
         logging.info(str(match))
         return match.init_fn
 

@@ -1,7 +1,7 @@
 """Weights in .npy files: a pickled dictionary {layer: {'weights': array, 'biases': array}}, however deep.
 
 Files of this project (write_npy) are {variable name: array}, in half precision where the values allow it, and say under
-the name ABOUT what they are for: JSON text as an array of bytes, so that the file holds nothing but arrays.
+the name METADATA what they are for: JSON text as an array of bytes, so that the file holds nothing but arrays.
 
 A pickle is a program. This one may do nothing but name numbers, text, plain containers and arrays, and the arrays are
 built here from their parts (dtype, shape, bytes), each checked: numpy's own reconstruction would take bytes for
@@ -17,7 +17,7 @@ import numpy as np
 from pose_errors import UserError
 from pose_files import write_file
 
-ABOUT = 'about'
+METADATA = 'about'  # the name of an array
 MAX_ARRAYS, MAX_DEPTH = 10000, 16
 NUMBER_TYPES = {kind + str(size) for kind, sizes in (('f', (2, 4, 8)), ('i', (1, 2, 4, 8)), ('u', (1, 2, 4, 8)))
                 for size in sizes}
@@ -57,10 +57,10 @@ def read_npy(file, path):
         raise UserError('%s is broken (%s: %s); get it again' % (path, type(error).__name__, error))
 
 
-def write_npy(path, weights, about):
-    """Write {variable name: float array} and a dictionary of text about them. Raises UserError."""
+def write_npy(path, weights, metadata):
+    """Write {variable name: float array} and metadata, a dictionary of text. Raises UserError."""
     content = {name: half_precision(np.asarray(value)) for name, value in weights.items()}
-    content[ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    content[METADATA] = np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), np.uint8)
     file = io.BytesIO()
     np.save(file, np.array(content, object), allow_pickle=True)
     write_file(path, file.getvalue())
@@ -74,17 +74,17 @@ def half_precision(values):
 
 
 def take_metadata(weights, path):
-    """Take ABOUT out of what read_npy returned: the dictionary that write_npy was given, {} for files made elsewhere.
+    """Take METADATA out of what read_npy returned: the dictionary that write_npy was given, {} for other files.
 
     Raises UserError when it is damaged.
     """
-    if ABOUT not in weights:
+    if METADATA not in weights:
         return {}
     try:
-        about = json.loads(weights.pop(ABOUT).tobytes().decode())
-        if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        metadata = json.loads(weights.pop(METADATA).tobytes().decode())
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError('no dictionary of text')
-        return about
+        return metadata
     except (ValueError, RecursionError) as error:
         raise UserError('%s is damaged: what it says about itself is no JSON (%s); get it again' % (path, error))
 

@@ -8,6 +8,7 @@ import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from inference import load_network
 from networks import pretrained
 from networks.formats import vgg19
@@ -110,7 +111,7 @@ def write_npy(path, values):
 
 
 def build(network_class):
-    return network_class('cmu', tf.placeholder(tf.float32, (None, 32, 32, 3), 'image'), False)
+    return network_class('cmu', tf.placeholder(tf.float32, (None, 32, 32, 3), 'image'), False, COCO_SKELETON)
 
 
 def random_network(network_class):
@@ -142,7 +143,7 @@ def restored_output(network_class, path, image):
         network = build(network_class)
         match = pretrained.fit(network, str(path))
         match.init_fn(None, session)
-        assert not match.new and not match.unfit, str(match)
+        assert not match.missing and not match.unmatched, str(match)
         return session.run(network.output, {'image:0': image})
 
 

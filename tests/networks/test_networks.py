@@ -8,6 +8,7 @@ import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
+from annotations.skeleton import COCO_SKELETON
 from conftest import assert_user_error, run_command
 from networks import network_base
 from networks.network_cmu import Vgg
@@ -104,7 +105,7 @@ class VggInTwoStages(Vgg):
 def test_vgg_is_cmu_with_another_start(oracles):
     published = json.loads((oracles / 'variables_cmu.json').read_text())['variables']
     with tf.Graph().as_default():
-        network = VggInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), False)
+        network = VggInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), False, COCO_SKELETON)
     assert {v.op.name: v.shape.as_list() for v in network.variables} == {
         name: shape for name, shape in published.items() if not re.search('stage[3456]', name)}
     assert {v.op.name for v in network.pretrained_variables} == {
@@ -115,7 +116,7 @@ def test_vgg_is_cmu_with_another_start(oracles):
 def test_every_trainable_variable_gets_a_gradient():
     """Conv2d_8 is in the published checkpoints of the stride-4 networks, but no output depends on it."""
     with tf.Graph().as_default():
-        network = FastInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), True)
+        network = FastInTwoStages('small', tf.placeholder(tf.float32, [1, 64, 64, 3]), True, COCO_SKELETON)
         trainable = tf.trainable_variables()
         assert all(gradient is not None for gradient in tf.gradients(network.output, trainable))
         left_out = {v.op.name for v in network.variables} - {v.op.name for v in trainable}
@@ -134,7 +135,7 @@ def test_any_size_that_is_a_multiple_of_the_stride(network_class, cells):
     for dtype, shape in ((tf.float32, [None, None, None, 3]), (tf.uint8, [2, height, width, 3])):
         with tf.Graph().as_default(), tf.Session() as session:
             image = tf.placeholder(dtype, shape, 'image')
-            network = network_class('small', image, False)
+            network = network_class('small', image, False, COCO_SKELETON)
             set_from_names(session, network.variables)
             stages, output = session.run([network.stages, network.output], {image: pixels})
             outputs.append(output)
@@ -152,10 +153,10 @@ def test_batch_norm_trains_and_infers():
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(1)
         image = tf.placeholder(tf.float32, [None, 64, 64, 3], 'image')
-        training = ThinInTwoStages('thin', image, True)
+        training = ThinInTwoStages('thin', image, True, COCO_SKELETON)
         updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            inference = ThinInTwoStages('thin', image, False)
+            inference = ThinInTwoStages('thin', image, False, COCO_SKELETON)
         assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == updates, 'inference mode updates nothing'
         assert [v.op.name for v in inference.variables] == [v.op.name for v in training.variables]
 
@@ -206,7 +207,7 @@ def test_towers_share_variables_on_the_callers_device():
         for k in range(2):
             with tf.device(place), tf.name_scope('tower_%d' % k), \
                     tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-                towers.append(ThinInTwoStages('thin', image, True))
+                towers.append(ThinInTwoStages('thin', image, True, COCO_SKELETON))
         names = [v.op.name for v in towers[0].variables]
         assert [v.op.name for v in tf.global_variables()] == names == [v.op.name for v in towers[1].variables]
         assert not any('tower' in name for name in names)
@@ -231,7 +232,7 @@ def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
         stages = []
         for is_training in (True, False):
             with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-                stages += network_class('small', image, is_training).stages
+                stages += network_class('small', image, is_training, COCO_SKELETON).stages
         session.run(tf.global_variables_initializer())
         for paf, heat in session.run(stages, {image: pixels}):
             assert 1e-7 < np.sqrt(np.mean(paf ** 2)) < 0.2

@@ -32,7 +32,7 @@ class FastOneStage(MobilenetFast):
 
 
 def build(network_class, name='cmu'):
-    return network_class(name, tf.placeholder(tf.uint8, [None, None, None, 3], 'image'), False)
+    return network_class(name, tf.placeholder(tf.uint8, [None, None, None, 3], 'image'), False, COCO_SKELETON)
 
 
 def layer_weights(random=np.random.RandomState(0)):
@@ -64,8 +64,9 @@ def test_npy_dictionary(tmp_path, python_2):
         network = build(Cmu)
         match = pretrained.fit(network, path)
         match.init_fn(None, session)
-        assert len(match.values) == 2 * len(LAYERS) and len(match.new) == 184 - 2 * len(LAYERS) and not match.unfit
-        assert 'conv2_1/weights' in match.missing
+        assert len(match.values) == 2 * len(LAYERS) and len(match.missing) == 184 - 2 * len(LAYERS)
+        assert not match.unmatched
+        assert 'conv2_1/weights' in match.missing_pretrained
         for variable in network.variables:
             layer, leaf = variable.op.name.split('/')
             if layer in LAYERS:
@@ -140,6 +141,14 @@ def test_files_that_are_not_weights(tmp_path):
         assert name in str(error.value)
 
 
+def test_the_newest_checkpoint_of_a_folder_without_a_state_file(tmp_path):
+    """As where single checkpoints were copied."""
+    for time, name in ((30, 'model-7'), (20, 'model-9')):
+        (tmp_path / (name + '.index')).write_bytes(b'')
+        os.utime(str(tmp_path / (name + '.index')), (time, time))
+    assert pretrained.find_checkpoint(str(tmp_path)) == str(tmp_path / 'model-7')
+
+
 def mobilenet_v1(width=0.5):
     """Some variables of slim's checkpoint, with what slim has and we have not."""
     random = np.random.RandomState(4)
@@ -171,11 +180,11 @@ def test_slim_mobilenet_checkpoint(tmp_path, written):
         for name in match.values:
             assert np.array_equal(session.run(name + ':0'), expected[name])
     assert len(match.values) == 5
-    assert match.unfit == ['MobilenetV1/Conv2d_0/BatchNorm/gamma', 'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta',
-                           'MobilenetV1/Logits/Conv2d_1c_1x1/biases']
-    assert all(name in str(match) for name in match.unfit)
+    assert match.unmatched == ['MobilenetV1/Conv2d_0/BatchNorm/gamma', 'MobilenetV1/Conv2d_1_depthwise/BatchNorm/beta',
+                               'MobilenetV1/Logits/Conv2d_1c_1x1/biases']
+    assert all(name in str(match) for name in match.unmatched)
     backbone = {v.op.name for v in network.variables if v.op.name.startswith('MobilenetV1/')}
-    assert set(match.missing) == backbone - set(values)
+    assert set(match.missing_pretrained) == backbone - set(values)
 
 
 @pytest.mark.slow
@@ -192,7 +201,7 @@ def test_own_checkpoint_comes_back_whole(tmp_path):
         network = build(FastOneStage)
         for given in (path, path + '.index', str(tmp_path)):
             match = pretrained.fit(network, given)
-            assert not match.new and not match.missing and not match.unfit
+            assert not match.missing and not match.missing_pretrained and not match.unmatched
         scaffold = tf.train.Scaffold(init_fn=match.init_fn)
         with tf.train.MonitoredSession(tf.train.ChiefSessionCreator(scaffold)) as session:
             restored = session.run({v.op.name: v for v in network.variables})
@@ -244,14 +253,14 @@ def test_weights_of_another_skeleton(tmp_path, known):
                 assert not pretrained.fit(network, path).new
                 (tmp_path / RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
         match = pretrained.fit(network, path)
-        assert set(match.new) == set(match.renewed) == network.skeleton_variables and not match.unfit
+        assert set(match.missing) == set(match.reinitialized) == network.skeleton_variables and not match.unmatched
         layers = ['Openpose/MConv_Stage%d_L%d_%d' % layer for layer in
                   ((1, 1, 5), (1, 2, 5), (2, 1, 1), (2, 1, 5), (2, 2, 1), (2, 2, 5))]
         assert str(match).endswith('; for other keypoints, so these layers start anew: ' + ', '.join(layers))
         session.run(tf.global_variables_initializer())
         match.init_fn(None, session)
         for variable, value in zip(network.variables, session.run(network.variables)):
-            if variable.op.name not in match.renewed:
+            if variable.op.name not in match.reinitialized:
                 np.testing.assert_array_equal(value, before[variable.op.name])
 
 
@@ -288,7 +297,7 @@ def test_slim_vgg_19_conv1_1_sees_what_it_was_trained_on(tmp_path, bgr):
         match.init_fn(None, session)
         ours = session.run('conv1_1/Relu:0', {'image:0': bgr[None]})[0]
         assert np.array_equal(session.run('conv1_2/weights:0'), values['vgg_19/conv1/conv1_2/weights'])
-    assert len(match.values) == 3 and set(match.unfit) == {'conv5_1/biases', 'vgg_19/fc8/biases', 'vgg_19/mean_rgb'}
+    assert len(match.values) == 3 and set(match.unmatched) == {'conv5_1/biases', 'vgg_19/fc8/biases', 'vgg_19/mean_rgb'}
     rgb = bgr[:, :, ::-1]
     original = original_conv1_1(values, rgb, 'SAME')
     assert original.max() > 100

@@ -54,7 +54,7 @@ def test_training_and_freezing_take_it(exported):
     with tf.Graph().as_default():
         network = networks.get_network('mobilenet_fast', tf.placeholder(tf.float32, [1, 32, 32, 3]), is_training=True)
         match = pretrained.fit(network, path)
-    assert match.new == [] and match.unfit == []
+    assert match.missing == [] and match.unmatched == []
     assert {value.dtype for value in match.values.values()} == {np.dtype(np.float32)}
     frozen = freeze.freeze(freeze.network_graph('mobilenet_fast', COCO_SKELETON), path)
     assert not any(node.op.startswith('Variable') for node in frozen.node)
