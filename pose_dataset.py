@@ -88,6 +88,13 @@ class PoseDataset:
         matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
         return self._sample(image, matrix, augmentation)
 
+    def image_of(self, index):
+        """The path of the image of sample number index, in words where it is drawn anew each time."""
+        if index >= len(self.annotations.sample_image):
+            return 'an image without people'
+        name = self.annotations.file_name[self.annotations.sample_image[index]].decode()
+        return os.path.join(self.image_folder, name)
+
     def validation_sample(self, index):
         """Image number index, 0 <= index < len(self.validation_images), fitted into the input without randomness.
 

@@ -130,26 +130,36 @@ class BatchBuffer:
 
     def __init__(self, layout, allocate=np.empty):
         self._arrays = Batch(*(allocate(shape, dtype) for _, dtype, shape in layout))
-        self._lengths = allocate((2,), np.int64)  # of positions: heatmap, PAF
+        self._state = allocate((3,), np.int64)  # lengths of positions: heatmap, PAF; current_sample
+        self.current_sample = None
         self.batchsize = len(self._arrays.image)
 
     def write(self, row, image, heatmap, paf, mask):
         """Write sample `row`, as arrays of one sample each (see encode_batch); the rows come in order, from 0."""
         arrays = self._arrays
         if row == 0:
-            self._lengths[:] = 0
+            self._state[:2] = 0
         sample = encode_batch(*(np.asarray(field)[None] for field in (image, heatmap, paf, mask)))
         arrays.image[row], arrays.mask[row] = image, sample.mask[0]
         for k, (positions, values, new_positions, new_values, items) in enumerate((
                 (*arrays[2:4], *sample[2:4], heatmap.size), (*arrays[4:6], *sample[4:6], paf.size // 2))):
-            end = self._lengths[k] + len(new_positions)
-            np.add(new_positions, row * items, out=positions[self._lengths[k]:end], casting='unsafe')
-            values[self._lengths[k]:end] = new_values
-            self._lengths[k] = end
+            end = self._state[k] + len(new_positions)
+            np.add(new_positions, row * items, out=positions[self._state[k]:end], casting='unsafe')
+            values[self._state[k]:end] = new_values
+            self._state[k] = end
+
+    @property
+    def current_sample(self):
+        """The number of the sample that is being made, None between two; kept when the process that makes it dies."""
+        return int(self._state[2]) if self._state[2] >= 0 else None
+
+    @current_sample.setter
+    def current_sample(self, index):
+        self._state[2] = -1 if index is None else index
 
     def read(self):
         """The Batch, as views of this memory."""
         arrays = self._arrays
-        heatmap, paf = self._lengths.tolist()
+        heatmap, paf = self._state[:2].tolist()
         return Batch(arrays.image, arrays.mask, arrays.heatmap_positions[:heatmap], arrays.heatmap_values[:heatmap],
                      arrays.paf_positions[:paf], arrays.paf_values[:paf])

@@ -26,6 +26,9 @@ class NumberedDataset:
     def __len__(self):
         return self.samples
 
+    def image_of(self, index):
+        return 'image%d.jpg' % index
+
     def training_sample(self, index, rng):
         time.sleep(self.seconds)
         scale, angle = draw_augmentation(rng)[:2]
