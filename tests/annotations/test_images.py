@@ -1,30 +1,252 @@
-"""Images from strangers: what could hang, fill the memory or end the process is refused before it is decoded."""
+"""Images as people have them, and from strangers: upright, reduced without aliasing, or refused before they do harm."""
+import io
 import os
 import random
 import struct
 import time
+import unicodedata
 import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
-from annotations.images import MAX_SIDE, BadSample, read_image, read_photograph, write_picture
-from image_folders import grey_image, jpeg
+from annotations.images import MAX_SIDE, BadSample, find_image, image_size, read_image, read_photograph, shrink, \
+    shrink_for_warp, write_picture
+from image_folders import HEIGHT, WIDTH, grey_image, jpeg
+from pose_augment import reduced_matrix, warp_image
 from pose_errors import UserError
 
 FORMATS = {extension: cv2.imencode(extension, grey_image())[1].tobytes()
            for extension in ('.jpg', '.png', '.bmp', '.webp')}
 
 
+def png_chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
 def png_bomb(width, height):
     """A PNG of one colour: the bits of all its rows, compressed to a thousandth."""
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     rows = zlib.compressobj(9)
     data = b''.join(rows.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + rows.flush()
     header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', header) + png_chunk(b'IDAT', data) + png_chunk(b'IEND', b'')
+
+
+def behind_header(png, chunk):
+    return png[:33] + chunk + png[33:]
+
+
+def extended_webp(webp, flags, chunks=b''):
+    """A WebP in the extended form, with flags and more chunks."""
+    header = b'VP8X' + struct.pack('<IB3x', 10, flags) + (WIDTH - 1).to_bytes(3, 'little') \
+        + (HEIGHT - 1).to_bytes(3, 'little')
+    body = b'WEBP' + header + webp[12:] + chunks
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def with_orientation(extension, data, orientation):
+    """An image file with an EXIF header that asks viewers to turn it."""
+    tiff = b'MM\0*\0\0\0\x08\0\x01' + struct.pack('>HHIHHI', 0x112, 3, 1, orientation, 0, 0)
+    if extension == '.jpg':
+        return data[:2] + b'\xff\xe1' + struct.pack('>H', len(tiff) + 8) + b'Exif\0\0' + tiff + data[2:]
+    if extension == '.png':
+        return behind_header(data, png_chunk(b'eXIf', tiff))
+    return extended_webp(data, 0x08, b'EXIF' + struct.pack('<I', len(tiff)) + tiff)
+
+
+def landmark_image():
+    """Blue above, red below, a white square at the left."""
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[:240], image[240:], image[200:280, :80] = (200, 40, 40), (40, 40, 200), 255
+    return image
+
+
+def written(tmp_path, content, name='a'):
+    (tmp_path / name).write_bytes(content)
+    return str(tmp_path / name)
+
+
+# --- upright
+
+
+# Where viewers show the stored image's pixels: x and y of what was stored at the upper left, as shares of the sides.
+SHOWN_AT = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png', '.webp'])
+@pytest.mark.parametrize('orientation', sorted(SHOWN_AT))
+def test_images_are_turned_as_exif_says(extension, orientation, tmp_path):
+    """OpenCV turns JPEG files by itself, in all versions: the others are turned as these are."""
+    image = landmark_image()
+    image[:60, :60] = (0, 255, 0)
+    stored = cv2.imencode(extension, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    path = written(tmp_path, with_orientation(extension, stored, orientation))
+    example = np.frombuffer(with_orientation('.jpg', jpeg(image), orientation), np.uint8)
+    upright = cv2.imdecode(example, cv2.IMREAD_COLOR)
+    shown = upright.shape[1], upright.shape[0]
+    assert shown == ((WIDTH, HEIGHT) if orientation < 5 else (HEIGHT, WIDTH))
+    at = [int(share * (side - 1)) for share, side in zip(SHOWN_AT[orientation], shown)]
+    assert upright[at[1], at[0], 1] > 200
+    assert image_size(path) == (shown, orientation > 1)
+    for pixels in (read_photograph(path), read_image(path, shown, 1)[0]):
+        assert np.abs(pixels.astype(int) - upright).mean() < 2
+    reduced, reduction = read_image(path, shown, 0.3)
+    assert reduction == 4 and np.abs(reduced.astype(int) - shrink(upright, 4)).mean() < 2
+
+
+def test_images_stay_as_stored_where_the_annotations_say_so(tmp_path):
+    """COCO's annotations are of the stored image."""
+    path = written(tmp_path, with_orientation('.jpg', jpeg(landmark_image()), 6))
+    assert np.abs(read_image(path, (WIDTH, HEIGHT), 1)[0].astype(int) - landmark_image()).mean() < 2
+    with pytest.raises(BadSample, match='is 640x480, turned by its EXIF header, and not of the size 640x481'):
+        read_image(path, (640, 481), 1)
+
+
+@pytest.mark.parametrize('tiff', [b'', b'MM\0*', b'MM\0*\xff\xff\xff\xff', b'II*\0\x08\0\0\0\xff\xff' + bytes(30),
+                                  b'XX\0*\0\0\0\x08\0\x01'])
+def test_damaged_exif_turns_nothing(tiff, tmp_path):
+    path = written(tmp_path, behind_header(FORMATS['.png'], png_chunk(b'eXIf', tiff)))
+    assert image_size(path) == ((WIDTH, HEIGHT), False) and (read_photograph(path) == grey_image()).all()
+
+
+# --- reduced
+
+
+@pytest.mark.parametrize('extension', sorted(FORMATS))
+@pytest.mark.parametrize('width, height', [(640, 480), (639, 425), (129, 481)])
+def test_reduced_images_are_where_they_were(extension, width, height, tmp_path):
+    """Pixel x of an image at 1 / r shows pixel r * x + (r - 1) / 2, whatever the size."""
+    x, y = np.meshgrid(np.linspace(20, 235, width), np.linspace(235, 20, height))
+    ramp = np.stack([x, y, (x + y) / 2], axis=2).round().astype(np.uint8)
+    path = written(tmp_path, cv2.imencode(extension, ramp, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())
+    for scale, reduction in ((1, 1), (0.6, 2), (0.3, 4), (0.1, 8)):
+        pixels, found = read_image(path, (width, height), scale)
+        assert found == reduction and pixels.shape == (-(-height // reduction), -(-width // reduction), 3)
+        whole = pixels[:height // reduction, :width // reduction].astype(float)
+        columns = reduction * np.arange(whole.shape[1]) + (reduction - 1) / 2
+        rows = reduction * np.arange(whole.shape[0]) + (reduction - 1) / 2
+        expected = 20 + 215 * columns / (width - 1), 235 - 215 * rows / (height - 1)
+        for channel, values in ((0, expected[0]), (1, expected[1][:, None])) if whole.size else ():
+            difference = np.abs(whole[:, :, channel] - values)
+            assert difference.mean() < 5 if extension == '.jpg' else difference.max() < 1.3
+
+
+@pytest.mark.parametrize('extension', ['.png', '.bmp', '.webp'])
+def test_reduced_images_do_not_alias(extension, tmp_path):
+    noise = np.random.RandomState(0).normal(128, 30, (481, 639, 3)).clip(0, 255).astype(np.uint8)
+    path = written(tmp_path, cv2.imencode(extension, noise, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())
+    for scale, reduction in ((0.5, 2), (0.25, 4), (0.1, 8)):
+        assert read_image(path, (639, 481), scale)[0][:-1, :-1].std() < 1.2 * 30 / reduction + 1
+    assert shrink_for_warp(noise, 0.1)[1] == 8 and shrink_for_warp(noise, 2)[0] is noise
+
+
+def test_downscaling_a_checkerboard_gives_grey(tmp_path):
+    rows, columns = np.indices((HEIGHT, WIDTH))
+    board = np.repeat(((rows + columns) % 2 * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    png = cv2.imencode('.png', board)[1].tobytes()
+    for name, content in (('a.jpg', jpeg(board, 100)), ('b.jpg', png)):
+        path = str(tmp_path / name)
+        with open(path, 'wb') as file:
+            file.write(content)
+        for scale in (0.3, 0.2, 0.5, 0.1):
+            matrix = np.array([[scale, 0, 0], [0, scale, 0]])
+            pixels, reduction = read_image(path, (WIDTH, HEIGHT), scale)
+            warped = warp_image(pixels, reduced_matrix(matrix, reduction), int(WIDTH * scale), int(HEIGHT * scale))
+            assert np.abs(warped[2:-2, 2:-2].astype(float) - 127.5).max() < 12.75
+
+
+# --- odd and broken
+
+
+def cmyk(image):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[:, :, ::-1]).convert('CMYK').save(buffer, 'JPEG', quality=95)
+    return buffer.getvalue()
+
+
+ODD_FILES = {
+    'png': lambda image: cv2.imencode('.png', image)[1].tobytes(),
+    'png_with_alpha': lambda image: cv2.imencode('.png', np.dstack([image, image[:, :, 0]]))[1].tobytes(),
+    'png_16_bit': lambda image: cv2.imencode('.png', image.astype(np.uint16) * 257)[1].tobytes(),
+    'png_with_text': lambda image: behind_header(cv2.imencode('.png', image)[1].tobytes(),
+                                                 png_chunk(b'tEXt', b'a\0b')),
+    'cmyk': cmyk, 'garbage_at_the_end': lambda image: jpeg(image) + b'\x00' * 1000}
+
+
+@pytest.mark.parametrize('kind', sorted(ODD_FILES))
+def test_odd_images_are_read(kind, tmp_path):
+    path = written(tmp_path, ODD_FILES[kind](landmark_image()))
+    for scale, reduction in ((1.0, 1), (0.3, 4)):
+        pixels, used = read_image(path, (WIDTH, HEIGHT), scale)
+        assert used == reduction and pixels.dtype == np.uint8
+        assert pixels.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
+        for x, y, colour in ((400, 60, (200, 40, 40)), (400, 420, (40, 40, 200)), (30, 240, (255, 255, 255))):
+            assert np.abs(pixels[y // reduction, x // reduction].astype(int) - colour).max() < 12
+
+
+def test_greyscale_becomes_three_channels(tmp_path):
+    path = written(tmp_path, jpeg(landmark_image()[:, :, 0]))
+    pixels, _ = read_image(path, (WIDTH, HEIGHT), 1)
+    assert pixels.shape == (HEIGHT, WIDTH, 3) and (pixels[:, :, 0] == pixels[:, :, 2]).all()
+
+
+BAD_FILES = {
+    'missing': (None, 'No such file'), 'empty': (b'', 'is empty'),
+    'truncated': (jpeg(landmark_image())[:-600], 'truncated'),
+    'half': (jpeg(landmark_image())[:3000], 'truncated'), 'text': (b'<html>404</html>', 'not an image'),
+    'jpeg_start_only': (b'\xff\xd8', 'truncated'), 'broken_header': (b'\xff\xd8\xff\xd9', 'not an image'),
+    'zeros': (bytes(5000), 'not an image'), 'other_size': (jpeg(landmark_image()[:400]), 'not of the size 640x480'),
+    'turned': (jpeg(landmark_image().transpose(1, 0, 2)), 'not of the size')}
+
+
+@pytest.mark.parametrize('kind', sorted(BAD_FILES))
+@pytest.mark.parametrize('scale', [1.0, 0.2])
+def test_bad_images_are_bad_samples(kind, scale, tmp_path):
+    content, reason = BAD_FILES[kind]
+    if content is not None:
+        (tmp_path / 'a.jpg').write_bytes(content)
+    with pytest.raises(BadSample, match=reason) as error:
+        read_image(str(tmp_path / 'a.jpg'), (WIDTH, HEIGHT), scale)
+    assert error.value.path == str(tmp_path / 'a.jpg')
+
+
+ANIMATIONS = {
+    'acTL': behind_header(FORMATS['.png'], png_chunk(b'acTL', struct.pack('>II', 2, 0))),
+    'fcTL': behind_header(FORMATS['.png'], png_chunk(b'fcTL', bytes(26))),
+    'webp': extended_webp(FORMATS['.webp'], 0x02)}
+
+
+@pytest.mark.parametrize('kind', sorted(ANIMATIONS))
+def test_animations_are_refused(kind, tmp_path):
+    """OpenCV 4.11 crashes on a PNG's frame outside of the picture; each frame of a WebP may be as large as it."""
+    path = written(tmp_path, ANIMATIONS[kind])
+    for read in (lambda: read_photograph(path), lambda: read_image(path, (WIDTH, HEIGHT), 1)):
+        with pytest.raises(BadSample, match='is an animation'):
+            read()
+
+
+@pytest.mark.parametrize('kind', [b'IDAT', b'iCCP', b'zTXt', b'eXIf', b'abcd'])
+@pytest.mark.parametrize('length', [0x7fffffff, 0xffffffff, 10 ** 6])
+def test_chunks_that_are_longer_than_their_file_are_refused(kind, length, tmp_path):
+    path = written(tmp_path, behind_header(FORMATS['.png'], struct.pack('>I', length) + kind + bytes(20)))
+    with pytest.raises(BadSample, match='a damaged one'):
+        read_photograph(path)
+
+
+def test_images_are_found_by_names_of_other_systems(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, 'Jos\u00e9.jpg') for form in ('NFC', 'NFD'))
+    for name in ('a.jpg', 'sub/b.jpg', decomposed):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name, found in (('a.jpg', 'a.jpg'), ('C:\\photos\\a.jpg', 'a.jpg'), ('/media/disk/a.jpg', 'a.jpg'),
+                        ('images\\sub\\b.jpg', 'sub/b.jpg'), ('./sub/b.jpg', './sub/b.jpg'), (composed, decomposed),
+                        ('../x/' + composed, decomposed), ('b.jpg', None), ('sub', None), ('', None)):
+        assert find_image(str(tmp_path), name) == found, name
+
+
+# --- from strangers
 
 
 def scans(count):
