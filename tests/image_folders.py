@@ -1,5 +1,7 @@
-"""COCO folders for tests with images of our own making."""
+"""COCO folders for tests with images of our own making, and image files with more in them than pixels."""
 import json
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -44,3 +46,29 @@ def many_images(folder, good, bad):
     content = jpeg(grey_image())
     images = {name: content if i < good else content[:-100] for i, name in enumerate(names)}
     return write_coco(folder, images, [(name, keypoints(), [230, 80, 150, 300]) for name in names])
+
+
+def png_chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+def behind_header(png, chunk):
+    return png[:33] + chunk + png[33:]
+
+
+def extended_webp(webp, flags, chunks=b''):
+    """A WebP in the extended form, with flags and more chunks."""
+    header = b'VP8X' + struct.pack('<IB3x', 10, flags) + (WIDTH - 1).to_bytes(3, 'little') \
+        + (HEIGHT - 1).to_bytes(3, 'little')
+    body = b'WEBP' + header + webp[12:] + chunks
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def with_orientation(extension, data, orientation):
+    """An image file with an EXIF header that asks viewers to turn it."""
+    tiff = b'MM\0*\0\0\0\x08\0\x01' + struct.pack('>HHIHHI', 0x112, 3, 1, orientation, 0, 0)
+    if extension == '.jpg':
+        return data[:2] + b'\xff\xe1' + struct.pack('>H', len(tiff) + 8) + b'Exif\0\0' + tiff + data[2:]
+    if extension == '.png':
+        return behind_header(data, png_chunk(b'eXIf', tiff))
+    return extended_webp(data, 0x08, b'EXIF' + struct.pack('<I', len(tiff)) + tiff)

@@ -6,6 +6,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import networks
 import pose_eval
@@ -41,6 +43,24 @@ def others(tmp_path_factory):
         tf.train.get_or_create_global_step()
         session.run(tf.global_variables_initializer())
         return tf.train.Saver().save(session, str(tmp_path_factory.mktemp('coco') / 'model'))
+
+
+def test_results_carry_the_ids_of_the_file(sample_coco, tmp_path, monkeypatch):
+    """So that pycocotools finds with them what the command says."""
+    content = json.loads((sample_coco / 'annotations' / 'person_keypoints_val2017.json').read_text())
+    content['categories'][0]['id'] = 7
+    for entry in content['annotations']:
+        entry['category_id'] = 7
+    path = tmp_path / 'person_keypoints_val2017.json'
+    path.write_text(json.dumps(content))
+    call(monkeypatch, pose_eval.main, '--oracle', '--datapath=%s' % tmp_path, '--imgpath=%s' % sample_coco,
+         '--decoders=0', '--output-dir=%s' % (tmp_path / 'out'))
+    truth = COCO(str(path))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / 'out' / 'keypoints_val2017_results.json')), 'keypoints')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.params.catIds == [7] and evaluation.stats[0] > 0.7
 
 
 def call(monkeypatch, main, *args):

@@ -1,5 +1,7 @@
 """COCO annotations as arrays: values by hand, selection of main people, broken entries."""
+import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from pycocotools.coco import COCO
 
 from annotation_files import keypoints, person, write_split
 from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
+from annotations.coco import read_dataset
 from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
+from conftest import reference_data
+from image_folders import jpeg, with_orientation
 from pose_errors import UserError
 
 
@@ -224,3 +229,136 @@ def test_find_split(tmp_path):
     assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'elsewhere')) == (file, str(other))
     with pytest.raises(UserError, match='--imgpath'):
         find_split(str(tmp_path), 'train2017', str(tmp_path / 'void'))
+
+
+# --- what other tools write
+
+
+def with_visibility(v, count=17):
+    return [value for k in range(0, 3 * count, 3) for value in (*keypoints()[k:k + 2], v)]
+
+
+@pytest.mark.parametrize('v, labelled', [(0.01, 17), (0.6, 17), (1, 17), (2, 17), (0, 0), (-1, 0)])
+def test_a_point_counts_when_v_is_above_0_everywhere(v, labelled, tmp_path):
+    """Also when v is a confidence: in counts, joints, boxes that are inferred, and pycocotools' ground truth."""
+    fields = {'keypoints': with_visibility(v), 'num_keypoints': None, 'bbox': None, 'segmentation': []}
+    file, _ = write_split(tmp_path, [person(1, **ASIDE), person(2, **fields)])
+    entry = read_dataset(file).annotations[1]
+    assert entry['num_keypoints'] == labelled == sum(value > 0 for value in entry['keypoints'][2::3])
+    assert np.isfinite(COCO_SKELETON.joints(entry['keypoints'])[0, :, 0]).sum() == (18 if labelled else 0)
+    assert bool(entry['bbox'][2]) == bool(labelled)
+
+
+def test_labelled_points_count_whatever_num_keypoints_says(tmp_path, caplog):
+    file, folder = write_split(tmp_path, [person(1, num_keypoints=0, keypoints=keypoints()), person(2, **ASIDE)])
+    assert len(read_annotations(file, folder).sample_image) == 2 and 'derived 1 num_keypoints' in caplog.text
+
+
+@pytest.mark.parametrize('ids', [[0, 0, 0, 0], [1, 2, 1, 2]])
+def test_people_with_equal_ids_are_all_there(ids, tmp_path, caplog):
+    """All 0, or counted anew in each image."""
+    images = [{'id': number, 'file_name': name, 'width': 320, 'height': 240} for number, name in ((1, 'a.jpg'),
+                                                                                                  (2, 'b.jpg'))]
+    people = [person(ids[0]), person(ids[1], **ASIDE), person(ids[2], 2), person(ids[3], 2, **ASIDE)]
+    file, folder = write_split(tmp_path, people + people[:1], images)
+    assert read_annotations(file, folder).person_start.tolist() == [0, 2, 4]
+    assert 'derived 4 ids of annotations; left out 1 annotations that are there twice' in caplog.text
+    assert len({entry['id'] for entry in read_dataset(file).annotations}) == 4
+
+
+def upside_down(values, height=240):
+    return [height - value if k % 3 == 1 else value for k, value in enumerate(values)]
+
+
+IMPLAUSIBLE = {
+    'origin': ({'keypoints': keypoints()[:-3] + [0, 0, 2]}, '1 with points at exactly 0, 0'),
+    'shares': ({'keypoints': [value / 320 if k % 3 < 2 else value for k, value in enumerate(keypoints())]},
+               '1 with most points outside their box'),
+    'other size': ({'keypoints': [9 * value if k % 3 < 2 else value for k, value in enumerate(keypoints())],
+                    'bbox': [360, 450, 540, 720]},
+                   '1 with points outside their image, 1 with boxes that reach out of their image'),
+    'corners': ({'bbox': [140, 150, 300, 230], 'keypoints': keypoints(150, 160)},
+                '1 with boxes that reach out of their image'),
+    'upside down': ({'keypoints': upside_down(keypoints())}, '1 with most points outside their box')}
+
+
+@pytest.mark.parametrize('kind', sorted(IMPLAUSIBLE))
+def test_numbers_that_fit_no_picture_are_told_and_above_half_refused(kind, tmp_path, caplog):
+    fields, mention = IMPLAUSIBLE[kind]
+    file, folder = write_split(tmp_path, [person(1, **fields), person(2, **ASIDE)])
+    assert len(read_annotations(file, folder).bbox) == 2
+    assert '1 of 2 people fit no picture: %s (as in image a.jpg, box ' % mention in caplog.text
+    file, folder = write_split(tmp_path, [person(1, **fields), person(2, **ASIDE), person(3, **fields)])
+    for read in (lambda: read_annotations(file, folder), lambda: read_dataset(file)):
+        with pytest.raises(UserError, match='2 of 3 people fit no picture: .*; x and y are pixels from the upper left'):
+            read()
+
+
+@pytest.mark.parametrize('name', ['coco_mini', 'coco_more', 'coco_sample'])
+def test_cocos_own_files_have_no_line(name, tmp_path, caplog):
+    caplog.set_level('INFO')
+    read_annotations(*find_split(str(reference_data(name)), 'train2017'))
+    assert [record.getMessage()[:8] for record in caplog.records] == ['reading ']
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32'])
+def test_encodings_of_other_systems(encoding, tmp_path):
+    file, folder = write_split(tmp_path, [person(1)])
+    text = pathlib.Path(file).read_text()
+    pathlib.Path(file).write_bytes(text.replace('a.jpg', 'M\u00fcller.jpg').encode(encoding))
+    (tmp_path / 'train2017' / 'M\u00fcller.jpg').touch()
+    (tmp_path / 'elsewhere').mkdir()
+    assert find_split(str(tmp_path), 'train2017')[1] == folder
+    assert read_annotations(file, folder).file_name[0].decode() == 'M\u00fcller.jpg'
+    pathlib.Path(file).write_bytes(text.replace('a.jpg', 'M\u00fcller.jpg').encode('latin-1'))
+    with pytest.raises(UserError, match='is no text in UTF-8 or UTF-16 .*; save it as UTF-8'):
+        read_dataset(file)
+
+
+@pytest.mark.parametrize('name', ['images\\a.jpg', '/media/disk/photos/a.jpg', 'C:\\photos\\a.jpg', '../photos/a.jpg'])
+def test_names_of_other_systems(name, tmp_path):
+    image = {'id': 1, 'file_name': name, 'width': 320, 'height': 240}
+    file, folder = write_split(tmp_path, [person(1)], [image], names=['a.jpg'])
+    assert find_split(str(tmp_path), 'train2017') == (file, folder)
+    assert read_annotations(file, folder).file_name.tolist() == [b'a.jpg']
+
+
+def test_one_file_is_not_two_images(tmp_path):
+    """Of images with the same name in different folders one is there: whose, nobody knows."""
+    images = [{'id': number, 'file_name': '/data/%d/a.jpg' % number, 'width': 320, 'height': 240} for number in (1, 2)]
+    file, folder = write_split(tmp_path, [person(1), person(2, 2)], images, names=['a.jpg'])
+    with pytest.raises(UserError, match='2 of the 2 images .*--imgpath'):
+        read_annotations(file, folder)
+
+
+def test_sizes_come_from_headers_where_the_file_gives_none(tmp_path, caplog):
+    """Turned as EXIF says; the line on that comes once."""
+    caplog.set_level('INFO')
+    image = {'id': 1, 'file_name': 'a.jpg'}
+    file, folder = write_split(tmp_path, [person(1)], [image, dict(image, id=2, file_name='gone.jpg')], names=[])
+    pixels = np.zeros((300, 200, 3), np.uint8)
+    (tmp_path / 'train2017' / 'a.jpg').write_bytes(with_orientation('.jpg', jpeg(pixels), 6))
+    assert read_annotations(file, folder).image_size.tolist() == [[300, 200]]
+    assert 'derived 1 sizes of images; left out 1 images without a file name or a usable size' in caplog.text
+    assert caplog.text.count('1 of 1 images that were checked are turned as their EXIF header says') == 1
+
+
+def test_files_without_annotations(tmp_path):
+    """COCO's test sets, whose images lie in a folder of another name."""
+    content = {'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}],
+               'categories': [{'id': 1, 'name': 'person'}]}
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'image_info_test-dev2017.json').write_text(json.dumps(content))
+    for folder in ('train2017', 'test2017'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'test2017' / 'a.jpg').touch()
+    file, folder = find_split(str(tmp_path), 'image_info_test-dev2017.json')
+    assert folder == str(tmp_path / 'test2017')
+    assert len(read_dataset(file).images) == 1 and read_dataset(file).annotations == []
+    with pytest.raises(UserError, match='has no person .*: it has no annotations'):
+        read_annotations(file, folder)
+
+
+def test_lengths_are_told(tmp_path, caplog):
+    read_annotations(*write_split(tmp_path, [person(1), person(2, keypoints=[1, 2, 2] * 16)]))
+    assert 'left out 1 people with broken keypoints (48 numbers, not 51)' in caplog.text

@@ -14,16 +14,12 @@ import pytest
 
 from annotations.images import MAX_SIDE, BadSample, find_image, image_size, read_image, read_photograph, shrink, \
     shrink_for_warp, write_picture
-from image_folders import HEIGHT, WIDTH, grey_image, jpeg
+from image_folders import HEIGHT, WIDTH, behind_header, extended_webp, grey_image, jpeg, png_chunk, with_orientation
 from pose_augment import reduced_matrix, warp_image
 from pose_errors import UserError
 
 FORMATS = {extension: cv2.imencode(extension, grey_image())[1].tobytes()
            for extension in ('.jpg', '.png', '.bmp', '.webp')}
-
-
-def png_chunk(kind, data):
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
 
 def png_bomb(width, height):
@@ -32,28 +28,6 @@ def png_bomb(width, height):
     data = b''.join(rows.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + rows.flush()
     header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', header) + png_chunk(b'IDAT', data) + png_chunk(b'IEND', b'')
-
-
-def behind_header(png, chunk):
-    return png[:33] + chunk + png[33:]
-
-
-def extended_webp(webp, flags, chunks=b''):
-    """A WebP in the extended form, with flags and more chunks."""
-    header = b'VP8X' + struct.pack('<IB3x', 10, flags) + (WIDTH - 1).to_bytes(3, 'little') \
-        + (HEIGHT - 1).to_bytes(3, 'little')
-    body = b'WEBP' + header + webp[12:] + chunks
-    return b'RIFF' + struct.pack('<I', len(body)) + body
-
-
-def with_orientation(extension, data, orientation):
-    """An image file with an EXIF header that asks viewers to turn it."""
-    tiff = b'MM\0*\0\0\0\x08\0\x01' + struct.pack('>HHIHHI', 0x112, 3, 1, orientation, 0, 0)
-    if extension == '.jpg':
-        return data[:2] + b'\xff\xe1' + struct.pack('>H', len(tiff) + 8) + b'Exif\0\0' + tiff + data[2:]
-    if extension == '.png':
-        return behind_header(data, png_chunk(b'eXIf', tiff))
-    return extended_webp(data, 0x08, b'EXIF' + struct.pack('<I', len(tiff)) + tiff)
 
 
 def landmark_image():

@@ -190,6 +190,31 @@ def test_a_category_is_chosen_by_name(tmp_path):
         assert str(error.value) == line % file
 
 
+def test_several_categories_with_the_same_keypoints(tmp_path):
+    """All of them together; or one, and the others are neither found nor background."""
+    def change(content):
+        several(content)
+        people = [a for a in content['annotations'] if a['category_id'] == 1]
+        people[1].update(category_id=3, segmentation=[])
+
+    file = changed(tmp_path, change)
+    folder = str(tmp_path / 'images' / 'default')
+    everyone = read_annotations(file, folder, 'all')
+    assert everyone.sample_image.tolist() == [0, 1, 1] and ignored_regions(everyone, 1) == ([], [], [])
+    dancers = read_annotations(file, folder, 'dancer')
+    assert dancers.sample_image.tolist() == [0, 1]
+    (outline,), _, labelled = ignored_regions(dancers, 1)
+    assert outline.tolist() == [[69.5, 49.5], [129.5, 49.5], [129.5, 159.5], [69.5, 159.5]] and len(labelled) == 1
+    assert [read_dataset(file, name).category_id for name in ('dancer', 'singer', 'all')] == [1, 3, 1]
+
+    def differ(content):
+        several(content)
+        content['categories'][-1]['skeleton'] = [[1, 2], [1, 3], [2, 4], [3, 5]]
+
+    with pytest.raises(UserError, match='--category=all: the categories of .* have different keypoints or limbs'):
+        read_dataset(changed(tmp_path, differ), 'all')
+
+
 def test_an_added_category_changes_nothing_for_people(coco_photos, tmp_path):
     """A dog with an outline and COCO's 17 keypoints beside real people: same samples, same masks, same AP."""
     whole, folder = find_split(str(coco_photos), 'train2017')

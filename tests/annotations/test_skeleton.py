@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from annotations.skeleton import COCO_SKELETON, DEFAULT_SIGMA, flip_order_of, parse_skeleton, skeleton_of_category
+from annotations.skeleton import COCO_SKELETON, DEFAULT_SIGMA, flip_notes, flip_order_of, parse_skeleton, \
+    skeleton_of_category
 from pose_errors import UserError
 
 CATEGORY = {'id': 1, 'name': 'dog', 'keypoints': ['nose', 'left_ear', 'right_ear', 'tail', 'paw'],
@@ -51,13 +52,43 @@ def test_what_makes_no_skeleton_is_one_line_that_names_the_file(change, mention)
 @pytest.mark.parametrize('left, right', [
     ('left_knee', 'right_knee'), ('l_knee', 'r_knee'), ('L_knee', 'R_knee'), ('LKnee', 'RKnee'),
     ('LeftKnee', 'RightKnee'), ('Left Knee', 'Right Knee'), ('knee_left', 'knee_right'), ('knee.l', 'knee.r'),
-    ('kneeLeft', 'kneeRight')])
+    ('kneeLeft', 'kneeRight'), ('lhip', 'rhip'), ('Lsho', 'Rsho'), ('HipL', 'HipR'), ('hipl', 'hipr'), ('tl', 'tr'),
+    ('Hip (L)', 'Hip (R)'), ('front_left_paw', 'front_right_paw'), ('KNEE_LEFT', 'KNEE_RIGHT'), ('2_L', '2_R'),
+    ('left_eye_right_corner', 'right_eye_left_corner')])
 def test_sides_as_tools_write_them(left, right):
     assert flip_order_of(('middle', left, right)) == (0, 2, 1)
 
 
 def test_words_that_only_look_like_a_side():
     assert flip_order_of(('lid', 'rim', 'left', 'arm')) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize('given, order', [
+    ({'flip_pairs': [[2, 4]]}, (0, 3, 2, 1, 4)), ({'flip_pairs': [[0, 4]]}, (4, 1, 2, 3, 0)),
+    ({'flip_pairs': []}, (0, 1, 2, 3, 4)), ({'flip_idx': [0, 1, 3, 2, 4]}, (0, 1, 3, 2, 4)),
+    ({'flip_pairs': [['tail', 'paw'], ['nose', 'left_ear']]}, (1, 0, 2, 4, 3)),
+    ({'flip_pairs': [[1, 6]]}, None), ({'flip_pairs': [[1]]}, None), ({'flip_pairs': [['nose', 'wing']]}, None),
+    ({'flip_pairs': [[1, 2], [2, 3]]}, None), ({'flip_pairs': 5}, None), ({'flip_idx': [1, 2, 0, 3, 4]}, None),
+    ({'flip_idx': [0, 1]}, None), ({'flip_idx': 'x'}, None)])
+def test_a_category_says_itself_what_swaps(given, order):
+    if order:
+        assert skeleton_of_category(dict(CATEGORY, **given), 'f').flip_order == order
+    else:
+        with pytest.raises(UserError, match='"flip_pairs".*"flip_idx"'):
+            skeleton_of_category(dict(CATEGORY, **given), 'f')
+
+
+def test_what_swaps_is_told_and_a_side_alone_is_doubted():
+    def notes(*names):
+        return flip_notes(skeleton_of_category({'name': 'x', 'keypoints': names, 'skeleton': [[1, 2], [2, 3]]}, 'f'))
+
+    assert notes('nose', 'lhip', 'rhip') == (['mirrored images swap lhip - rhip'], [])
+    pairs, (doubt,) = notes('left_hip', 'right_hip', 'left_knee')
+    assert pairs == ['mirrored images swap left_hip - right_hip']
+    assert doubt.startswith('left_knee: there is no keypoint of the other side')
+    pairs, (doubt,) = notes('a', 'b', 'c')
+    assert pairs == [] and doubt.startswith('no keypoint has another side; ') and '"flip_pairs"' in doubt
+    assert flip_notes(COCO_SKELETON) == ([], [])
 
 
 def test_text_and_back():
