@@ -59,10 +59,8 @@ def read_dataset(annotation_file, category=None, image_folder=None):
             if image_id is None:
                 skipped['annotations of images that are not listed'] += 1
                 continue
-            masked = masked_keys and key(entry.get('category_id')) in masked_keys
-            annotation = _regular_annotation(entry, sizes[image_id], 0 if masked else len(skeleton.keypoints), inferred,
-                                             skipped)
-            annotations.append(dict(annotation, id=len(annotations) + 1))
+            annotations.append(_regular_annotation(entry, len(annotations) + 1, sizes[image_id],
+                                                   len(skeleton.keypoints), masked_keys, inferred, skipped))
     implausible = _implausible(annotations, sizes, annotation_file)
     return Dataset(skeleton, images, annotations, inferred, skipped, category_id, implausible)
 
@@ -237,35 +235,32 @@ def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skip
     return True
 
 
-def _regular_annotation(entry, image, keypoints, inferred, skipped):
-    """A COCO annotation with all its fields but its id.
-
-    Args:
-        keypoints: how many it has; 0 for one that is only to be left out of the loss.
-    """
+def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred, skipped):
+    """A COCO annotation with all its fields; of a category in masked_keys only where it is."""
     is_crowd = int(entry.get('iscrowd') is True or key(entry.get('iscrowd')) == '1')
+    is_masked = bool(masked_keys) and key(entry.get('category_id')) in masked_keys
     segmentation = _regular_segmentation(entry.get('segmentation'), image, skipped)
-    points = _regular_keypoints(entry.get('keypoints'), keypoints)
+    points = None if is_crowd or is_masked else _regular_keypoints(entry.get('keypoints'), keypoints)
     claimed = number(entry.get('num_keypoints'))
-    if keypoints and points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd:
+    if points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd and not is_masked:
         skipped['people with broken keypoints' + _lengths(entry.get('keypoints'), 3 * keypoints)] += 1  # but masked
-    labelled = sum(map(is_labelled, points[2::3])) if points and not is_crowd else 0
+    labelled = sum(map(is_labelled, points[2::3])) if points else 0
     if labelled and not claimed:
         inferred['num_keypoints'] += 1
     box = _regular_box(entry.get('bbox'))
     if labelled and not (box and box[2] and box[3]) or segmentation and box is None:
         inferred['boxes'] += bool(labelled)
         box = _box_of(points if labelled else [], segmentation, image)
-    if not keypoints and not segmentation and box:
+    if is_masked and not segmentation and box:
         x, y, width, height = box
         segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
         inferred['areas'] += 1
         area = _area_of(segmentation, box, image)
-    return {'image_id': image['id'], 'category_id': 1, 'iscrowd': is_crowd, 'segmentation': segmentation,
-            'keypoints': points if labelled else [0] * (3 * keypoints), 'num_keypoints': labelled,
-            'bbox': box or [0, 0, 0, 0], 'area': min(area or 0, float(MAX_COORDINATE ** 2))}
+    return {'id': identity, 'image_id': image['id'], 'category_id': 1, 'iscrowd': is_crowd,
+            'segmentation': segmentation, 'keypoints': points if labelled else [0] * (3 * keypoints),
+            'num_keypoints': labelled, 'bbox': box or [0, 0, 0, 0], 'area': min(area or 0, float(MAX_COORDINATE ** 2))}
 
 
 def _lengths(values, expected):
