@@ -45,7 +45,7 @@ class PoseDataset:
         input_width, input_height: of the network's input, in pixels; multiples of stride.
         stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.
-        category: the name of one, where the annotation file has several with keypoints.
+        category: as for annotations.coco.read_dataset.
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the annotations.skeleton.Skeleton of the annotations.
@@ -245,7 +245,7 @@ def parse_flags():
     pose_cli.add_data_flags(parser)
     parser.add_argument('--output-dir', required=True, help='where the pictures go')
     parser.add_argument('--split', default='train2017', help='train2017, val2017, or a path to an annotation file')
-    parser.add_argument('--category', help='of the annotations, where several have keypoints')
+    parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
     parser.add_argument('--count', type=pose_cli.positive_int, default=8, help='number of samples')
     parser.add_argument('--input-width', type=pose_cli.positive_int, default=368, help='of a sample, in pixels')
     parser.add_argument('--input-height', type=pose_cli.positive_int, default=368, help='the same')

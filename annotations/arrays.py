@@ -99,10 +99,12 @@ def images_without_people(annotations, image_folder):
 def samples_digest(annotations):
     """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
 
-    The digest is that of what a batch's number stands for; it does not depend on platform or Python.
+    The digest is that of what a batch's number stands for; it does not depend on platform, Python, or in which folders
+    the images lie.
     """
     hashed = hashlib.blake2b(digest_size=16)
-    for values in annotations:
+    names = np.array([os.path.basename(name) for name in annotations.file_name.tolist()], np.bytes_)
+    for values in annotations._replace(file_name=names):
         if isinstance(values, np.ndarray):
             if values.dtype.kind == 'f':
                 values = np.where(np.isnan(values), np.float32(-1e9), values)  # a NaN may have many bit patterns

@@ -69,7 +69,7 @@ def parse_flags():
     pose_cli.add_data_flags(parser)
     add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
     add('--valid-split', default='val2017', help='the same for validation')
-    add('--category', help='of the annotations, where several have keypoints')
+    add('--category', help='of the annotations, where several have keypoints, or all')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
     add('--gpus', type=positive_process_count, default=1, help='number of towers, one per GPU')
     add('--max-epoch', type=positive_int, default=30, help='passes through the training samples')
