@@ -75,17 +75,6 @@ def test_image_folders_are_found_by_the_first_file_name(tmp_path):
         find_split(str(tmp_path / 'studio'), split, str(tmp_path / 'absent'))
 
 
-def test_label_studio_knows_no_limbs(tmp_path):
-    split = tool_files.write_label_studio(tmp_path, IMAGES, PEOPLE)
-    file, folder = find_split(str(tmp_path), split)
-    for read in (lambda: read_annotations(file, folder), lambda: read_dataset(file)):
-        with pytest.raises(UserError) as error:
-            read()
-        assert str(error.value) == (
-            'the category \'default\' of %s has no limbs in "skeleton"; write pairs of keypoint numbers, counted from '
-            '1, that connect all of them' % file)
-
-
 def changed(tmp_path, change):
     """The path of CVAT's file after change(content)."""
     split = tool_files.write_cvat(tmp_path, IMAGES, PEOPLE)
