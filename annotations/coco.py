@@ -289,6 +289,7 @@ def _implausible(annotations, sizes, annotation_file):
 
     faults = {
         'points at exactly 0, 0': ((position == 0).all(axis=2) & labelled).any(axis=1),
+        'all points in the first pixel': ((position <= 1).all(axis=2) | ~labelled).all(axis=1),
         'points outside their image': outside(-margin, size + margin).any(axis=1),
         'most points outside their box': outside(corner - slack, corner + side + slack).sum(axis=1)
         > labelled.sum(axis=1) / 2,

@@ -273,7 +273,9 @@ def upside_down(values, height=240):
 IMPLAUSIBLE = {
     'origin': ({'keypoints': keypoints()[:-3] + [0, 0, 2]}, '1 with points at exactly 0, 0'),
     'shares': ({'keypoints': [value / 320 if k % 3 < 2 else value for k, value in enumerate(keypoints())]},
-               '1 with most points outside their box'),
+               '1 with all points in the first pixel, 1 with most points outside their box'),
+    'shares, boxes too': ({'keypoints': [value / 320 if k % 3 < 2 else value for k, value in enumerate(keypoints())],
+                           'bbox': [.1, .1, .3, .3]}, '1 with all points in the first pixel'),
     'other size': ({'keypoints': [9 * value if k % 3 < 2 else value for k, value in enumerate(keypoints())],
                     'bbox': [360, 450, 540, 720]},
                    '1 with points outside their image, 1 with boxes that reach out of their image'),
