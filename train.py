@@ -5,6 +5,7 @@
 Flags -> data -> towers -> training loop. The same command, run again, resumes from the last checkpoint in --modelpath.
 A run of several processes is this same script in each of them (training/coordinator.py).
 """
+import collections
 import contextlib
 import logging
 import os
@@ -14,7 +15,7 @@ import pose_cli
 if __name__ == '__main__':
     pose_cli.prepare_process()
 
-from training.config import read_command, recipe_of, samples_per_process
+from training.config import read_command, recipe_of, samples_per_process, schedule_of
 
 if __name__ == '__main__':  # before TensorFlow is imported, which takes seconds: wrong flags are told at once
     with pose_cli.errors_in_one_line():
@@ -26,6 +27,7 @@ import tqdm.contrib.logging
 import networks
 from annotations.arrays import samples_digest
 from annotations.skeleton import COCO_SKELETON, parse_skeleton
+from batches import Sequence, compressed, expanded, remaining, samples_done, shortened
 from batches.loader import BatchLoader
 from networks.tensorflow import tf
 from pose_dataset import PoseDataset
@@ -37,11 +39,17 @@ from training.cluster import common_flags
 from training.coordinator import open_coordinator
 from training.devices import check_precision, enable_mixed, start_server, tower_devices
 from training.input_queue import InputQueueHook, LastBatchRepeater, wait_for_samples
-from training.run_folder import StartWeights, check_start, hold_run_folder, note_start, versions
+from training.optimizer import LARGEST_SCALE
+from training.run_folder import StartWeights, check_start, hold_run_folder, note_progress, note_start, read_progress, \
+    versions
 from training.run_log import Interval, LogLines, RunLog
 from training.towers import build_training
 from training.validation import Checks, Validator, is_due, log_background_loss
 
+FEW_STEPS = 500  # a run of fewer learns next to nothing
+# What all processes of a run start from. step: of the checkpoint.  sequence: the batches.Sequence that is left.
+# loss_scale: of mixed precision, or 0.  skeleton: of the labels.
+Start = collections.namedtuple('Start', 'step sequence loss_scale skeleton')
 STEP_SOURCES = ('*.py', 'annotations/*.py', 'batches/*.py', 'networks/*.py', 'remote/*.py', 'training/*.py')
 
 
@@ -70,6 +78,8 @@ def main(flags, cluster, stop):
 def train(flags, weights, coordinator):
     """Open the data, build the graph, and run the training loop in a session.
 
+    Args:
+        weights: StartWeights of a new run.
     Raises:
         Stopped: after it has saved. Data workers then wait for the run to go on; only its end ends them.
         UserError: also for what the processes of a run have different.
@@ -77,12 +87,9 @@ def train(flags, weights, coordinator):
     first = coordinator.cluster.is_first
     coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES)))
     validation = open_validation(flags) if first else None
-    own = {'step': saved_step(flags.modelpath) if first else 0,
-           'skeleton': (validation.skeleton if validation else COCO_SKELETON).to_json()}
-    start = coordinator.all_gather('where to start', own)[0]
-    skeleton = parse_skeleton(start['skeleton'], 'worker 0')
+    start = where_to_start(flags, validation, coordinator)
     # The loader processes are forked here, before TensorFlow starts threads, which do not survive a fork.
-    with open_source(flags, skeleton, start['step'], coordinator) as source:
+    with open_source(flags, start, coordinator) as source:
         check_keypoints(source.skeleton, validation)
         coordinator.assert_same('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
                                          'TensorFlow': versions()['tensorflow']})
@@ -91,15 +98,38 @@ def train(flags, weights, coordinator):
         if first:
             note_start(flags.modelpath, vars(flags), source.skeleton,
                        resumes=latest_checkpoint(flags.modelpath) is not None, samples=source.samples)
-        steps_per_epoch = max(1, source.samples // (flags.batchsize * flags.accumulate))
-        max_steps = flags.max_steps or flags.max_epoch * steps_per_epoch
+        schedule = schedule_of(flags, source.samples, start.step, samples_done(start.sequence))
+        warn_of_short_run(flags, source.samples, schedule)
         with tf.Graph().as_default():
-            step = build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps, coordinator)
-    if step < max_steps:
-        raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
-                      % (step, flags.modelpath))
+            step = build_and_run(flags, weights, source, validation, start, schedule, coordinator)
+        if step < schedule.max_steps:  # told here, where data workers learn from it to wait for the run to go on
+            raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
+                          % (step, flags.modelpath))
     logging.info('done: step %d, checkpoints in %s, TensorBoard log and curves.csv in %s; a higher --max-steps or '
                  '--max-epoch trains on', step, flags.modelpath, flags.logpath)
+
+
+def where_to_start(flags, validation, coordinator):
+    """What worker 0 says of the run that all resume, or begin."""
+    own = {}
+    if coordinator.cluster.is_first:
+        step = saved_step(flags.modelpath)
+        sequence, loss_scale = read_progress(flags.modelpath, step)
+        own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale,
+               'skeleton': (validation.skeleton if validation else COCO_SKELETON).to_json()}
+    start = coordinator.all_gather('where to start', own)[0]
+    gaps, after = start['sequence']
+    return Start(start['step'], Sequence(tuple(map(tuple, gaps)), after), start['loss_scale'],
+                 parse_skeleton(start['skeleton'], 'worker 0'))
+
+
+def warn_of_short_run(flags, samples, schedule):
+    """Say so before a run that is too short for a network to learn anything, where nobody asked for that."""
+    if not schedule.by_steps and schedule.max_steps + schedule.offset < FEW_STEPS:
+        logging.warning('%d samples in batches of %d are %d steps an epoch, so that --max-epoch=%d ends at step %d, '
+                        'with %d steps of warm-up: too few to learn from; give --max-steps=2000 or a smaller '
+                        '--batchsize (etcs/own_data.md)', samples, flags.batchsize * flags.accumulate, schedule.steps_per_epoch,
+                        flags.max_epoch, schedule.max_steps, flags.warmup_steps)
 
 
 # Data: loader processes on this machine, or data workers on others.
@@ -118,26 +148,26 @@ def open_validation(flags):
     return None
 
 
-def open_source(flags, skeleton, first, coordinator):
+def open_source(flags, start, coordinator):
     """The batch source (see training/input_queue.py) of this process's shard of every batch.
 
     Args:
-        skeleton: that data workers are told to make maps of.
-        first: the number of the first batch.
+        start: a Start; data workers make maps of its skeleton.
         coordinator: a stop ends the wait for data workers.
     """
     cluster = coordinator.cluster
     batchsize = samples_per_process(flags, cluster)
     if not flags.remote_data:
         dataset = open_dataset(flags, flags.train_split, flags.negatives)
-        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, first=first, shard=cluster.index,
-                           num_shards=cluster.size)
+        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, shard=cluster.index,
+                           num_shards=cluster.size, sequence=start.sequence)
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
-                'skeleton': skeleton.to_json(), 'negatives': flags.negatives}
+                'skeleton': start.skeleton.to_json(), 'negatives': flags.negatives,
+                'sequence': shortened(start.sequence)}
     # Data workers know no shards: to them, the shards of all batches are a sequence of smaller batches.
-    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=first * cluster.size + cluster.index,
-                           every=cluster.size, data=training_data(flags))
+    source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=cluster.index, every=cluster.size,
+                           data=training_data(flags))
     try:
         wait_for_samples(source, coordinator)
     except BaseException:
@@ -167,21 +197,22 @@ def check_keypoints(skeleton, validation):
 
 # Graph, session and loop.
 
-def build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps, coordinator):
+def build_and_run(flags, weights, source, validation, start, schedule, coordinator):
     """Build the graph of a step, connect the processes, and train in a session. Returns the last step.
 
     Args:
-        source: a batch source.  validation: a PoseDataset, or None.
+        source: a batch source.  validation: a PoseDataset, or None.  start: a Start.  schedule: a config.Schedule.
     """
     cluster = coordinator.cluster
     gpus = len(tf.config.experimental.list_physical_devices('GPU'))
     devices, config = tower_devices(flags.gpus, gpus, cluster)
-    loss_scaling = flags.precision == 'mixed' and enable_mixed(config, gpus)
+    scaled = flags.precision == 'mixed' and enable_mixed(config, gpus)
+    loss_scale = (start.loss_scale or LARGEST_SCALE) if scaled else 0.0
     with tf.device(tf.DeviceSpec.from_string(devices[0]).replace(device_type=None, device_index=None).to_string()):
         tf.set_random_seed(flags.seed)
         queue = InputQueueHook(LastBatchRepeater(source, coordinator) if cluster.size > 1 else source)
-        training = build_training(flags.model, queue.batch, devices, flags.lr, steps_per_epoch, max_steps,
-                                  source.skeleton, recipe_of(flags, loss_scaling), cluster)
+        training = build_training(flags.model, queue.batch, devices, flags.lr, schedule, source.skeleton,
+                                  recipe_of(flags, loss_scale), cluster)
         validator = validation and Validator(flags.model, devices[0], validation,
                                              max(1, flags.batchsize // cluster.size // flags.gpus))
         saver = create_saver(flags.keep, training.variables)
@@ -194,7 +225,13 @@ def build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps
             saver=saver, init_fn=init_fn, init_op=tf.variables_initializer(training.variables),
             ready_for_local_init_op=tf.report_uninitialized_variables(training.variables),
             local_init_op=tf.group(tf.train.Scaffold.default_local_init_op(), training.copy))
-        checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training, writes=cluster.is_first)
+
+        def note(session, step, alone):
+            left = what_is_left(flags, queue, start, step, coordinator, alone)
+            if cluster.is_first:
+                note_progress(flags.modelpath, step, left, session.run(training.loss_scale))
+
+        checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training, cluster.is_first, note)
         coordinator.check()
         target = start_server(cluster, config)
         coordinator.all_gather('ready', {}, barrier=True)
@@ -203,14 +240,14 @@ def build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps
             with tf.train.SingularMonitoredSession(
                     [queue, checkpoints], scaffold, target, config,
                     checkpoint_dir=flags.modelpath if cluster.is_first else None) as session, \
-                    open_log(flags, checkpoints.first_step, steps_per_epoch, training, cluster) as log:
+                    open_log(flags, checkpoints.first_step, schedule, training, cluster) as log:
                 logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples,
-                             steps_per_epoch, checkpoints.first_step, max_steps)
+                             schedule.steps_per_epoch, checkpoints.first_step, schedule.max_steps)
                 best = BestCheckpoint(saver, flags.modelpath) if cluster.is_first else None
-                check = Checks(flags, validator, best, log, max_steps, coordinator)
+                check = Checks(flags, validator, best, log, schedule.max_steps, coordinator)
                 try:
-                    step = run_steps(flags, session, training, queue, checkpoints.first_step, max_steps, log, check,
-                                     coordinator)
+                    step = run_steps(flags, session, training, queue, checkpoints.first_step, schedule.max_steps, log,
+                                     check, coordinator)
                 except Exception as error:
                     checkpoints.save_on_error(session, error)
                     raise
@@ -222,13 +259,29 @@ def build_and_run(flags, weights, source, validation, steps_per_epoch, max_steps
     return step
 
 
+def what_is_left(flags, queue, start, step, coordinator, alone=False):
+    """The Sequence that is left to train after a step.
+
+    Local loaders deliver their batches in order. Data workers do not: what they have not delivered is left. alone: the
+    other processes are not asked what theirs delivered.
+    """
+    cluster = coordinator.cluster
+    steps = step - start.step
+    if not flags.remote_data or alone:
+        return remaining(start.sequence, flags.batchsize * flags.accumulate, range(steps))
+    own = compressed(queue.taken(steps), cluster.index, cluster.size)
+    trained = [number for every in coordinator.all_gather('progress', dict(own, step=step), barrier=True)
+               for number in expanded(every, cluster.size)]
+    return remaining(start.sequence, samples_per_process(flags, cluster), trained)
+
+
 @contextlib.contextmanager
-def open_log(flags, step, steps_per_epoch, training, cluster):
+def open_log(flags, step, schedule, training, cluster):
     """The log of this process, for a block: that of the first one is also curves.csv and TensorBoard's files."""
     if not cluster.is_first:
-        yield LogLines(steps_per_epoch)
+        yield LogLines(schedule)
         return
-    with RunLog(flags.logpath, step, steps_per_epoch) as log:
+    with RunLog(flags.logpath, step, schedule) as log:
         log.start(step, vars(flags), training.network.output)
         yield log
 

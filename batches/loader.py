@@ -1,10 +1,5 @@
 """Loader processes that make training batches and hand them over in shared memory.
 
-Which sample comes when is one endless sequence of positions, the same for everybody who has the seed: position k shows
-sample permutation(epoch)[k % samples] of its epoch k // samples, augmented with random numbers from [seed, k]. Batch b
-holds the positions b * batchsize ... (b + 1) * batchsize - 1. So a batch is known by its number: any process on any
-machine can make it, and make it again, and a run that is resumed goes on where it was.
-
     trainer  --- a socket pair per worker: "batch b into slot k" -> / <- "slot k is filled" ---  worker 0, worker 1, ...
        |                                                                                         |
        +---- control socket: its end means the other side is gone ----  supervisor (forks and re-forks the workers)
@@ -36,10 +31,9 @@ from annotations.images import BadSample
 from pose_dataset import BadSampleCounter
 from pose_errors import UserError
 
+from . import START, SampleOrder, batch_positions
 from .batch import BatchBuffer, batch_layout, check_memory
 
-KEPT_EPOCHS = 2  # a batch may begin in one epoch and end in the next
-PERMUTATION, AUGMENTATION, REPLACEMENT = 0, 1, 2  # what random numbers are for
 # What decides what is in the batch of a number; trainer and data workers compare a checksum of it.
 SAMPLE_SOURCES = 'pose_augment.py', 'pose_dataset.py', 'pose_labels.py', 'annotations/*.py', 'batches/*.py'
 SLOTS_PER_WORKER = 2  # at most: one to fill while the trainer fetches the other
@@ -53,51 +47,6 @@ PR_SET_PDEATHSIG = 1
 LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
-class SampleOrder:
-    """The sequence of samples.
-
-    Args:
-        samples: of the data set, at least 1.
-        seed: a whole number, at least 0.
-    """
-
-    def __init__(self, samples, seed):
-        self._samples, self._seed = samples, seed
-        self._permutations = collections.OrderedDict()
-
-    def index(self, position):
-        """The number of the sample at a position."""
-        epoch, k = divmod(position, self._samples)
-        if epoch not in self._permutations:
-            self._permutations[epoch] = self._rng(PERMUTATION, epoch).permutation(self._samples)
-            if len(self._permutations) > KEPT_EPOCHS:
-                self._permutations.popitem(last=False)
-        return int(self._permutations[epoch][k])
-
-    def draws(self, position):
-        """Endless (sample number, RandomState for its augmentation): what belongs at the position, then what takes its
-        place, one after the other, when that sample cannot be used."""
-        yield self.index(position), self._rng(AUGMENTATION, position)
-        replacements = self._rng(REPLACEMENT, position)
-        while True:
-            yield replacements.randint(self._samples), replacements
-
-    def _rng(self, purpose, number):
-        words = [self._seed, number]
-        return np.random.RandomState([purpose] + [word >> shift & 0xffffffff for word in words for shift in (0, 32)])
-
-
-def batch_positions(number, batchsize, shard=0, num_shards=1):
-    """The positions of batch `number`, or those of one shard of it.
-
-    Args:
-        batchsize: samples of a shard.
-        shard, num_shards: batches hold num_shards * batchsize samples, of which this is shard number `shard`, from 0.
-    """
-    first = (number * num_shards + shard) * batchsize
-    return range(first, first + batchsize)
-
-
 class BatchLoader:
     """Training batches, made by `workers` processes. What is in them depends on seed and number alone.
 
@@ -109,6 +58,7 @@ class BatchLoader:
         first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
         shard, num_shards: which part of each batch this loader makes, see batch_positions.
+        sequence: a Sequence, which batch 0 begins.
     Attributes:
         samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
         number: of the batch that get() returned last.
@@ -116,9 +66,9 @@ class BatchLoader:
         UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
-    def __init__(self, dataset, batchsize, workers, seed=None, first=0, shard=0, num_shards=1):
+    def __init__(self, dataset, batchsize, workers, seed=None, first=0, shard=0, num_shards=1, sequence=START):
         self.samples, self.skeleton, self.number = len(dataset), dataset.skeleton, None
-        self._counter = BadSampleCounter(self.samples)
+        self._dataset, self._counter = dataset, BadSampleCounter(self.samples)
         self.layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride,
                                    dataset.skeleton)
         check_memory(self.layout, workers + SPARE_SLOTS)
@@ -138,7 +88,8 @@ class BatchLoader:
         if self._supervisor == 0:
             for own in self._sockets + (self._control,):
                 own.close()
-            _run_and_exit(_supervise, supervisor_end, worker_ends, self._slots, dataset, seed, shard, num_shards)
+            _run_and_exit(_supervise, supervisor_end, worker_ends, self._slots, dataset, seed,
+                          (shard, num_shards, sequence))
         for other in worker_ends + (supervisor_end,):
             other.close()
         self._selector = selectors.DefaultSelector()
@@ -262,16 +213,22 @@ class BatchLoader:
     def _replace(self, worker, generation, status):
         """A worker died and the supervisor has forked another: what its predecessor was to make is handed out again."""
         self._deaths[worker] += 1
-        logging.warning('loader process %d died (%s); a new one took its place', worker, status)
-        if self._deaths[worker] >= MAX_DEATHS_IN_A_ROW:
-            raise UserError('loader process %d died %d times in a row (%s); check the memory of this machine, or start '
-                            'with fewer --workers' % (worker, self._deaths[worker], status))
         message = _read_packet(self._sockets[worker])
         while message is not None:  # what it had sent before it died; its successor has been offered nothing yet
             self._handle(worker, message)
             message = _read_packet(self._sockets[worker])
         self._generation[worker] = generation
         lost, self._slots_of[worker] = self._slots_of[worker], {}
+        place, remedy = '', 'check the memory of this machine, or start with fewer --workers'
+        for buffer in (self._slots[slot] for slot in lost):
+            if buffer.current_sample is not None:
+                place = '; it was at ' + self._dataset.image_of(buffer.current_sample)
+                remedy += ', or remove that image when it is always the same one'
+                buffer.current_sample = None
+        logging.warning('loader process %d died (%s); a new one took its place%s', worker, status, place)
+        if self._deaths[worker] >= MAX_DEATHS_IN_A_ROW:
+            raise UserError('loader process %d died %d times in a row (%s)%s; %s'
+                            % (worker, self._deaths[worker], status, place, remedy))
         self._free |= set(lost)
         self.request(lost.values())
 
@@ -331,8 +288,11 @@ def _run_and_exit(function, *args):
         os._exit(code)
 
 
-def _supervise(control, worker_ends, slots, dataset, seed, shard, num_shards):
-    """Keep one process per worker alive until the trainer closes the control socket or dies."""
+def _supervise(control, worker_ends, slots, dataset, seed, part):
+    """Keep one process per worker alive until the trainer closes the control socket or dies.
+
+    part: shard, num_shards and sequence of batch_positions.
+    """
     worker_of = {}
 
     def start(worker, generation):
@@ -341,7 +301,7 @@ def _supervise(control, worker_ends, slots, dataset, seed, shard, num_shards):
             control.close()
             for other in worker_ends[:worker] + worker_ends[worker + 1:]:
                 other.close()
-            _run_and_exit(_work, worker_ends[worker], slots, dataset, seed, shard, num_shards, generation)
+            _run_and_exit(_work, worker_ends[worker], slots, dataset, seed, part, generation)
         worker_of[pid] = worker
 
     generation = 0
@@ -369,7 +329,7 @@ def _die_with_parent():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _work(trainer, slots, dataset, seed, shard, num_shards, generation):
+def _work(trainer, slots, dataset, seed, part, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
     _die_with_parent()
     cv2.setNumThreads(0)
@@ -385,7 +345,7 @@ def _work(trainer, slots, dataset, seed, shard, num_shards, generation):
             offer = json.loads(packet.decode())
             if offer['generation'] == generation:  # else: offered to a predecessor that died
                 buffer = slots[offer['slot']]
-                positions = batch_positions(offer['number'], buffer.batchsize, shard, num_shards)
+                positions = batch_positions(offer['number'], buffer.batchsize, *part)
                 good = _fill(buffer, positions, dataset, order, trainer)
                 trainer.send(_packet(filled=offer['slot'], good=good))
     except ConnectionError:
@@ -399,12 +359,14 @@ def _fill(buffer, positions, dataset, order, trainer):
     good = 0
     for row, position in enumerate(positions):
         for index, rng in order.draws(position):
+            buffer.current_sample = index
             try:
                 sample = dataset.training_sample(index, rng)
                 break
             except BadSample as error:
                 trainer.send(_packet(bad=[error.path, error.reason], good=good))
                 good = 0
+        buffer.current_sample = None
         buffer.write(row, *sample[:4])
         good += 1
     return good

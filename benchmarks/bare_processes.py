@@ -1,7 +1,8 @@
 """Processes of bare_training.py, or of another program, that take turns: each does steps only when it is asked.
 
 Such a program says that it is ready with a line of JSON, then reads how many steps to do from its input, a line each
-time, and answers with a line of JSON {"seconds": [each step's], "loss": the last one's}: see `answer`.
+time, and answers with a line of JSON {"seconds": [each step's], "loss": the last one's}: see `answer`. Asked to
+`verify`, it answers as BareTraining.verify does.
 """
 import json
 import os
@@ -22,6 +23,9 @@ def answer(training, **ready):
     """Such a program's end: `ready` first, then training.steps(count) for each line of the input."""
     print(json.dumps(dict(ready, ready=True)), flush=True)
     for line in sys.stdin:
+        if line.strip() == 'verify':
+            print(json.dumps(training.verify()), flush=True)
+            continue
         seconds, loss = training.steps(int(line))
         print(json.dumps({'seconds': seconds, 'loss': loss}), flush=True)
 
@@ -76,11 +80,23 @@ class BareProcesses:
 
     def steps(self, count):
         """Do so many steps in all processes. Returns (seconds that each took in the first process, its last loss)."""
-        for process in self._processes:
-            process.stdin.write('%d\n' % count)
-            process.stdin.flush()
-        first, *_ = [self._answer(process) for process in self._processes]
+        first, *_ = self._ask(count)
         return first['seconds'], first['loss']
+
+    def verify(self):
+        """Whether towers and processes with samples of their own have the same weights after steps; in a few words."""
+        answers = self._ask('verify')
+        if not all(answer['sum_is_right'] for answer in answers):
+            return 'the all-reduce does not add up'
+        if not all(answer['replicas_agree'] for answer in answers) or len({each['digest'] for each in answers}) > 1:
+            return 'the replicas differ'
+        return None
+
+    def _ask(self, question):
+        for process in self._processes:
+            process.stdin.write('%s\n' % question)
+            process.stdin.flush()
+        return [self._answer(process) for process in self._processes]
 
     def cpu_seconds(self):
         """Of processor time that all the processes took since they started."""

@@ -2,10 +2,12 @@
 
 As a program it is one process of a cluster (TF_CONFIG) or the only one, and does steps when asked, so that others can
 take turns with it (see bare_processes.py). All towers get the same samples, so that the losses are the same for any
-number of towers. bench_towers.py, bench_train_step.py and scripts/check_gpus.py start it.
+number of towers; `verify` gives each its own. bench_towers.py, bench_train_step.py and scripts/check_gpus.py start it.
 """
 import argparse
+import hashlib
 import os
+import re
 import sys
 import time
 
@@ -17,12 +19,15 @@ import networks
 import pose_cli
 from bare_processes import answer
 from batches.batch import Batch, encode_batch
+from annotations.skeleton import COCO_SKELETON
 from bench_inputs import made_up_batch, made_up_weights
 from training.cluster import ALONE, read_cluster
-from training.config import Recipe
+from training.config import Recipe, Schedule
 from training.devices import enable_mixed, start_server, tower_devices
-from training.optimizer import published_name
-from training.towers import build_training
+from training.optimizer import LARGEST_SCALE, published_name
+from training.towers import all_reduce, build_training, step_group
+
+PROBE_SIZE, PROBE_KEY = 1000, 1 << 20  # of the all-reduce of known numbers; the key is that of no other one
 
 
 class BareTraining:
@@ -41,7 +46,7 @@ class BareTraining:
         with tf.Graph().as_default():
             gpus = len(tf.config.experimental.list_physical_devices('GPU'))
             devices, config = tower_devices(towers, gpus, cluster)
-            loss_scaling = precision == 'mixed' and enable_mixed(config, gpus)
+            scaled = precision == 'mixed' and enable_mixed(config, gpus)
             config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
             part = made_up_batch(np.random.RandomState(0), batchsize // towers, *input_size, networks.stride(model),
                                  people=3)
@@ -49,8 +54,8 @@ class BareTraining:
             with tf.device(devices[0].rpartition('/')[0] + '/cpu:0'):
                 batch = Batch(*(tf.get_variable(name, initializer=value, trainable=False, use_resource=False)
                                 for name, value in encode_batch(*dense)._asdict().items()))
-            training = build_training(model, batch, devices, [1e-4], steps_per_epoch=1000, max_steps=10000,
-                                      recipe=Recipe(loss_scaling=loss_scaling), cluster=cluster)
+            training = build_training(model, batch, devices, [1e-4], Schedule(1000, 10000, True, 0),
+                                      COCO_SKELETON, Recipe(loss_scale=LARGEST_SCALE if scaled else 0.0), cluster)
             self.wire_bytes = training.wire_bytes
             self._fetches = [training.step, training.metrics['loss']]
             self._feed = {training.stop: 0} if cluster.size > 1 else {}
@@ -58,6 +63,34 @@ class BareTraining:
             self._session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             _set_weights(self._session, training.network.variables)
             self._session.run(training.copy)
+            self._image, self._members, self._seed = batch.image, towers * cluster.size, cluster.index
+            self._variables = {variable.op.name: variable for variable in tf.global_variables()}
+            self._probes = []
+            for k, device in enumerate(devices if self._members > 1 else []):
+                with tf.device(device):
+                    own = tf.fill([PROBE_SIZE], float(cluster.index * towers + k + 1))
+                    self._probes += all_reduce([own], step_group(devices, cluster.size), PROBE_KEY)
+
+    def verify(self):
+        """Whether gradients are reduced, where each tower of each process has samples of its own.
+
+        Returns:
+            {'sum_is_right': of numbers that are known, 'replicas_agree': to the last bit, after two steps, 'digest': of
+            the first replica's variables, to be compared with those of other processes}.
+        """
+        noise = np.random.RandomState(self._seed).randint(0, 256, self._image.shape.as_list()).astype(np.uint8)
+        self._session.run(self._image.initializer, {self._image.initializer.inputs[1]: noise})
+        self.steps(2)
+        expected = (self._members + 1) / 2
+        sums = self._session.run(self._probes)
+        values = self._session.run(self._variables)
+        copies = {name: re.sub(r'^replica_\d+/', '', name) for name in values if name.startswith('replica_')}
+        digest = hashlib.sha1(b''.join(value.tobytes() for name, value in sorted(values.items())
+                                       if name not in copies and name not in Batch._fields))
+        return {'sum_is_right': all((value == expected).all() for value in sums),
+                'replicas_agree': all(values[name].tobytes() == values[first].tobytes()
+                                      for name, first in copies.items()),
+                'digest': digest.hexdigest()}
 
     def steps(self, count):
         """Do so many steps. Returns (seconds that each took, the last one's loss)."""

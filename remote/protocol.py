@@ -30,6 +30,7 @@ import zmq
 
 import pose_augment
 from annotations.skeleton import parse_skeleton
+from batches import MAX_GAPS, Sequence
 from batches.batch import MAX_ITEMS, Batch, batch_layout, mask_steps, product
 from batches.loader import SAMPLE_SOURCES
 from pose_dataset import check_input_size
@@ -43,7 +44,8 @@ MAX_SAMPLES = 1 << 30
 MAX_NAME = 100  # characters
 DIGEST_LENGTH = 32
 MAX_REASON = 500  # characters
-MAX_HEADER = 16384  # bytes, of the longest kind: a welcome with a skeleton
+MAX_POSITION = 1 << 60  # of a sample
+MAX_HEADER = 65536  # bytes, of the longest kind: a welcome with a skeleton
 MAX_GREETING = 512  # bytes, of a worker's headers but for those of batches
 MAX_FIELDS = 4  # of a worker's header
 # First bytes of msgpack's lists and maps; a worker's header, in ASCII, has one, and at most a few within its numbers.
@@ -59,7 +61,8 @@ MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
 MAX_SEED = 1 << 63
 MAX_IMAGE_BYTES = 1 << 32  # of a batch
 SETTING_LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
-SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives'}
+SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives',
+                                        'sequence'}
 # Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
 RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
@@ -285,6 +288,7 @@ def check_settings(settings, sender='the trainer'):
     if type(settings['negatives']) is not float or not 0 <= settings['negatives'] < 1:
         raise UserError('%s asks for negatives=%.20r; it must be from 0 to below 1' % (sender, settings['negatives']))
     augmentation_ranges(settings)
+    sequence_of(settings)
     if settings['code'] != sources_digest(*SAMPLE_SOURCES):
         raise UserError('the code that makes samples differs between trainer and worker; use the same version of the '
                         'code on both')
@@ -295,6 +299,19 @@ def skeleton_of_settings(settings):
     if type(settings['skeleton']) is not str or type(settings['category']) is not str:
         raise UserError('the trainer sent no skeleton; is it the trainer of this project?')
     return parse_skeleton(settings['skeleton'], 'what the trainer sent')
+
+
+def sequence_of(settings):
+    """The batches.Sequence among the settings that came from a trainer. Raises UserError."""
+    try:
+        gaps, after = settings['sequence']
+        ends = [0] + [end for gap in gaps for end in gap] + [after]
+        if (all(len(gap) == 2 for gap in gaps) and len(gaps) <= MAX_GAPS and ends == sorted(ends)
+                and all(type(end) is int for end in ends) and after < MAX_POSITION):
+            return Sequence(tuple(map(tuple, gaps)), after)
+    except (TypeError, ValueError):
+        pass
+    raise UserError('the trainer sent sequence=%.100r; is it the trainer of this project?' % (settings['sequence'],))
 
 
 def augmentation_ranges(settings):

@@ -9,6 +9,7 @@ import time
 import zmq
 
 import pose_augment
+from batches import START
 from batches.batch import batch_layout, check_memory, product
 from batches.loader import SAMPLE_SOURCES
 from pose_errors import UserError
@@ -41,7 +42,8 @@ class BatchReceiver:
     Args:
         address: tcp://HOST:PORT to listen on; 0.0.0.0 or * for all interfaces.
         settings: dict of input_width, input_height, stride, batchsize (int), skeleton (JSON), seed (int, or None to
-            draw one), and perhaps augmentation (a dict of pose_augment.Ranges; CMU's), category and negatives (0).
+            draw one), and perhaps augmentation (a dict of pose_augment.Ranges; CMU's), category, negatives (0) and
+            sequence (a batches.Sequence, which batch 0 begins).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
         first, every: the number of the first batch and from each to the next; all of them are made once each, and
             come as they are ready.
@@ -59,7 +61,8 @@ class BatchReceiver:
     def __init__(self, address, settings, curve_keys=None, first=0, every=1, link_timeout=LINK_TIMEOUT,
                  data=None):
         host, port = check_address(address, '--remote-data')
-        defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'category': '', 'negatives': 0.0}
+        defaults = {'augmentation': dict(pose_augment.CMU_RANGES._asdict()), 'category': '', 'negatives': 0.0,
+                    'sequence': START}
         self._settings = dict(defaults, **settings, code=sources_digest(*SAMPLE_SOURCES))
         if self._settings.get('seed') is None:
             self._settings['seed'] = int.from_bytes(os.urandom(4), 'little')

@@ -1,7 +1,8 @@
 """Do several GPUs train as one, and how much faster: see check_gpus.sh, which starts this.
 
 Each tower gets the same samples, so that the losses must be the same however many there are, with batch norm too; the
-batch of a tower stays, so that images/s should grow with their number.
+batch of a tower stays, so that images/s should grow with their number. Then each gets samples of its own: the
+all-reduce must add up, and all replicas must stay the same to the last bit.
 """
 import json
 import os
@@ -48,14 +49,15 @@ def halves(gpus, towers):
 
 
 def measure(flags, model, processes, towers, gpus):
-    """Images/s, the loss after the steps, and how many GPUs the first process saw."""
+    """Images/s, the loss after the steps, what is wrong with the all-reduce (or None), and how many GPUs were seen."""
     arguments = ['--model=' + model, '--input-size=%dx%d' % flags.input_size, '--towers=%d' % towers,
                  '--batchsize=%d' % (flags.batchsize * towers)]
     environments = halves(gpus, towers) if processes == 2 and gpus else None
     with BareProcesses(processes, *arguments, environments=environments) as training:
         training.steps(WARM_UP)
         seconds, loss = training.steps(flags.steps)
-        return flags.batchsize * towers * processes * len(seconds) / sum(seconds), loss, training.ready['gpus']
+        images = flags.batchsize * towers * processes * len(seconds)
+        return images / sum(seconds), loss, training.verify(), training.ready['gpus']
 
 
 def parse_flags():
@@ -76,7 +78,7 @@ def check(flags, model, gpus, towers):
     """Print the table of a model. Returns its rows."""
     rows, expected = [], None
     for processes, each in settings(towers):
-        images, loss, seen = measure(flags, model, processes, each, gpus)
+        images, loss, fault, seen = measure(flags, model, processes, each, gpus)
         if gpus and not seen:
             raise UserError('nvidia-smi lists %d GPUs, but TensorFlow sees none: train.py says which library is '
                             'missing; GPU=1 TF=2 bash scripts/setup_env.sh installs CUDA' % gpus)
@@ -84,11 +86,11 @@ def check(flags, model, gpus, towers):
         row = {'model': model, 'processes': processes, 'towers': processes * each, 'images_per_s': images, 'loss': loss,
                'scaling': images / rows[0]['images_per_s'] if rows else 1.0,
                'reduction': 'none' if processes * each == 1 else 'nccl' if gpus else 'ring',
-               'agrees': abs(loss - expected) <= AGREE * abs(expected)}
+               'agrees': fault is None and abs(loss - expected) <= AGREE * abs(expected)}
         rows.append(row)
         print('%-20s %10d %8d %10s %10.2f %8.2f %12.6g  %s' % (
             model, processes, row['towers'], row['reduction'], images, row['scaling'], loss,
-            'agrees' if row['agrees'] else 'DIFFERS from one tower'), flush=True)
+            'agrees' if row['agrees'] else fault or 'DIFFERS from one tower'), flush=True)
     return rows
 
 

@@ -91,14 +91,16 @@ class CheckpointHook(tf.train.SessionRunHook):
         every: steps between checkpoints.
         training: a towers.Training, of which step, rate, finite_check and network.variables are watched.
         writes: whether this process saves. The others of a cluster only watch, and end at the same step.
+        note_progress: function (session, step, alone), called in all processes before a checkpoint is saved; alone:
+            the others take no part, as after an error.
     Attributes:
         first_step: the step that the session starts at.
     Raises:
         UserError, with DIVERGED_EXIT_CODE, from a session's run().
     """
 
-    def __init__(self, saver, folder, every, training, writes=True):
-        self._writes = writes
+    def __init__(self, saver, folder, every, training, writes=True, note_progress=lambda session, step, alone: None):
+        self._writes, self._note_progress = writes, note_progress
         self._saver, self._folder, self._every = saver, folder, every
         self._watched = {'step': training.step, 'rate': training.rate, 'finite_check': training.finite_check}
         # A sum is finite only if all its parts are. (0 * sum would be 0 always: TensorFlow's optimizer folds it.)
@@ -125,28 +127,32 @@ class CheckpointHook(tf.train.SessionRunHook):
             self._save(run_context.session, 'with lr=%g' % rate)
 
     def end(self, session):
+        self._save_if_new(session)
+
+    def _save_if_new(self, session, alone=False):
         if session.run(self._state)[0] != self._saved_step:
-            self._save(session, 'at the end')
+            self._save(session, 'at the end', alone)
 
     def save_on_error(self, session, error):
         """Save what an error that is about to end the run would lose, unless it tells of weights gone bad."""
         if not self._writes or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
             return
         try:
-            session.run_step_fn(lambda step_context: self.end(step_context.session))
+            session.run_step_fn(lambda step_context: self._save_if_new(step_context.session, alone=True))
         except (UserError, OSError, RuntimeError, ValueError, tf.errors.OpError) as failure:
             logging.warning('could not save before the run ends: %s', reason_of(failure))
 
-    def _save(self, session, when):
+    def _save(self, session, when, alone=False):
         step, weights = session.run(self._state)
         if not np.isfinite(weights):
             self._diverged('weight', step, when)
         self._saved_step = step
-        if not self._writes:
-            return
-        if _identity(self._folder) != self._identity:
+        if self._writes and _identity(self._folder) != self._identity:
             raise UserError('the run folder %s was moved or removed while training; put it back and start the same '
                             'command again: it resumes from the last checkpoint in it' % self._folder)
+        self._note_progress(session, int(step), alone)
+        if not self._writes:
+            return
         self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
         logging.info('saved the checkpoint of step %d', step)
 

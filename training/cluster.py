@@ -30,6 +30,15 @@ class Cluster(collections.namedtuple('Cluster', 'workers index')):
         return self.index == 0
 
     @property
+    def local_rank(self):
+        """(place of this process among those that the cluster names on its host, how many these are)."""
+        if self.size == 1:
+            return 0, 1
+        host = split_address(self.workers[self.index])[0]
+        here = [k for k, worker in enumerate(self.workers) if split_address(worker)[0] == host]
+        return here.index(self.index), len(here)
+
+    @property
     def addresses(self):
         """(host, port) of each process's second port, on which it says that it lives: the next one that none uses."""
         taken, found = set(self.workers), []

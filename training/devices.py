@@ -23,13 +23,18 @@ LIBRARIES = {
     2: ('libcudart.so.12', 'libcublas.so.12', 'libcublasLt.so.12', 'libcufft.so.11', 'libcusolver.so.11',
         'libcusparse.so.12', 'libcudnn.so.9'),
 }
+NCCL = 'libnccl.so.2',  # which TensorFlow 1.15 has built in
 NEEDS = {1: 'TensorFlow 1.15 needs CUDA 10.0 and cuDNN 7', 2: 'TensorFlow 2 needs CUDA 12 and cuDNN 9'}
 REMEDIES = {1: 'install CUDA 10.0 and cuDNN 7, with their folders in LD_LIBRARY_PATH',
             2: 'run GPU=1 TF=2 bash scripts/setup_env.sh, or install CUDA 12 and cuDNN 9'}
 
 
 def tower_devices(towers, gpus, cluster=ALONE):
-    """One device name per tower, and the session's configuration. gpus: how many TensorFlow sees."""
+    """One device name per tower, and the session's configuration, which takes no memory on other GPUs.
+
+    Args:
+        gpus: how many TensorFlow sees. Processes of one host that see the GPUs of all of them take their own, in order.
+    """
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     process = ''
@@ -40,6 +45,11 @@ def tower_devices(towers, gpus, cluster=ALONE):
     if gpus:
         if towers > gpus:
             raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi' % (towers, gpus))
+        rank, processes = cluster.local_rank
+        start = rank * towers if gpus >= processes * towers else 0
+        config.gpu_options.visible_device_list = ','.join(map(str, range(start, start + towers)))
+        if towers * cluster.size > 1 and not tf.__version__.startswith('1.') and missing_libraries(NCCL):
+            logging.warning('%s cannot be loaded, with which GPUs reduce gradients; %s', NCCL[0], REMEDIES[2])
         return ['%s/gpu:%d' % (process, k) for k in range(towers)], config
     logging.warning('TensorFlow sees no GPU%s: %s', why_no_gpu(tf.__version__),
                     'training on the CPU' if towers == 1 else
@@ -93,9 +103,9 @@ def enable_mixed(config, gpus, cpu_info='/proc/cpuinfo'):
     return False
 
 
-def gpu_present(device_files='/dev/nvidia[0-9]*'):
-    """Whether this machine has an NVIDIA GPU with its driver."""
-    return bool(glob.glob(device_files))
+def gpu_present(device_files=('/dev/nvidia[0-9]*', '/dev/dxg')):
+    """Whether this machine has an NVIDIA GPU with its driver; in Windows' subsystem for Linux it is /dev/dxg."""
+    return any(glob.glob(pattern) for pattern in device_files)
 
 
 def missing_libraries(names):

@@ -1,8 +1,8 @@
 """Keeps TensorFlow's input queue filled from a batch source, and knows how long the trainer waited for data.
 
 A batch source is a context manager with samples, layout (batch_layout of its batches), get(timeout) -> Batch or None,
-ready(), report(), diagnosis() and close(): batches.loader.BatchLoader for local data, remote.receiver.BatchReceiver for
-data workers.
+number (of the batch that get gave last), ready(), report(), diagnosis() and close(): batches.loader.BatchLoader for
+local data, remote.receiver.BatchReceiver for data workers.
 """
 import logging
 import threading
@@ -61,6 +61,7 @@ class InputQueueHook(tf.train.SessionRunHook):
         self._in_queue = 0  # batches in TensorFlow's queue, changed under the condition's lock
         self._stop = threading.Event()
         self._error = None
+        self._numbers = []  # of the batches, in the order in which steps take them
         self.wait_seconds = 0.0
         # How many positions and values there are differs from batch to batch.
         shapes = [(None if name.startswith(('heatmap', 'paf')) else shape[0],) + shape[1:]
@@ -120,6 +121,10 @@ class InputQueueHook(tf.train.SessionRunHook):
         """Batches that are ready: in TensorFlow's queue and at the source."""
         return self._in_queue + self._source.ready()
 
+    def taken(self, steps):
+        """The numbers of the batches that the first so many steps of this session took."""
+        return [number for number in self._numbers[:steps] if number is not None]
+
     def report(self):
         """Lines of the source for the log."""
         return self._source.report()
@@ -129,6 +134,7 @@ class InputQueueHook(tf.train.SessionRunHook):
             while not self._stop.is_set():
                 batch = self._source.get(timeout=0.5)
                 if batch is not None:
+                    self._numbers.append(self._source.number)
                     # A copy: TensorFlow takes over the memory of what is fed, and the source will reuse it.
                     session.run(self._enqueue, {placeholder: field.copy()
                                                 for placeholder, field in zip(self._placeholders, batch)})
@@ -153,14 +159,15 @@ class LastBatchRepeater:
 
     def __init__(self, source, stop):
         self._source, self._stop, self.layout = source, stop, source.layout
-        self._batch = empty_batch(source.layout)
+        self._batch, self.number = empty_batch(source.layout), None
         self.ready, self.report, self.diagnosis = source.ready, source.report, source.diagnosis
 
     def get(self, timeout=None):
         """The next batch, or None when none came within timeout seconds."""
         batch = self._source.get(timeout)
         if batch is not None:
-            self._batch = batch
+            self._batch, self.number = batch, self._source.number
         elif self._stop():
+            self.number = None  # its samples count once
             return self._batch
         return batch

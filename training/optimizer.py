@@ -6,21 +6,29 @@ from networks.tensorflow import tf
 from .config import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
 
 EPOCHS_PER_LR = 5  # of several learning rates
+LARGEST_SCALE, SMALLEST_SCALE, GROWTH_STEPS = 2.0 ** 15, 1.0, 2000  # of the loss
 
 
-def learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe=Recipe()):
+def learning_rate_schedule(rates, step, schedule, recipe=Recipe()):
     """The learning rate at a step, a scalar tensor.
 
-    One rate: cosine decay to 0 over max_steps, or the recipe's steps; several: the next one every EPOCHS_PER_LR epochs.
+    One rate: cosine decay to 0 over the run, or the recipe's steps; several: the next one every EPOCHS_PER_LR epochs.
     In the first recipe.warmup_steps it rises linearly to that: a run that is resumed is past them.
+
+    Args:
+        step: the global step, an integer tensor.
+        schedule: a config.Schedule.
     """
+    passed = tf.cast(step, tf.float32) + schedule.offset if schedule.offset else step
     if len(rates) > 1:
-        boundaries = [EPOCHS_PER_LR * steps_per_epoch * k for k in range(1, len(rates))]
-        rate = tf.train.piecewise_constant(step, boundaries, rates)
+        boundaries = [EPOCHS_PER_LR * schedule.steps_per_epoch * k for k in range(1, len(rates))]
+        rate = tf.train.piecewise_constant(tf.cast(passed, tf.float32), [float(at) for at in boundaries], rates)
     elif recipe.decay_steps:
-        rate = tf.train.exponential_decay(rates[0], step, recipe.decay_steps, PAPER_DECAY, staircase=True)
+        rate = tf.train.exponential_decay(rates[0], passed, recipe.decay_steps, PAPER_DECAY, staircase=True)
+    elif schedule.by_steps:
+        rate = tf.train.cosine_decay(rates[0], step, schedule.max_steps)
     else:
-        rate = tf.train.cosine_decay(rates[0], step, max_steps)
+        rate = tf.train.cosine_decay(rates[0], passed, schedule.max_steps + schedule.offset)
     if recipe.warmup_steps:
         rate *= tf.minimum(1.0, (tf.cast(step, tf.float32) + 1) / recipe.warmup_steps)
     return rate
@@ -36,9 +44,14 @@ class Optimizer:
 
     def __init__(self, rate, recipe=Recipe()):
         self._rate, self._recipe = rate, recipe
-        self._scale = LossScale() if recipe.loss_scaling else None
+        self._scale = LossScale(recipe.loss_scale) if recipe.loss_scale else None
         self._optimizer = (tf.train.MomentumOptimizer(lambda: self._rate, recipe.momentum) if recipe.optimizer == 'sgd'
                            else LayerwiseAdam(lambda: self._rate, recipe))
+
+    @property
+    def loss_scale(self):
+        """The scale of the loss, a scalar tensor; 0 where there is none."""
+        return self._scale.value if self._scale else tf.constant(0.0)
 
     def compute_gradients(self, loss, variables):
         """[(gradient, variable)] of those variables that are trained and that the loss depends on."""
@@ -118,21 +131,20 @@ def layer_factors(name, recipe):
     return decay, factor
 
 
-LARGEST_SCALE, SMALLEST_SCALE, GROWTH_STEPS = 2.0 ** 15, 1.0, 2000
-
-
 class LossScale:
     """The factor on the loss: halved when a gradient overflows, doubled after GROWTH_STEPS steps in which none did.
 
     TensorFlow's own DynamicLossScale keeps its state in checkpoints, so that a run could not be resumed in another
-    precision. Here it is local to the session, and a resumed run finds its scale again within a few steps.
+    precision. Here it is local to the session; run.json keeps the scale of each checkpoint.
+
+    start: the first scale.
     """
 
-    def __init__(self):
+    def __init__(self, start=LARGEST_SCALE):
         def variable(name, value):
             return tf.get_variable('loss_scale/' + name, initializer=value, trainable=False, use_resource=True,
                                    collections=[tf.GraphKeys.LOCAL_VARIABLES])
-        self._scale, self._good = variable('scale', LARGEST_SCALE), variable('good_steps', 0)
+        self._scale, self._good = variable('scale', start), variable('good_steps', 0.0)
         self.value = self._scale.read_value()  # in this step
 
     def overflowed(self, norm):
@@ -141,7 +153,7 @@ class LossScale:
 
     def update(self, overflowed):
         """The operation that sets the scale of the next step."""
-        good = tf.where(overflowed, 0, self._good.read_value() + 1)
+        good = tf.where(overflowed, 0.0, self._good.read_value() + 1)
         grown = tf.where(good >= GROWTH_STEPS, tf.minimum(2 * self.value, LARGEST_SCALE), self.value)
         scale = tf.where(overflowed, tf.maximum(self.value / 2, SMALLEST_SCALE), grown)
-        return tf.group(self._scale.assign(scale), self._good.assign(tf.where(good >= GROWTH_STEPS, 0, good)))
+        return tf.group(self._scale.assign(scale), self._good.assign(tf.where(good >= GROWTH_STEPS, 0.0, good)))

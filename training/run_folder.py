@@ -17,6 +17,7 @@ import numpy as np
 import networks.pretrained
 import pose_files
 from annotations.skeleton import RUN_FILE
+from batches import Sequence
 from networks.pretrained import skeleton_of
 from networks.tensorflow import tf
 from pose_errors import UserError
@@ -148,6 +149,8 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
     if earlier and isinstance(earlier[-1], dict) and isinstance(earlier[-1].get('flags'), dict):
         _log_changes(earlier[-1]['flags'], flags)
     run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
+    if resumes:
+        run['progress'] = read_run(modelpath).get('progress', {})
     pose_files.write_json(path, run, indent=1)
 
 
@@ -158,6 +161,34 @@ def _log_changes(before, flags):
                if flag in before and before[flag] != value]
     if changed:
         logging.info('changed since the last start: %s', ', '.join(changed))
+
+
+def note_progress(modelpath, step, sequence, loss_scale):
+    """Add to run.json what a run that resumes from the checkpoint of a step needs besides its variables.
+
+    Args:
+        sequence: the batches.Sequence that is left.  loss_scale: of mixed precision, or 0.
+    """
+    run = read_run(modelpath)
+    kept = {str(other) for other in checkpoint_steps(modelpath)}
+    progress = {other: each for other, each in run.get('progress', {}).items() if other in kept}
+    progress[str(step)] = {'gaps': sequence.gaps, 'next': sequence.next, 'loss_scale': float(loss_scale)}
+    pose_files.write_json(os.path.join(modelpath, RUN_FILE), dict(run, progress=progress), indent=1)
+
+
+def read_progress(modelpath, step):
+    """(the batches.Sequence that is left, the loss scale or 0) at the checkpoint of a step.
+
+    Runs of before there was such a note had one batch size from the start.
+    """
+    run = read_run(modelpath) if step else {}
+    try:
+        noted = run['progress'][str(step)]
+        sequence = Sequence(tuple((int(start), int(stop)) for start, stop in noted['gaps']), int(noted['next']))
+        return sequence, float(noted['loss_scale'])
+    except (KeyError, TypeError, ValueError):
+        flags = run.get('flags', {})
+        return Sequence((), step * flags.get('batchsize', 1) * flags.get('accumulate', 1)), 0.0
 
 
 def forget_start(modelpath):

@@ -6,6 +6,7 @@ costs; then that cost, learning rate and speed. Pictures, flags and graph have p
 """
 import csv
 import logging
+import math
 import os
 import socket
 import time
@@ -23,7 +24,6 @@ from .curves import CURVES_FILE, read_curves
 LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
-SMALL_RATE = 1e-4  # a learning rate of which six decimals would show little
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
 TRAIN, VALIDATION = 'train', 'validation'
 GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
@@ -34,8 +34,11 @@ SHARE = 'loss/0_share_of_background'
 class LogLines:
     """Logs the line of each training interval, and writes no file."""
 
-    def __init__(self, steps_per_epoch):
-        self._steps_per_epoch = steps_per_epoch
+    def __init__(self, schedule):
+        self._schedule = schedule
+
+    def _epoch(self, step):
+        return (step + self._schedule.offset) / self._schedule.steps_per_epoch
 
     def training(self, step, metrics, note=''):
         """Log the line of a training interval.
@@ -44,10 +47,10 @@ class LogLines:
             metrics: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
         """
         rate = metrics['lr']
-        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%s, %s, q=%d, data_wait=%.0f%%%s',
-                     step / self._steps_per_epoch, step, metrics['examples_per_sec'],
-                     '%.6g' % rate if 0 < rate < SMALL_RATE else '%f' % rate,
-                     _losses_text(metrics), metrics['queue'], 100 * metrics['data_wait'], note)
+        decimals = max(6, 2 - math.floor(math.log10(rate))) if rate > 0 else 6  # three digits of a small one, too
+        logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%.*f, %s, q=%d, data_wait=%.0f%%%s',
+                     self._epoch(step), step, metrics['examples_per_sec'],
+                     decimals, rate, _losses_text(metrics), metrics['queue'], 100 * metrics['data_wait'], note)
 
     def __enter__(self):
         return self
@@ -62,13 +65,13 @@ class RunLog(LogLines):
     Args:
         logpath: folder; created by the caller.
         first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
-        steps_per_epoch: to tell the epoch of a step.
+        schedule: a config.Schedule, which gives the epoch of a step.
     Raises:
         UserError: nothing can be written there.
     """
 
-    def __init__(self, logpath, first_step, steps_per_epoch):
-        super().__init__(steps_per_epoch)
+    def __init__(self, logpath, first_step, schedule):
+        super().__init__(schedule)
         self.logpath, self._failed, self._watch = logpath, False, LossWatch()
         try:
             self._open(first_step)
@@ -122,7 +125,7 @@ class RunLog(LogLines):
 
     def _write(self, kind, step, metrics):
         self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in metrics.items()},
-                                              kind=kind, step=step, epoch='%.4f' % (step / self._steps_per_epoch)))
+                                              kind=kind, step=step, epoch='%.4f' % self._epoch(step)))
         self._try(self._tensorboard.metrics, TRAIN if kind == 'train' else VALIDATION, step, metrics)
 
     def _try(self, write, *args, **kwargs):

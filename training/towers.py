@@ -12,7 +12,6 @@ import contextlib
 import numpy as np
 
 import networks
-from annotations.skeleton import COCO_SKELETON
 from batches.batch import FIXED_POINT, Batch, mask_steps
 from networks.network_base import build_losses
 from networks.tensorflow import tf
@@ -30,9 +29,9 @@ FIRST_STEP = 1 << 16
 # one of them was told to stop. finite_check: a number that is NaN or infinite when the loss or a gradient is.
 # variables: what a checkpoint holds. copy: the operation that makes all replicas like the first one. stop: between
 # processes, a placeholder, 1 when this one was told to stop. busy_seconds: from a batch's arrival to its gradients,
-# computed only in steps that fetch it. wire_bytes: what a tower sends a step.
+# computed only in steps that fetch it. wire_bytes: what a tower sends a step. loss_scale: of mixed precision, or 0.
 Training = collections.namedtuple(
-    'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes')
+    'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes loss_scale')
 # network: a networks.Network. losses: {name: scalar}, see network_base.build_losses. gradients: [(gradient, own
 # variable)]. updates: the operations that update the moving averages of batch norm.
 Tower = collections.namedtuple('Tower', 'network losses gradients updates')
@@ -43,18 +42,17 @@ Reduced = collections.namedtuple('Reduced', 'gradients averages metrics stop wir
 Group = collections.namedtuple('Group', 'size key hint final')
 
 
-def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, skeleton=COCO_SKELETON,
-                   recipe=Recipe(), cluster=ALONE):
+def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Recipe(), cluster=ALONE):
     """The whole graph of one training step, see Training.
 
     Args:
         model: one of networks.NAMES.  skeleton: what it looks for.
         batch: a batches.batch.Batch of tensors, as from input_queue.InputQueueHook: this process's share.
         devices: one for each tower of this process.  cluster: the processes.
-        rates: learning rates, see learning_rate_schedule.  recipe: a config.Recipe.
+        rates, schedule: see optimizer.learning_rate_schedule.  recipe: a config.Recipe.
     """
     global_step = tf.train.get_or_create_global_step()
-    rate = learning_rate_schedule(rates, global_step, steps_per_epoch, max_steps, recipe)
+    rate = learning_rate_schedule(rates, global_step, schedule, recipe)
     towers, optimizers, replicas = [], [], [[] for _ in devices]
     with tf.device('/cpu:0'):
         parts = split_batch(batch, len(devices), skeleton)
@@ -83,7 +81,8 @@ def build_training(model, batch, devices, rates, steps_per_epoch, max_steps, ske
         towers[0].network, step, rate, dict(reduced.metrics, lr=rate), finite_check,
         variables=[variable for variable in tf.global_variables() if variable.op.name not in others],
         copy=copy_variables([global_step], replicas, devices, cluster), stop=reduced.stop,
-        busy_seconds=busy_seconds(batch, towers[0].gradients), wire_bytes=reduced.wire_bytes)
+        busy_seconds=busy_seconds(batch, towers[0].gradients), wire_bytes=reduced.wire_bytes,
+        loss_scale=optimizers[0].loss_scale)
 
 
 @contextlib.contextmanager

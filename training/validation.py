@@ -9,7 +9,7 @@ import pose_draw
 from annotations.coco import read_dataset
 from annotations.images import find_split
 from batches.batch import Batch, batch_layout, encode_batch
-from inference.metrics import evaluate
+from inference.metrics import evaluate, last_stage_loss
 from networks.network_base import build_losses
 from networks.tensorflow import tf
 from pose_dataset import validation_samples
@@ -117,11 +117,10 @@ def log_background_loss(validation, stop):
     """Log the loss of predicting an empty image, which a network must get below to have learned anything."""
     total, images = 0.0, 0
     skeleton = validation.skeleton
-    background = np.eye(skeleton.heatmap_channels)[skeleton.background]
+    background = np.eye(skeleton.map_channels)[skeleton.background]
     for sample in validation_samples(validation):
         stop.check()
-        total += ((sample.mask * sample.paf) ** 2).sum() / 2
-        total += ((sample.mask * (sample.heatmap - background)) ** 2).sum() / 2
+        total += last_stage_loss(background, sample.heatmap, sample.paf, sample.mask)
         images += 1
     logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
 

@@ -1,8 +1,8 @@
-"""The row of samples: each sample once an epoch, the same row for everybody, numbers that no two positions share."""
+"""The sequence of samples: each once an epoch, the same for everybody, numbers that no two positions share."""
 import numpy as np
 import pytest
 
-from batches.loader import SampleOrder, batch_positions
+from batches import START, SampleOrder, Sequence, batch_positions, remaining, samples_done
 
 
 @pytest.mark.parametrize('samples', [1, 3, 7, 100])
@@ -33,14 +33,34 @@ def test_replacements_follow_from_the_position_too():
     assert rows() == rows() and len({draw for _, draw in rows()}) == 5
 
 
-def test_batches_and_their_shares_cover_the_row():
+def test_batches_and_their_shards_cover_the_sequence():
     assert list(batch_positions(3, 4)) == [12, 13, 14, 15]
     whole = [position for number in range(5) for position in batch_positions(number, 6)]
-    shared = [position for number in range(5) for share in range(3)
-              for position in batch_positions(number, 2, share, 3)]
-    assert whole == shared == list(range(30))
+    sharded = [position for number in range(5) for shard in range(3)
+               for position in batch_positions(number, 2, shard, 3)]
+    assert whole == sharded == list(range(30))
 
 
 def test_numbers_do_not_depend_on_numpys_version():
     order = SampleOrder(6, 7)
     assert [order.index(k) for k in range(6)] == np.random.RandomState([0, 7, 0, 0, 0]).permutation(6).tolist()
+
+
+def test_what_is_left_is_trained_once_whatever_the_batches():
+    """Batches in any order, then a stop, then batches of another size: at the end each position has come once."""
+    rng, sequence, trained = np.random.RandomState(0), START, []
+    for batchsize in (4, 7, 2, 16, 3):
+        numbers = [number for number in rng.permutation(12)[:8].tolist()]
+        trained += [position for number in numbers for position in batch_positions(number, batchsize, 0, 1, sequence)]
+        sequence = remaining(sequence, batchsize, numbers)
+        assert samples_done(sequence) == len(trained) == len(set(trained))
+        assert all(start < stop < sequence.next for start, stop in sequence.gaps)
+        left = [position for start, stop in sequence.gaps for position in range(start, stop)]
+        assert sorted(trained + left) == list(range(sequence.next))
+
+
+def test_batches_in_order_leave_no_gaps():
+    assert remaining(START, 64, range(1000)) == Sequence((), 64000)
+    assert batch_positions(0, 8, 0, 1, Sequence((), 64000)) == list(range(64000, 64008))
+    assert remaining(Sequence((), 64000), 8, []) == Sequence((), 64000)
+    assert remaining(START, 2, [0, 2, 5]) == Sequence(((2, 4), (6, 10)), 12)

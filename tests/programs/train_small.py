@@ -1,11 +1,12 @@
 """train.py with the small network of the tests (--model=small), so that a start takes seconds."""
 import importlib.abc
 import importlib.util
+import os
 import sys
 
 import networks
 import pose_cli
-import train
+from training.config import read_command
 
 
 class SmallNetwork(importlib.abc.MetaPathFinder):
@@ -17,4 +18,9 @@ class SmallNetwork(importlib.abc.MetaPathFinder):
 
 networks.NETWORKS['small'] = networks.Entry('network_small.Small', 8, networks.mobilenet_v1('0.75'))
 sys.meta_path.insert(0, SmallNetwork())
-pose_cli.run(train.main)
+with pose_cli.errors_in_one_line():
+    command = read_command(os.environ)
+
+import train
+
+pose_cli.run(train.main, *command)

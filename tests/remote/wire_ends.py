@@ -8,6 +8,7 @@ import numpy as np
 import pose_labels
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import encode_batch
+from batches import START
 from batches.loader import SAMPLE_SOURCES
 from conftest import PATIENCE, wait_for
 from pose_files import sources_digest
@@ -17,7 +18,8 @@ RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probabi
 DATA = '0' * 32  # the digest of the data set that workers here say they have
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5,
             'skeleton': COCO_SKELETON.to_json()}
-GOOD_SETTINGS = dict(SETTINGS, augmentation=RANGES, code=sources_digest(*SAMPLE_SOURCES), category='', negatives=0.0)
+GOOD_SETTINGS = dict(SETTINGS, augmentation=RANGES, code=sources_digest(*SAMPLE_SOURCES), sequence=START, category='',
+                     negatives=0.0)
 SENDER, RECEIVER = 'tests/programs/sender.py', 'tests/programs/receiver.py'
 
 

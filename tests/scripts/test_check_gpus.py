@@ -29,6 +29,17 @@ def test_towers_and_processes_have_the_same_loss():
     assert rows[0]['scaling'] == 1 and 'CPU devices' in table[0]
 
 
+@pytest.mark.slow
+def test_an_all_reduce_that_reduces_nothing_is_found(monkeypatch):
+    """Two towers with the same samples would never show it."""
+    import bare_training
+    monkeypatch.setattr(bare_training, 'all_reduce', lambda tensors, group, key: tensors)
+    monkeypatch.setattr('training.towers.all_reduce', lambda tensors, group, key: tensors)
+    training = bare_training.BareTraining('mobilenet_thin', (64, 64), batchsize=4, towers=2)
+    found = training.verify()
+    assert not found['sum_is_right'] and not found['replicas_agree']
+
+
 def test_more_towers_than_gpus_are_refused():
     assert_user_error(check_gpus('--towers=3', CUDA_VISIBLE_DEVICES='0,1'), '--towers=3', 'only 2 GPUs')
     assert_user_error(check_gpus('--models=openpose'), "'openpose' is not a network")

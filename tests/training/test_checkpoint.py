@@ -29,7 +29,8 @@ class TinyTraining:
         self.best = checkpoint.BestCheckpoint(self.saver, folder)
         network = types.SimpleNamespace(variables=[self.weight])
         hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
-            network, tf.identity(self.step), tf.constant(0.25), {}, self.finite_check, [], tf.no_op(), None, None, 0))
+            network, tf.identity(self.step), tf.constant(0.25), {}, self.finite_check, [], tf.no_op(), None, None, 0,
+            None))
         self.session = self._stack.enter_context(
             tf.train.SingularMonitoredSession([hook], tf.train.Scaffold(saver=self.saver), checkpoint_dir=folder))
 

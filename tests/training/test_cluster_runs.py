@@ -105,7 +105,7 @@ def test_a_checkpoint_has_one_replica(stopped, folder):
 
 def test_each_sample_is_used_once_an_epoch(sample_coco):
     """The shards of two processes are together the batch of one."""
-    from batches.loader import batch_positions
+    from batches import batch_positions
     for number in range(5):
         whole = list(batch_positions(number, 8))
         assert whole == [p for shard in range(2) for p in batch_positions(number, 4, shard, 2)]

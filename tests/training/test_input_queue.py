@@ -22,7 +22,7 @@ LAYOUT = batch_layout(2, 64, 64, 8, COCO_SKELETON)
 class ReusingSource:
     """Batch k is filled with k and has k positions, always in the same arrays, as the batch sources do."""
 
-    layout = LAYOUT
+    layout, number = LAYOUT, 0
 
     def __init__(self):
         self._arrays = [np.empty(shape, dtype) for _, dtype, shape in LAYOUT]
@@ -98,7 +98,7 @@ def test_stalled_data_is_reported(loader_and_worker, caplog):
 class FailingSource:
     """Two batches, then an error, as from a loader whose processes keep dying."""
 
-    layout = LAYOUT
+    layout, number = LAYOUT, 0
 
     def __init__(self):
         self.batches = 2

@@ -3,22 +3,31 @@ import numpy as np
 import pytest
 
 import tensorflow.compat.v1 as tf
-from training.config import Recipe
+from training.config import Recipe, Schedule
 from training.optimizer import Optimizer, learning_rate_schedule
 
 PAPER = Recipe('sgd', momentum=0.9, weight_decay=5e-4, factors=True, decay_steps=30)
 
 
-def rates_at(rates, steps, steps_per_epoch, max_steps, recipe=Recipe()):
+def rates_at(rates, steps, steps_per_epoch, max_steps, recipe=Recipe(), by_steps=False, offset=0):
     with tf.Graph().as_default(), tf.Session() as session:
         step = tf.placeholder(tf.int64, ())
-        rate = learning_rate_schedule(rates, step, steps_per_epoch, max_steps, recipe)
+        rate = learning_rate_schedule(rates, step, Schedule(steps_per_epoch, max_steps, by_steps, offset), recipe)
         return [float(session.run(rate, {step: s})) for s in steps]
 
 
 def test_one_rate_decays_along_a_cosine_to_zero():
     np.testing.assert_allclose(rates_at([0.01], [0, 25, 50, 100], 10, 100),
                                [0.01, 0.01 * (1 + np.cos(np.pi / 4)) / 2, 0.005, 0], rtol=1e-5, atol=1e-9)
+
+
+def test_another_batch_size_goes_on_where_the_samples_are():
+    """100 steps are half of a run of 200; from there on in batches of half the size, twice as many are left."""
+    halves = rates_at([0.01], [100, 200, 300], 20, 300, offset=100)
+    np.testing.assert_allclose(halves, rates_at([0.01], [100, 150, 200], 10, 200), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(rates_at([0.1, 0.01], [0, 1], 20, 300, offset=100), [0.1, 0.01], rtol=1e-5)
+    by_steps = rates_at([0.01], [100, 200], 20, 200, by_steps=True, offset=100)
+    np.testing.assert_allclose(by_steps, rates_at([0.01], [100, 200], 10, 200), rtol=1e-5, atol=1e-9)
 
 
 def test_several_rates_step_every_five_epochs():

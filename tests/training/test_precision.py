@@ -9,7 +9,7 @@ from conftest import assert_user_error, run_command
 from pose_errors import UserError
 from training import devices
 from training.config import Recipe
-from training.optimizer import GROWTH_STEPS, Optimizer
+from training.optimizer import GROWTH_STEPS, LARGEST_SCALE, Optimizer
 
 
 def cpu_info(tmp_path, features):
@@ -53,7 +53,7 @@ def scaled(request):
         weight = tf.get_variable('a/weights', initializer=3.0, use_resource=False)
         global_step = tf.train.get_or_create_global_step()
         optimizer = Optimizer(tf.constant(0.125), Recipe(request.param, momentum=0.0, weight_decay=0.01,
-                                                         loss_scaling=True))
+                                                         loss_scale=LARGEST_SCALE))
         loss = weight * x
         gradients = optimizer.compute_gradients(loss, [weight])
         finite_check = optimizer.finite_check(loss, gradients)
@@ -100,10 +100,10 @@ def test_what_no_scale_can_mend_is_not_forgiven(scaled):
 
 def test_gradients_are_those_without_a_scale():
     found = []
-    for loss_scaling in (False, True):
+    for loss_scale in (0.0, LARGEST_SCALE):
         with tf.Graph().as_default(), tf.Session() as session:
             weight = tf.get_variable('weights', initializer=[1.0, 2.0], use_resource=False)
-            optimizer = Optimizer(tf.constant(0.1), Recipe(loss_scaling=loss_scaling))
+            optimizer = Optimizer(tf.constant(0.1), Recipe(loss_scale=loss_scale))
             (gradient, _), = optimizer.compute_gradients(tf.reduce_sum(weight ** 2), [weight])
             session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             found.append(session.run(gradient).tolist())

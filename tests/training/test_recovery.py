@@ -18,6 +18,7 @@ from inference import read_skeleton
 from pose_errors import UserError
 from training import checkpoint
 from training.checkpoint import recover
+from training.config import Schedule
 from training.run_folder import check_resume, note_start
 from training.run_log import CURVE_COLUMNS, CURVES_FILE, RunLog, csv, read_curves
 
@@ -153,7 +154,7 @@ GOOD = 'kind,step,epoch,loss\ntrain,1,0.1,3\ntrain,2,0.2,2.5\n'
 def test_damaged_curves_lose_their_bad_lines_only(tmp_path, content, steps):
     path = tmp_path / 'curves.csv'
     path.mkdir() if content == 'directory' else path.write_bytes(content)
-    with RunLog(str(tmp_path), 10, 10) as log:
+    with RunLog(str(tmp_path), 10, Schedule(10, 1000, True, 0)) as log:
         log.evaluation(11, 0.5)
     assert [row['step'] for row in read_curves(str(path))] == steps + ['11']
     assert bool(steps) != (tmp_path / 'damaged-curves.csv').exists()
@@ -162,7 +163,7 @@ def test_damaged_curves_lose_their_bad_lines_only(tmp_path, content, steps):
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     if not os.path.exists('/dev/full'):
         pytest.skip('there is no /dev/full')
-    with RunLog(str(tmp_path), 0, 10) as log:
+    with RunLog(str(tmp_path), 0, Schedule(10, 1000, True, 0)) as log:
         curves, = [file.fd for file in psutil.Process().open_files() if file.path == str(tmp_path / 'curves.csv')]
         os.dup2(os.open('/dev/full', os.O_WRONLY), curves)
         log.evaluation(1, 0.5)
@@ -253,7 +254,7 @@ def test_mutated_run_files(name, places, checkpoints, tmp_path_factory):
     for read in (lambda: recover(str(folder)), lambda: check_resume(str(folder), FLAGS),
                  lambda: note_start(str(folder), FLAGS, COCO_SKELETON, resumes=True),
                  lambda: read_skeleton(checkpoint=str(folder)),
-                 lambda: RunLog(str(folder), 4, 10).__exit__()):
+                 lambda: RunLog(str(folder), 4, Schedule(10, 1000, True, 0)).__exit__()):
         try:
             read()
         except UserError as error:
@@ -273,4 +274,4 @@ def test_a_log_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
             raise OSError(number, os.strerror(number))
         monkeypatch.setattr(csv.DictWriter, 'writeheader', full)
         with pytest.raises(UserError, match='--logpath=%s: %s' % (tmp_path, os.strerror(number))):
-            RunLog(str(tmp_path), 0, 10)
+            RunLog(str(tmp_path), 0, Schedule(10, 1000, True, 0))

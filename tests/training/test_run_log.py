@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 import tool_files
 from annotations.skeleton import COCO_SKELETON, RUN_FILE, skeleton_of_category
 from pose_errors import UserError
+from training.config import Schedule
 from training.run_folder import check_resume, note_start, read_run
 from training.run_log import CURVES_FILE, LOSSES, Interval, LogLines, RunLog, read_curves
 
@@ -42,11 +43,11 @@ def test_changed_flags_of_training_are_told(tmp_path, caplog):
     assert 'changed since the last start: --lr=[0.1] (was [0.001])' in caplog.text
 
 
-@pytest.mark.parametrize('rate, text', [(0.01, 'lr=0.010000,'), (4e-5, 'lr=4e-05,'), (3.2e-8, 'lr=3.2e-08,'),
+@pytest.mark.parametrize('rate, text', [(0.01, 'lr=0.010000,'), (4e-5, 'lr=0.0000400,'), (3.2e-8, 'lr=0.0000000320,'),
                                         (0, 'lr=0.000000,')])
 def test_a_small_learning_rate_is_no_zero_in_the_log(rate, text, caplog):
     caplog.set_level('INFO')
-    LogLines(10).training(5, dict(METRICS, lr=rate))
+    LogLines(Schedule(10, 1000, True, 0)).training(5, dict(METRICS, lr=rate))
     assert text in caplog.text
 
 
@@ -95,13 +96,13 @@ def test_a_run_that_does_not_tell_what_it_was_is_refused(tmp_path, content):
 
 def test_curves_of_steps_after_the_checkpoint_are_dropped(tmp_path):
     """As is the line that was cut short when the run was killed."""
-    with RunLog(str(tmp_path), 0, steps_per_epoch=10) as log:
+    with RunLog(str(tmp_path), 0, Schedule(10, 1000, True, 0)) as log:
         for step in (1, 2, 3):
             log.training(step, METRICS)
     with open(str(tmp_path / CURVES_FILE), 'a') as file:
         file.write('train,4,0.4,1')
     assert [row['step'] for row in read_curves(str(tmp_path / CURVES_FILE))] == ['1', '2', '3']
-    with RunLog(str(tmp_path), 2, steps_per_epoch=10) as log:
+    with RunLog(str(tmp_path), 2, Schedule(10, 1000, True, 0)) as log:
         log.training(3, dict(METRICS, lr=0.5))
     rows = read_curves(str(tmp_path / CURVES_FILE))
     assert [(row['step'], row['lr']) for row in rows] == [('1', '0.001'), ('2', '0.001'), ('3', '0.5')]
@@ -128,7 +129,7 @@ def test_a_loss_that_stays_far_above_the_backgrounds_is_told_once(tmp_path, capl
             log.training(step, dict(METRICS, loss_ll=loss))
         return [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
 
-    with RunLog(str(tmp_path), 0, steps_per_epoch=100) as log:
+    with RunLog(str(tmp_path), 0, Schedule(100, 1000, True, 0)) as log:
         assert not warnings((20, 50), (100, 5), (200, 2.9), (220, 50), (400, 3.1))
         line, = warnings((420, 40), (440, 40), (900, 40))
         assert '200 steps' in line and '40 times' in line and '--lr' in line and '--warmup-steps' in line

@@ -53,10 +53,11 @@ def test_a_source_without_data_ends_with_its_last_batch():
     layout = batch_layout(2, 64, 64, 8, COCO_SKELETON)
     batch, batches, stop = empty_batch(layout), [], []
     source = types.SimpleNamespace(get=lambda timeout: batches.pop() if batches else None, ready=lambda: len(batches),
-                                   report=list, diagnosis=str, layout=layout)
+                                   report=list, diagnosis=str, layout=layout, number=7)
     repeater = LastBatchRepeater(source, lambda: bool(stop))
     assert repeater.get(0.1) is None
     stop.append(True)
     assert not repeater.get(0.1).mask.any()  # nothing counts
     batches.append(batch)
-    assert repeater.get(0.1) is batch and repeater.get(0.1) is batch
+    assert repeater.get(0.1) is batch and repeater.number == 7
+    assert repeater.get(0.1) is batch and repeater.number is None

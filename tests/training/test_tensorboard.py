@@ -13,6 +13,7 @@ import pytest
 
 import tensorflow.compat.v1 as tf
 from conftest import wait_for
+from training.config import Schedule
 from training.run_log import LOSSES, RunLog
 
 STEPS = (10, 20, 30)
@@ -22,7 +23,7 @@ def write_run(folder):
     """A run of three log lines, each with a validation that is twice as bad, and one AP."""
     with tf.Graph().as_default():
         output = tf.identity(tf.placeholder(tf.float32, [None, 4], 'image') * 2.0, 'output')
-    with RunLog(str(folder), 0, steps_per_epoch=10) as log:
+    with RunLog(str(folder), 0, Schedule(10, 1000, True, 0)) as log:
         log.start(0, {'model': 'mobilenet_thin', 'max_steps': 30, 'tag': 'a|b'}, output)
         for step in STEPS:
             metrics = dict({name: 100.0 / step for name in LOSSES}, loss_ll_background=20.0)
@@ -96,7 +97,7 @@ def test_after_a_kill_the_points_up_to_the_checkpoint_stay(tmp_path):
     metrics = dict({name: 1.0 for name in LOSSES}, loss_ll_background=1.0, lr=0.1, examples_per_sec=1.0, queue=0,
                    data_wait=0.0)
     for first, steps in ((0, (10, 20, 27)), (20, (30,))):
-        with RunLog(str(tmp_path), first, steps_per_epoch=10) as log:
+        with RunLog(str(tmp_path), first, Schedule(10, 1000, True, 0)) as log:
             for step in steps:
                 log.training(step, metrics)
         time.sleep(1.1)  # the names of event files have seconds

@@ -188,6 +188,16 @@ def test_devices_of_a_cluster_are_those_of_the_own_process():
     assert list(config.device_filters) == ['/job:worker/task:1']
 
 
+@pytest.mark.parametrize('workers, index, towers, gpus, visible', [
+    (('a:1',), 0, 1, 8, '0'), (('a:1',), 0, 2, 8, '0,1'), (('a:1', 'a:3'), 1, 2, 8, '2,3'),
+    (('a:1', 'b:1', 'a:3'), 2, 4, 8, '4,5,6,7'), (('a:1', 'a:3'), 1, 1, 1, '0')])
+def test_other_gpus_of_the_machine_stay_free(workers, index, towers, gpus, visible):
+    """In the last case each process was given GPUs of its own, as by CUDA_VISIBLE_DEVICES."""
+    devices, config = tower_devices(towers, gpus, Cluster(workers, index))
+    assert config.gpu_options.visible_device_list == visible
+    assert [device.rpartition('/')[2] for device in devices] == ['gpu:%d' % k for k in range(towers)]
+
+
 def test_gpu_towers_need_as_many_gpus():
     with pytest.raises(UserError, match='--gpus=8, but TensorFlow sees only 2'):
         tower_devices(8, gpus=2)

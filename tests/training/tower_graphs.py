@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, batch_layout, encode_batch
 from training.cluster import ALONE, read_cluster
+from training.config import Schedule
 from training.devices import start_server, tower_devices
 from training.towers import build_training
 
@@ -39,8 +40,8 @@ class Towers:
                                   for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8, COCO_SKELETON)))
             devices, config = tower_devices(towers, 0, cluster)
             self.cluster = cluster
-            self.training = build_training(model, self.fields, devices, [rate], steps_per_epoch=10, max_steps=100,
-                                           cluster=cluster, **kwargs)
+            self.training = build_training(model, self.fields, devices, [rate], Schedule(10, 100, True, 0),
+                                           COCO_SKELETON, cluster=cluster, **kwargs)
             config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(start_server(cluster, config), config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
