@@ -33,8 +33,7 @@ import pose_files
 from annotations.coco import as_pycocotools, read_dataset, summary_of
 from annotations.images import BadSample, find_split, image_path, image_paths, read_image, read_photograph, \
     write_picture
-from annotations.skeleton import COCO_SKELETON
-from inference import load_network, read_skeleton, video
+from inference import choose_skeleton, load_network, read_skeleton, video
 from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
 from inference.metrics import evaluate, labelled_people
 from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
@@ -199,7 +198,7 @@ def parse_flags():
                                       'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
-    parser.add_argument('--category', help='of the annotations, where several have keypoints')
+    parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
     parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images or frames')
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--input-size', type=pose_cli.size, metavar='WxH',
@@ -274,7 +273,7 @@ def main():
     with start_decoders(args.decoders) as decoders:
         dataset = read_labels(files[0], args.category, files[1]) if files else None
         own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
-        skeleton = choose_skeleton(own, dataset, args.datapath)
+        skeleton = choose_skeleton(own, dataset and dataset.skeleton, args.datapath)
         predict_maps = None
         if not args.oracle:
             predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
@@ -301,17 +300,6 @@ def read_labels(annotation_file, category, image_folder):
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
     return dataset
-
-
-def choose_skeleton(own, dataset, datapath):
-    """The skeleton that the network was trained with, where its file says so; else that of the data set, else COCO's.
-
-    Raises UserError when network and data set have different ones.
-    """
-    if own and dataset and own.keypoints != dataset.skeleton.keypoints:
-        raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
-                        % (', '.join(own.keypoints), datapath, ', '.join(dataset.skeleton.keypoints)))
-    return own or (dataset.skeleton if dataset else COCO_SKELETON)
 
 
 def choose_size(graph, fixed_size, input_size, short_edge, scales):

@@ -1,8 +1,10 @@
-"""Folding into weights: what scales and shifts the channels after a convolution, and what scales them before it."""
+"""Batch norm and what else scales and shifts channels: folded into the weights beside it, and out of training mode."""
 import numpy as np
 
-from .graphdef import ADDITIONS, BATCH_NORM, LINEAR, OUTPUT, SCALINGS, GraphView, data_format_of, flag, is_training, \
-    node_name, port, strip_unused
+from networks.tensorflow import tf
+
+from .graphdef import ADDITIONS, BATCH_NORM, INPUT, LINEAR, OUTPUT, SCALINGS, GraphView, data_format_of, flag, \
+    is_training, node_name, port, strip_unused, training_batch_norms
 
 
 def fold_depthwise_1x1(graph):
@@ -120,15 +122,7 @@ def skip_scale_and_shift(view, ref):
 
 def is_computed_by_linear(view, node):
     """Whether node is, or is computed from, a convolution or matrix product."""
-    seen, to_visit = set(), [node]
-    while to_visit:
-        node = to_visit.pop()
-        if node.op in LINEAR:
-            return True
-        if node.name not in seen:
-            seen.add(node.name)
-            to_visit.extend(view.node(ref) for ref in node.input)
-    return False
+    return _depends_on(view, node, {linear.name for linear in view.of(*LINEAR)})
 
 
 def why_not_folded(view, ref):
@@ -161,3 +155,60 @@ def _per_channel(value, linear, channels):
     if len(shape) != rank or shape[axis] not in (1, channels) or any(n != 1 for i, n in enumerate(shape) if i != axis):
         return None
     return np.broadcast_to(value.astype(np.float64).ravel(), (channels,))
+
+
+def estimate_batch_norm(graph, images):
+    """Fused batch norm in training mode becomes that of inference, with the statistics of its input over images.
+
+    Layer by layer: what a layer sees depends on those before it, so these have theirs first. Mean and variance are
+    those of all pixels of all images, exactly.
+
+    Args:
+        graph: a frozen GraphDef that takes images of these sizes.
+        images: a sequence of uint8 (height, width, 3), of any sizes.
+    Returns:
+        a new GraphDef; batch norm that is written out as single operations stays as it is.
+    """
+    view = GraphView(graph)
+    waiting = [view.node(node.name) for node in training_batch_norms(graph) if node.op in BATCH_NORM]
+    while waiting:
+        names = {node.name for node in waiting}
+        ready = [node for node in waiting if not _depends_on(view, view.node(node.input[0]), names)]
+        for node, (mean, variance) in zip(ready, _channel_moments(view.graph, ready, images)):
+            for place, leaf, value in ((3, 'moving_mean', mean), (4, 'moving_variance', variance)):
+                name = '%s/%s' % (node.name, leaf)
+                node.input[place] = view.add_constant(name, value.astype(np.float32))
+            node.attr['is_training'].b = False
+        waiting = [node for node in waiting if node not in ready]
+    return strip_unused(view.graph)
+
+
+def _depends_on(view, node, names):
+    """Whether node is, or is computed from, a node of these names."""
+    seen, to_visit = set(), [node]
+    while to_visit:
+        node = to_visit.pop()
+        if node.name in names:
+            return True
+        if node.name not in seen:
+            seen.add(node.name)
+            to_visit.extend(view.node(ref) for ref in node.input)
+    return False
+
+
+def _channel_moments(graph, nodes, images):
+    """[(mean, variance)] of the first input of each node, over all images: float64 (channels,)."""
+    with tf.Graph().as_default() as tf_graph, tf.Session() as session:
+        tf.import_graph_def(graph, name='')
+        sums = []
+        for node in nodes:
+            x = tf.cast(tf_graph.get_operation_by_name(node.name).inputs[0], tf.float64)
+            axes = [0, 2, 3] if data_format_of(node) == 'NCHW' else [0, 1, 2]
+            channels = tf.shape(x)[1 if data_format_of(node) == 'NCHW' else 3]
+            sums.append([tf.cast(tf.size(x) / channels, tf.float64), tf.reduce_sum(x, axes),
+                         tf.reduce_sum(tf.square(x), axes)])
+        totals = [[0.0, 0.0, 0.0] for _ in nodes]
+        for image in images:
+            found = session.run(sums, {INPUT + ':0': image[None]})
+            totals = [[a + b for a, b in zip(*pair)] for pair in zip(totals, found)]
+    return [(total / count, squares / count - (total / count) ** 2) for count, total, squares in totals]

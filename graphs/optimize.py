@@ -10,8 +10,8 @@ import numpy as np
 from networks.tensorflow import tf
 from pose_errors import UserError
 
-from .fold_batch_norm import skip_scale_and_shift, is_computed_by_linear, fold_batch_norm, fold_depthwise_1x1, other_operand, \
-    why_not_folded
+from .fold_batch_norm import fold_batch_norm, fold_depthwise_1x1, is_computed_by_linear, other_operand, \
+    skip_scale_and_shift, why_not_folded
 from .graphdef import ADDITIONS, BATCH_NORM, INPUT, LINEAR, OTHER_BATCH_NORM, OUTPUT, PASS_THROUGH, RUN_TIME_BRANCHES, \
     SCALINGS, GraphView, canonical, constant_node, drop_default_attributes, import_graph, is_training, like, new_name, \
     node_name, port, reference, set_input_shape, strip_unused, training_batch_norms

@@ -11,7 +11,7 @@ TensorFlow is imported only for the files that need it: the processes that decod
 """
 import os
 
-from annotations.skeleton import parse_skeleton
+from annotations.skeleton import COCO_SKELETON, parse_skeleton
 from networks.pretrained import skeleton_of
 from pose_errors import UserError
 
@@ -70,3 +70,17 @@ def read_skeleton(graph_file=None, checkpoint=None):
                 text = file.read(1 << 20)
         return None if text is None else parse_skeleton(text, graph_file)
     return skeleton_of(checkpoint)
+
+
+def choose_skeleton(own, labelled, datapath):
+    """What a network finds: own, as its file says (read_skeleton); else what its data has labelled; else COCO's.
+
+    Args:
+        own, labelled: Skeletons or None.  datapath: what errors call the data.
+    Raises:
+        UserError: network and data have different keypoints.
+    """
+    if own and labelled and own.keypoints != labelled.keypoints:
+        raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
+                        % (', '.join(own.keypoints), datapath, ', '.join(labelled.keypoints)))
+    return own or labelled or COCO_SKELETON

@@ -148,6 +148,11 @@ def labelled_people(coco, image_ids):
             if annotation['num_keypoints'] > 0]
 
 
+def last_stage_loss(maps, heatmap, paf, mask):
+    """The training loss of one sample's last stage (networks.network_base.build_losses), for maps (h, w, channels)."""
+    return float(np.sum(np.square(mask * (maps - np.concatenate([heatmap, paf], axis=2))), dtype=np.float64) / 2)
+
+
 def pck(coco, image_ids, results, skeleton):
     """The share of labelled keypoints found within PCK_SHARE of the torso's length, as in the evaluation of the Leeds
     Sports Pose sets; the torso reaches from a shoulder to the opposite hip.

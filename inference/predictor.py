@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 import pose_augment
+from annotations.images import shrink
 from pose_errors import UserError
 from pose_files import usable_cores
 
@@ -95,13 +96,8 @@ def transform_image(pixels, transform, reduction=1):
         pixels: uint8 (H, W, 3), the image at 1 / reduction of its size.
     """
     factor = max(1, int(MAX_WARP_SCALE / (pose_augment.matrix_scale(transform.matrix) * reduction)))
-    if factor > 1:
-        rows, columns = (-(-side // factor) for side in pixels.shape[:2])
-        pixels = cv2.copyMakeBorder(pixels, 0, rows * factor - pixels.shape[0], 0,
-                                    columns * factor - pixels.shape[1], cv2.BORDER_REPLICATE)
-        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
-    return pose_augment.warp_image(pixels, pose_augment.reduced_matrix(transform.matrix, factor * reduction),
-                                   transform.width, transform.height)
+    matrix = pose_augment.reduced_matrix(transform.matrix, factor * reduction)
+    return pose_augment.warp_image(shrink(pixels, factor), matrix, transform.width, transform.height)
 
 
 def average_maps(maps, transforms, skeleton):

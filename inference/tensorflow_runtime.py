@@ -1,4 +1,6 @@
 """Running frozen graphs and checkpoints with TensorFlow."""
+import logging
+
 import numpy as np
 
 from graphs import freeze, graphdef
@@ -33,7 +35,16 @@ def freeze_checkpoint(checkpoint, model, skeleton):
 
 
 def graph_network(graph_def, name, threads=None):
-    """load_network for a frozen GraphDef; name is what errors call it."""
+    """load_network for a frozen GraphDef; name is what errors call it.
+
+    Where batch norm is in training mode, images run one by one, so that what is found does not depend on how many go
+    through the network at once; the log says so.
+    """
+    training = graphdef.training_batch_norms(graph_def)
+    if training:
+        logging.warning('%s: %d batch norms are in training mode (%s, ...), so images run one by one, and worse than '
+                        'they should; mend it with scripts/freeze_and_optimize.sh --graph=%s --batch-norm-from=PHOTOS',
+                        name, len(training), training[0].name, name)
     with tf.Graph().as_default() as graph:
         try:
             tf.import_graph_def(graph_def, name='')
@@ -45,7 +56,7 @@ def graph_network(graph_def, name, threads=None):
 
     def predict_maps(images):
         try:
-            if batch == 1 and len(images) > 1:  # as graphs that were made elsewhere often are
+            if (batch == 1 or training) and len(images) > 1:  # as graphs that were made elsewhere often are
                 return np.concatenate([session.run(output, {image: single[None]}) for single in images])
             return session.run(output, {image: images})
         except (tf.errors.OpError, ValueError) as error:

@@ -1,33 +1,48 @@
-"""From a checkpoint to the files for inference and their report: what scripts/freeze_and_optimize.py does."""
+"""From a checkpoint to the files for inference and their report: what scripts/freeze_and_optimize.py does.
+
+Each file is written into a folder beside its place, run from there, compared with the frozen graph, and moved when it
+computes the same within its bound.
+"""
 import collections
 import itertools
 import json
 import logging
 import os
 import statistics
+import tempfile
 import time
 
 import numpy as np
-from networks.tensorflow import tf
 
-import pose_augment
-import pose_dataset
 import pose_files
-from annotations.images import BadSample, find_split, image_paths, read_photograph, shrink_for_warp
-from annotations.skeleton import COCO_SKELETON
+from annotations.arrays import read_annotations
+from annotations.coco import read_dataset
+from annotations.images import BadSample, find_split, image_paths, read_photograph
 from graphs import freeze, graphdef, optimize, tflite
-from inference import tflite_runtime
-from inference import SKELETON_FILE, load_network, read_skeleton
-from inference.metrics import evaluate
-from inference.predictor import SIZE_MULTIPLE
-from inference.tensorflow_runtime import limit_threads
+from graphs.fold_batch_norm import estimate_batch_norm
+from inference import SKELETON_FILE, choose_skeleton, load_network, read_skeleton, tflite_runtime
+from inference.metrics import evaluate, last_stage_loss
+from inference.predictor import SIZE_MULTIPLE, make_transforms, transform_image
+from inference.tensorflow_runtime import graph_network, limit_threads
 from networks.pretrained import find_checkpoint
-from pose_dataset import check_input_size
+from networks.tensorflow import tf
+from pose_dataset import PoseDataset, check_input_size, validation_samples
 from pose_errors import UserError
 
 DEFAULT_SIZE = (368, 368)
-OPTIMIZED_TOLERANCE = 1e-4  # of the frozen graph's largest output
+MAX_COMPARED_IMAGES, MAX_BATCH_NORM_IMAGES = 16, 128
 SLOW = 10  # times the frozen graph's latency: too slow to run on all validation images
+WARM_UP_RUNS = 2  # TensorFlow rewrites the graph in the first one
+TIME_LIMIT = 20  # seconds for the timed runs of one way, after MIN_RUNS
+MIN_RUNS = 3
+
+# How far a file's output may be from that of graph_frozen. In float: the largest difference as a share of the largest
+# value. In 8 bits: the root mean square of the differences as a share of that of the maps, their channels' means taken
+# off (the background's is 1 nearly everywhere). Trained networks reach 0.2 to 0.4; above 1 more is noise than map. The
+# flat maps of an untrained network count as if they had MIN_SPREAD.
+FLOAT_BOUND, EIGHT_BIT_BOUND, MIN_SPREAD = 1e-4, 1.0, 0.02
+EIGHT_BIT = ('graph_int8', 'graph_q')
+AP_LOSS = 0.02  # that is told
 
 # The weights become 8 bit and are expanded when they are used; `nodes` also computes in 8 bit.
 QUANTIZE_WEIGHTS = ['add_default_attributes', 'quantize_weights', 'strip_unused_nodes', 'sort_by_execution_order']
@@ -35,67 +50,147 @@ QUANTIZE_NODES = ['add_default_attributes', 'quantize_weights', 'quantize_nodes'
                   'sort_by_execution_order']
 QUANTIZE = {'weights': QUANTIZE_WEIGHTS, 'nodes': QUANTIZE_NODES}
 
+# Where images and labels come from. datapath, imgpath, category: as for pose_dataset.PoseDataset; split: to measure on,
+# at most max_samples images; calibration_split: for 8 bits, at most calibration_images; images: of a folder, to compare
+# and calibrate on in place of these.
+Sources = collections.namedtuple('Sources', 'datapath imgpath category split calibration_split images max_samples '
+                                            'calibration_images')
 
-def make_graphs(args):
-    """Write, measure and compare what the flags of scripts/freeze_and_optimize.py ask for, and print the report.
 
+COLUMNS = [('bytes', 'MB', lambda value: '%.2f' % (value / 1e6)), ('nodes', 'nodes', str),
+           ('batch_norms', 'batch norms', str), ('latency_ms', 'latency ms', '{:.1f}'.format),
+           ('latency_ratio', 'ratio', '{:.2f}'.format), ('max_abs_diff', 'max diff', '{:.2g}'.format),
+           ('mean_abs_diff', 'mean diff', '{:.2g}'.format), ('max_rel_diff', 'max rel. diff', '{:.2g}'.format),
+           ('validation_loss', 'validation loss', '{:.4f}'.format), ('AP', 'AP', '{:.3f}'.format),
+           ('runtime', 'runtime', str)]
+
+
+def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, input_size=None, quantize=None,
+           float_tflite=False, saved_model=False, threads=None, runs=20, batch_norm_from=None):
+    """Write, measure and compare the files for inference, and print the report.
+
+    Args:
+        output_dir: where they go.  sources: Sources.
+        graph_file: a frozen graph; or checkpoint: prefix, folder or weights, and model: one of networks.NAMES.
+        input_size: (width, height), 'dynamic', or None for the graph's own.
+        quantize: None, 'int8', or a key of QUANTIZE.  float_tflite, saved_model: whether to make these, too.
+        threads: of the processor, None for all.  runs: timed ones of each graph.
+        batch_norm_from: photographs from which the statistics of batch norm in training mode are taken.
     Raises:
-        UserError: a file is not what it should be; with exit code 4 when something could not be folded.
+        UserError: something is not what it should be; with exit code 4 for batch norm in training mode, before anything
+            is written, for what could not be folded, and for files that do not compute what they should.
     """
-    limit_threads(args.threads)
-    logging.info('freezing %s', args.graph or args.checkpoint)
-    graphs = collections.OrderedDict()
-    if args.graph:
-        graphs['graph_frozen'] = freeze.load_frozen(args.graph)
-        skeleton = read_skeleton(args.graph) or COCO_SKELETON
+    limit_threads(threads)
+    logging.info('freezing %s', graph_file or checkpoint)
+    skeleton = own_or_labelled_skeleton(read_skeleton(graph_file, checkpoint), sources)
+    inference_graph = None
+    if graph_file:
+        frozen = load_sound_graph(graph_file, batch_norm_from, input_size)
     else:
-        checkpoint = find_checkpoint(args.checkpoint)
-        size = None if args.input_size == 'dynamic' else args.input_size or DEFAULT_SIZE
-        skeleton = read_skeleton(checkpoint=args.checkpoint) or COCO_SKELETON
-        inference_graph = freeze.network_graph(args.model, size, skeleton)
-        graphs['graph_frozen'] = freeze.freeze(inference_graph, checkpoint)
-    width, height = measured_size(graphs['graph_frozen'], args.input_size)
-    images, samples = read_images(args, width, height, stride_at(graphs['graph_frozen'], width, height))
-    calibration = read_calibration_images(args, width, height) if args.quantize == 'int8' else None
+        size = None if input_size == 'dynamic' else input_size or DEFAULT_SIZE
+        inference_graph = freeze.network_graph(model, skeleton, size)
+        frozen = freeze.freeze(inference_graph, find_checkpoint(checkpoint))
+    width, height = measured_size(frozen, input_size)
+    stride = stride_at(frozen, width, height)
+    samples = read_validation_samples(sources, width, height, stride) if sources.datapath else None
+    images = read_images(sources, samples, width, height)
+    calibration = read_calibration_images(sources, width, height) if quantize == 'int8' else None
 
-    input_shape = None if args.input_size == 'dynamic' else [1, height, width, 3]
     logging.info('optimizing')
-    graphs['graph_opt'] = optimize.optimize(graphs['graph_frozen'], input_shape)
-    if args.quantize in QUANTIZE:
+    input_shape = [1, height, width, 3]
+    graphs = collections.OrderedDict(graph_frozen=frozen)
+    graphs['graph_opt'] = optimize.optimize(frozen, None if input_size == 'dynamic' else input_shape)
+    if quantize in QUANTIZE:
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
-                                                  QUANTIZE[args.quantize])
-    marked = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
-    pose_files.make_folder(args.output_dir)
-    pose_files.write_file(os.path.join(args.output_dir, SKELETON_FILE), skeleton.to_json().encode())
-    files = write_graphs(marked, args.output_dir)
-    if args.checkpoint:
-        freeze.save_graph(inference_graph, os.path.join(args.output_dir, 'graph.pb'), text=True)
-    files.update(write_tflite(graphs['graph_frozen'], args, [1, height, width, 3], calibration))
-    if args.saved_model:
-        # Any number of images at once, whatever graph_opt.pb takes.
-        freeze.save_saved_model(optimize.optimize(graphs['graph_frozen']), os.path.join(args.output_dir, 'saved_model', '1'))
+                                                  QUANTIZE[quantize])
+    graphs = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
+    pose_files.make_folder(output_dir)
+    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
+        files = write_graphs(graphs, folder)
+        files.update(write_tflite(frozen, input_shape, float_tflite, calibration, folder))
+        logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
+        predictors = {name: load_network(path, threads=threads)[0] for name, path in files.items()}
+        rows, shares = measure(predictors, images, runs)
+        for name, row in rows.items():
+            row.update(bytes=os.path.getsize(files[name]), **describe(graphs.get(name), files[name]))
+        wrong = out_of_bounds(rows, shares)
+        for name in files:
+            if name not in wrong:
+                os.replace(files[name], os.path.join(output_dir, os.path.basename(files[name])))
+    pose_files.write_file(os.path.join(output_dir, SKELETON_FILE), skeleton.to_json().encode())
+    if inference_graph:
+        freeze.save_graph(inference_graph, os.path.join(output_dir, 'graph.pb'), text=True)
+    if saved_model and 'graph_opt' not in wrong:
+        write_saved_model(frozen, images, predictors['graph_frozen'], os.path.join(output_dir, 'saved_model', '1'))
+    if samples:
+        add_accuracy(rows, predictors, samples, sources, (width, height))
+    pose_files.write_file(os.path.join(output_dir, 'report.json'), json.dumps(rows, indent=2).encode('ascii'))
+    print(format_table(rows, '%s at %dx%d, %d image(s), %s thread(s), TensorFlow %s' % (
+        graph_file or find_checkpoint(checkpoint), width, height, len(images), threads or pose_files.usable_cores(),
+        tf.__version__)))
+    check_files(graphs['graph_opt'], wrong)
 
-    logging.info('measuring latency: %d runs of each of %d graphs', args.runs, len(files))
-    predictors = {name: load_network(path, threads=args.threads)[0] for name, path in files.items()}
-    rows = measure(predictors, images, args.runs)
+
+def load_sound_graph(path, batch_norm_from, input_size):
+    """A frozen graph made elsewhere, whose batch norm gets statistics of photographs where these are given.
+
+    Raises UserError for batch norm in training mode: no file made of it could be right.
+    """
+    graph = graphdef.drop_default_attributes(freeze.load_frozen(path))
+    if batch_norm_from:
+        graph = with_estimated_batch_norm(graph, path, batch_norm_from, measured_size(graph, input_size))
+    nodes = graphdef.training_batch_norms(optimize.simplify(graph))
+    if nodes:
+        raise UserError('%s: %d batch norms are in training mode (%s, ...; is_training is true), so that what it finds '
+                        'depends on the other images of the batch; export it for inference, with is_training=False, or '
+                        'give --batch-norm-from=PHOTOS' % (path, len(nodes), nodes[0].name), exit_code=4)
+    return graph
+
+
+def with_estimated_batch_norm(graph, path, photographs, size):
+    """The graph with statistics of photographs in its batch norm; they keep their shape where it takes any size."""
+    if not graphdef.training_batch_norms(graph):
+        raise UserError('--batch-norm-from: no batch norm of %s is in training mode; leave it out' % path)
+    is_free = None in (graphdef.input_shape(graph).as_list() or [None])[1:3]
+    images = read_folder(photographs, MAX_BATCH_NORM_IMAGES, **{'short_edge' if is_free else 'input_size':
+                                                                min(size) if is_free else size})
+    logging.info('estimating batch norm on %d photographs', len(images))
+    return estimate_batch_norm(graph, images)
+
+
+def own_or_labelled_skeleton(own, sources):
+    """inference.choose_skeleton for a network and the data that it is measured on, if any."""
+    labelled = None
+    if sources.datapath:
+        annotation_file, image_folder = find_split(sources.datapath, sources.split, sources.imgpath)
+        labelled = read_annotations(annotation_file, image_folder, sources.category).skeleton
+    return choose_skeleton(own, labelled, sources.datapath)
+
+
+def out_of_bounds(rows, shares):
+    """{name: why a file is not given its name} for rows and shares as from `measure`."""
+    wrong = collections.OrderedDict()
     for name, row in rows.items():
-        row.update(bytes=os.path.getsize(files[name]), **describe(marked.get(name), files[name]))
-    add_accuracy(rows, predictors, samples, args, width, height)
-    pose_files.write_file(os.path.join(args.output_dir, 'report.json'), json.dumps(rows, indent=2).encode('ascii'))
-    print(format_table(rows, '%s at %dx%d, %d image(s), %s thread(s), TensorFlow %s'
-                              % (args.graph or checkpoint, width, height, len(images), args.threads or pose_files.usable_cores(),
-                                 tf.__version__)))
-    check_optimized(graphs['graph_opt'], rows['graph_opt']['max_rel_diff'])
+        if name in EIGHT_BIT and not shares[name] <= EIGHT_BIT_BOUND:
+            wrong[name] = ('its difference from graph_frozen is %.2g of what the maps show (root mean squares), more '
+                           'than %g: 8 bits do not suffice; calibrate on images like those that it will see, or use '
+                           'the float files' % (shares[name], EIGHT_BIT_BOUND))
+        elif name not in EIGHT_BIT and not row['max_rel_diff'] <= FLOAT_BOUND:
+            wrong[name] = ('its output differs from that of graph_frozen by %.2g of its largest value, more than %g; '
+                           'use graph_frozen.pb' % (row['max_rel_diff'], FLOAT_BOUND))
+    return wrong
 
 
-def check_optimized(graph, difference):
-    """Raises UserError, with exit code 4, when something was left that should have been folded, or outputs differ."""
-    unfolded = optimize.find_unfolded(graph)
+def check_files(optimized, wrong):
+    """Raises UserError, with exit code 4, when something was left that should have been folded, or a file was wrong.
+
+    optimized: the GraphDef of graph_opt.  wrong: as from `out_of_bounds`.
+    """
+    if wrong:
+        raise UserError('; '.join('%s was not written: %s' % item for item in wrong.items()), exit_code=4)
+    unfolded = optimize.find_unfolded(optimized)
     if unfolded:
         raise UserError('graph_opt.pb is not fully optimized: %s' % optimize.list_unfolded(unfolded), exit_code=4)
-    if not difference <= OPTIMIZED_TOLERANCE:
-        raise UserError('the output of graph_opt.pb differs from that of graph_frozen.pb by %.2g of its largest value, '
-                        'more than %g; use graph_frozen.pb' % (difference, OPTIMIZED_TOLERANCE), exit_code=4)
 
 
 def measured_size(graph, asked):
@@ -123,18 +218,27 @@ def write_graphs(graphs, folder):
     return files
 
 
-def write_tflite(graph, args, input_shape, calibration):
-    """Save the .tflite files that the flags ask for; {name: path}."""
-    files = collections.OrderedDict()
-    if args.tflite:
-        files['graph_float'] = tflite.convert(graph, input_shape)
-    if args.quantize == 'int8':
+def write_tflite(graph, input_shape, float_tflite, calibration, folder):
+    """Save the .tflite files that are asked for, in 8 bits where there are images to calibrate on; {name: path}."""
+    contents = collections.OrderedDict()
+    if float_tflite:
+        contents['graph_float'] = tflite.convert(graph, input_shape)
+    if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
-        files['graph_int8'] = tflite.quantize(graph, calibration)
-    for name, data in files.items():
-        files[name] = os.path.join(args.output_dir, name + '.tflite')
+        contents['graph_int8'] = tflite.quantize(graph, calibration)
+    files = collections.OrderedDict()
+    for name, data in contents.items():
+        files[name] = os.path.join(folder, name + '.tflite')
         pose_files.write_file(files[name], data)
     return files
+
+
+def write_saved_model(frozen, images, predict_maps, folder):
+    """Save the optimized graph, for any number of images at once. Raises UserError when it computes something else."""
+    graph = optimize.optimize(frozen)
+    rows, shares = compare({'frozen': predict_maps, 'saved_model': graph_network(graph, 'saved_model')[0]}, images)
+    check_files(graph, out_of_bounds({'saved_model': rows['saved_model']}, shares))
+    freeze.save_saved_model(graph, folder)
 
 
 def describe(graph, path):
@@ -148,11 +252,10 @@ def describe(graph, path):
             'runtime': 'TensorFlow'}
 
 
-def add_accuracy(rows, predictors, samples, args, width, height):
-    """Add validation_loss and AP to the rows of a report, with --datapath."""
-    if not samples:
-        return
-    annotation_file, image_folder = find_split(args.datapath, 'val2017', args.imgpath)
+def add_accuracy(rows, predictors, samples, sources, input_size):
+    """Add validation_loss and AP to the rows of a report, with --datapath; a loss of AP by 8 bits is told."""
+    annotation_file, image_folder = find_split(sources.datapath, sources.split, sources.imgpath)
+    dataset = read_dataset(annotation_file, sources.category, image_folder)
     for name, row in rows.items():
         if row['latency_ratio'] > SLOW and row['runtime'] != 'TensorFlow':
             logging.warning('%s takes %.0f times as long as graph_frozen with %s: its validation loss and AP are left '
@@ -161,79 +264,71 @@ def add_accuracy(rows, predictors, samples, args, width, height):
             continue
         logging.info('validation loss and AP of %s on %d images', name, len(samples))
         row['validation_loss'] = validation_loss(predictors[name], samples)
-        summary, _, _ = evaluate(predictors[name], annotation_file, image_folder, input_size=(width, height),
-                                 limit=args.max_samples, progress=False)
+        summary, _, _ = evaluate(predictors[name], annotation_file, image_folder, input_size=input_size,
+                                 limit=sources.max_samples, progress=False, dataset=dataset)
         row['AP'] = summary['AP']
+        if row['AP'] < rows['graph_frozen']['AP'] - AP_LOSS:
+            logging.warning('%s has AP %.3f where graph_frozen has %.3f', name, row['AP'], rows['graph_frozen']['AP'])
 
 
-MAX_COMPARED_IMAGES = 16
-
-
-def read_images(args, width, height, stride):
-    """Images to compare on, uint8 (N, height, width, 3) BGR, and validation samples or None without --datapath."""
-    samples = None
-    if args.datapath:
-        samples = read_validation_samples(args, width, height, stride)
-    if args.images:
-        return read_folder(args.images, width, height, MAX_COMPARED_IMAGES), samples
+def read_images(sources, samples, width, height):
+    """Images to compare on, uint8 (N, height, width, 3) BGR: of a folder, else of samples, else one of matplotlib's."""
+    if sources.images:
+        return np.stack(read_folder(sources.images, MAX_COMPARED_IMAGES, (width, height)))
     if samples:
-        return np.stack([sample[0] for sample in samples[:MAX_COMPARED_IMAGES]]), samples
+        return np.stack([sample[0] for sample in samples[:MAX_COMPARED_IMAGES]])
     import matplotlib
     photograph = os.path.join(matplotlib.get_data_path(), 'sample_data', 'grace_hopper.jpg')
-    return fitted_images([photograph], width, height), None
+    return np.stack([fitted_image(photograph, (width, height))])
 
 
-def read_calibration_images(args, width, height):
-    """Images for quantization to measure activations on: of --images, else training images; as read_images's."""
-    if args.images:
-        return read_folder(args.images, width, height, args.calibration_images)
-    dataset = pose_dataset.PoseDataset(args.datapath, 'train2017', width, height, SIZE_MULTIPLE, args.imgpath)
+def read_calibration_images(sources, width, height):
+    """Images for quantization to measure activations on: of a folder, else training images; as read_images's."""
+    if sources.images:
+        return np.stack(read_folder(sources.images, sources.calibration_images, (width, height)))
+    dataset = PoseDataset(sources.datapath, sources.calibration_split, width, height, SIZE_MULTIPLE, sources.imgpath,
+                          category=sources.category)
+    return images_of(dataset, sources.calibration_images)
+
+
+def images_of(dataset, limit):
+    """Images of a PoseDataset, evenly chosen: uint8 (N, height, width, 3) BGR."""
     count = len(dataset.validation_images)
     images = []
-    for index in np.linspace(0, count - 1, min(count, args.calibration_images)).astype(int):
+    for index in np.linspace(0, count - 1, min(count, limit)).astype(int):
         try:
             images.append(dataset.validation_sample(index).image)
         except BadSample as error:
             logging.warning('not calibrated on %s', error)
     if not images:
-        raise UserError('--quantize=int8: no training image of --datapath=%s can be read; give --images=FOLDER'
-                        % args.datapath)
+        raise UserError('no image of %s can be read to calibrate on; give --images=FOLDER' % dataset.image_folder)
     return np.stack(images)
 
 
-def read_folder(folder, width, height, limit):
-    """The first images of a folder, evenly chosen, fitted into the input: uint8 (N, height, width, 3) BGR."""
+def read_folder(folder, limit, input_size=None, short_edge=None):
+    """Images of a folder, evenly chosen, as the network sees them: a list of uint8 (height, width, 3) BGR."""
     paths = image_paths(folder)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), limit)).astype(int)
-    return fitted_images([paths[index] for index in chosen], width, height)
+    return [fitted_image(paths[index], input_size, short_edge) for index in chosen]
 
 
-def fitted_images(paths, width, height):
-    images = []
-    for path in paths:
-        try:
-            image = read_photograph(path)
-        except BadSample as error:
-            raise UserError('%s; remove it' % error)
-        matrix = pose_augment.fit_matrix(image.shape[1], image.shape[0], width, height)
-        image, reduction = shrink_for_warp(image, pose_augment.matrix_scale(matrix))
-        images.append(pose_augment.warp_image(image, pose_augment.reduced_matrix(matrix, reduction), width, height))
-    return np.stack(images)
+def fitted_image(path, input_size=None, short_edge=None):
+    try:
+        pixels = read_photograph(path)
+    except BadSample as error:
+        raise UserError('%s; remove it' % error)
+    return transform_image(pixels, make_transforms(pixels.shape[1], pixels.shape[0], input_size, short_edge)[0])
 
 
-def read_validation_samples(args, width, height, stride):
-    """The first validation samples of --datapath: lists of image, heatmap, paf and mask."""
-    dataset = pose_dataset.PoseDataset(args.datapath, 'val2017', width, height, stride, args.imgpath)
-    found = pose_dataset.validation_samples(dataset)
-    samples = [list(sample[:4]) for sample in itertools.islice(found, args.max_samples)]
+def read_validation_samples(sources, width, height, stride):
+    """The first validation samples of the data: lists of image, heatmap, paf and mask."""
+    dataset = PoseDataset(sources.datapath, sources.split, width, height, stride, sources.imgpath,
+                          category=sources.category)
+    samples = [list(sample[:4]) for sample in itertools.islice(validation_samples(dataset), sources.max_samples)]
     if not samples:
-        raise UserError('no validation image with people in --datapath=%s' % args.datapath)
+        raise UserError('no image with people in %s of --datapath=%s; give another with --split'
+                        % (sources.split, sources.datapath))
     return samples
-
-
-WARM_UP_RUNS = 2  # TensorFlow rewrites the graph in the first one
-TIME_LIMIT = 20  # seconds for the timed runs of one way, after MIN_RUNS
-MIN_RUNS = 3
 
 
 def measure(networks, images, runs):
@@ -243,31 +338,46 @@ def measure(networks, images, runs):
     them. One that has used up TIME_LIMIT runs no more.
 
     Args:
-        networks: {name: predict_maps}, see graphs.predict.load_network.
+        networks: {name: predict_maps}, see inference.load_network.
         images: uint8 (N, height, width, 3).
         runs: timed runs of each network.
     Returns:
         {name: {latency_ms, latency_ratio, max_abs_diff, mean_abs_diff, max_rel_diff}}, in the order of networks;
-        latencies are medians, differences over all images, max_rel_diff a share of the reference's largest output.
+        latencies are medians. The rest, and the second value, are as from `compare`.
     """
     median = latencies(networks, images, runs)
-    reference = next(iter(networks))
+    reference = median[next(iter(networks))]
+    differences, shares = compare(networks, images)
+    rows = collections.OrderedDict(
+        (name, collections.OrderedDict(latency_ms=1e3 * median[name], latency_ratio=median[name] / reference,
+                                       **differences[name])) for name in networks)
+    return rows, shares
+
+
+def compare(networks, images):
+    """The differences of networks from the first of them, over all images.
+
+    Returns:
+        {name: {max_abs_diff, mean_abs_diff, max_rel_diff: a share of the first one's largest output}} and
+        {name: root mean square of the differences, as a share of that of the maps, without their channels' means}.
+    Raises:
+        UserError: two give maps of different shapes.
+    """
+    reference, *_ = networks
     expected = _outputs(networks[reference], images)
-    largest = np.abs(expected).max()
-    report = collections.OrderedDict()
+    spread = max(MIN_SPREAD, float(np.sqrt(np.square(expected - expected.mean(axis=(0, 1, 2))).mean())))
+    rows, shares = collections.OrderedDict(), {}
     for name, predict_maps in networks.items():
         maps = _outputs(predict_maps, images)
         if maps.shape != expected.shape:
             raise UserError('%s gives maps of shape %s, %s of shape %s; they are not of the same network'
                             % (name, maps.shape[1:], reference, expected.shape[1:]))
         difference = np.abs(maps - expected)
-        report[name] = collections.OrderedDict(
-            latency_ms=1e3 * median[name],
-            latency_ratio=median[name] / median[reference],
-            max_abs_diff=float(difference.max()),
-            mean_abs_diff=float(difference.mean()),
-            max_rel_diff=float(difference.max() / largest))
-    return report
+        rows[name] = collections.OrderedDict(
+            max_abs_diff=float(difference.max()), mean_abs_diff=float(difference.mean()),
+            max_rel_diff=float(difference.max() / max(np.abs(expected).max(), 1e-30)))
+        shares[name] = float(np.sqrt(np.square(difference).mean())) / spread
+    return rows, shares
 
 
 def latencies(networks, images, runs):
@@ -287,26 +397,11 @@ def latencies(networks, images, runs):
 
 def validation_loss(predict_maps, samples):
     """The mean over samples (image, heatmap, paf, mask) of the training loss of the last stage."""
-    return float(np.mean([last_stage_loss(predict_maps(sample[0][None])[0], sample) for sample in samples]))
-
-
-def last_stage_loss(maps, sample):
-    """The training loss of one sample's last stage: l2_loss(mask * (prediction - label)) over both branches."""
-    _, heatmap, paf, mask = sample
-    labels = np.concatenate([heatmap, paf], axis=2)
-    return float(np.sum(np.square(mask * (maps - labels)), dtype=np.float64) / 2)
+    return float(np.mean([last_stage_loss(predict_maps(image[None])[0], *labels) for image, *labels in samples]))
 
 
 def _outputs(predict_maps, images):
     return np.concatenate([predict_maps(image[None]) for image in images])
-
-
-COLUMNS = [('bytes', 'MB', lambda value: '%.2f' % (value / 1e6)), ('nodes', 'nodes', str),
-           ('batch_norms', 'batch norms', str), ('latency_ms', 'latency ms', '{:.1f}'.format),
-           ('latency_ratio', 'ratio', '{:.2f}'.format), ('max_abs_diff', 'max diff', '{:.2g}'.format),
-           ('mean_abs_diff', 'mean diff', '{:.2g}'.format), ('max_rel_diff', 'max rel. diff', '{:.2g}'.format),
-           ('validation_loss', 'validation loss', '{:.4f}'.format), ('AP', 'AP', '{:.3f}'.format),
-           ('runtime', 'runtime', str)]
 
 
 def format_table(report, title):

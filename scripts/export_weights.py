@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 
-pose_cli.explain_missing_packages()
+pose_cli.prepare_process()
 
 import networks
 from annotations.skeleton import COCO_SKELETON

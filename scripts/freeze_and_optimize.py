@@ -4,7 +4,7 @@ Writes to --output-dir: graph.pb (inference graph, text), graph_frozen.pb (with 
 (folded), and report.json, whose figures are also printed. --tflite adds graph_float.tflite, --quantize=int8
 graph_int8.tflite (8 bit), --quantize=nodes or weights graph_q.pb (8 bit, TF 1.x only), --saved-model saved_model/1.
 With --graph, a frozen graph made elsewhere takes the place of the first two. Exit code 4: something could not be
-folded; the error names it.
+folded, or a file computes something else and was not written; the error names it.
 """
 import argparse
 import importlib.util
@@ -20,7 +20,7 @@ import networks
 import pose_files
 from annotations.images import find_split, image_paths
 from inference import tflite_runtime
-from networks.pretrained import find_checkpoint
+from networks.pretrained import find_checkpoint, model_of
 from pose_dataset import check_input_size
 from pose_errors import UserError
 
@@ -33,29 +33,40 @@ def main():
     check_flags(args)
     pose_cli.log_to_stderr()
     import export_graphs  # TensorFlow comes with it
-    export_graphs.make_graphs(args)
+    sources = export_graphs.Sources(args.datapath, args.imgpath, args.category, args.split, args.calibration_split,
+                                    args.images, args.max_samples, args.calibration_images)
+    export_graphs.export(args.output_dir, sources, args.graph, args.checkpoint, args.model, args.input_size,
+                         args.quantize, args.tflite, args.saved_model, args.threads, args.runs, args.batch_norm_from)
 
 
 def parse_flags():
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0], epilog='\n'.join(__doc__.splitlines()[2:]))
-    parser.add_argument('--model', choices=networks.NAMES, help='the network that was trained')
-    parser.add_argument('--checkpoint', help='prefix of a checkpoint, or its folder (then the newest in it)')
+    parser.add_argument('--model', choices=networks.NAMES, help='the network that was trained (that of the weights or '
+                        "of the checkpoint's run.json)")
+    parser.add_argument('--checkpoint', help='prefix of a checkpoint, its folder (then the newest in it), or a file of '
+                        'weights')
     parser.add_argument('--graph', help='optimize this frozen graph, made elsewhere, instead of a checkpoint')
+    parser.add_argument('--batch-norm-from', metavar='PHOTOS', help='for a --graph whose batch norm is in training '
+                        'mode: take its statistics from photographs, of a folder or one')
     parser.add_argument('--output-dir', required=True, help='where the files go')
     parser.add_argument('--input-size', type=size_or_dynamic, help='width x height of the input that graph_opt.pb '
                         'takes, or dynamic for any; without it the size that the graph has, or 368x368')
     parser.add_argument('--tflite', action='store_true', help='also write graph_float.tflite, for TensorFlow Lite')
     parser.add_argument('--quantize', nargs='?', const='nodes', choices=TRANSFORMS + ('int8',),
                         help='int8: also write graph_int8.tflite, weights and computation in 8 bit, calibrated on '
-                        'training images of --datapath or on --images; nodes (or no value) and weights: graph_q.pb, '
+                        'images of --calibration-split or on --images; nodes (or no value) and weights: graph_q.pb, '
                         'weights and computation or the weights alone (TF 1.x)')
-    parser.add_argument('--calibration-images', type=pose_cli.positive_int, default=CALIBRATION_IMAGES,
-                        help='so many at most')
     parser.add_argument('--saved-model', action='store_true', help='also write saved_model/1, for TensorFlow Serving')
     parser.add_argument('--datapath', help='COCO folder; the validation loss and AP of each graph go into the report')
     parser.add_argument('--imgpath', help='where the image folders are, if not in --datapath')
-    parser.add_argument('--images', help='folder of images to compare the graphs on; without it validation images of '
-                        '--datapath, or a photograph that comes with matplotlib')
+    parser.add_argument('--split', default='val2017', help='split of --datapath to measure on, or a path to its '
+                        'annotation file')
+    parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
+    parser.add_argument('--calibration-split', default='train2017', help='the same, to calibrate on')
+    parser.add_argument('--calibration-images', type=pose_cli.positive_int, default=CALIBRATION_IMAGES,
+                        help='so many at most')
+    parser.add_argument('--images', help='folder of images to compare the graphs and calibrate on; without it images '
+                        'of --datapath, or to compare on a photograph that comes with matplotlib')
     parser.add_argument('--max-samples', type=pose_cli.positive_int, default=200,
                         help='so many validation images at most')
     parser.add_argument('--threads', type=pose_cli.positive_process_count,
@@ -63,9 +74,14 @@ def parse_flags():
     parser.add_argument('--runs', type=pose_cli.positive_int, default=20, help='timed runs of each graph')
     args = parser.parse_args()
     if bool(args.graph) == bool(args.checkpoint):
-        raise UserError('give either --checkpoint (with --model) or --graph')
-    if args.checkpoint and not args.model:
-        raise UserError('--checkpoint needs the --model that was trained: one of %s' % ', '.join(networks.NAMES))
+        raise UserError('give either --checkpoint or --graph')
+    if args.batch_norm_from and not args.graph:
+        raise UserError('--batch-norm-from goes with --graph; checkpoints have the statistics of training')
+    if args.checkpoint:
+        args.model = args.model or model_of(args.checkpoint)
+        if not args.model:
+            raise UserError('no run.json beside --checkpoint=%s names the network: give --model, one of %s'
+                            % (args.checkpoint, ', '.join(networks.NAMES)))
     return args
 
 
@@ -94,12 +110,21 @@ def check_flags(args):
         find_checkpoint(args.checkpoint)
     elif not os.path.isfile(args.graph):
         raise UserError('there is no graph %s; give the path of a frozen graph (.pb)' % args.graph)
-    if args.images:
-        image_paths(args.images)
+    for folder in filter(None, (args.images, args.batch_norm_from)):
+        image_paths(folder)
     if args.datapath:
-        find_split(args.datapath, 'val2017', args.imgpath)
+        find_split(args.datapath, args.split, args.imgpath)
         if args.quantize == 'int8' and not args.images:
-            find_split(args.datapath, 'train2017', args.imgpath)
+            find_calibration_split(args.datapath, args.calibration_split, args.imgpath)
+
+
+def find_calibration_split(datapath, split, imgpath):
+    """find_split, with a remedy where there are no training images."""
+    try:
+        find_split(datapath, split, imgpath)
+    except UserError as error:
+        raise UserError('no images to calibrate --quantize=int8 on: %s; or give another with --calibration-split, or '
+                        '--images=FOLDER' % error)
 
 
 def has_transforms():

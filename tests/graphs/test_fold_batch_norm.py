@@ -3,9 +3,15 @@ import numpy as np
 import pytest
 
 import tensorflow.compat.v1 as tf
-from small_graphs import check, conv, depthwise, frozen_graph, fused_norm, ops, plain_norm, positive, values
+from graphs.fold_batch_norm import estimate_batch_norm
+from graphs.graphdef import training_batch_norms
+from graphs.optimize import find_unfolded, optimize
+from inference.tensorflow_runtime import graph_network
+from small_graphs import RNG, check, conv, depthwise, frozen_graph, fused_norm, ops, outputs, plain_norm, positive, \
+    values
 
 # What folds. The final multiplication by a scalar that frozen_graph adds goes into the weights, too, where it can.
+
 
 @pytest.mark.parametrize('version', ['FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3'])
 def test_fused_norm_folds(version):
@@ -74,3 +80,33 @@ def test_depthwise_1x1_that_others_use_stays():
         x = depthwise(image, 1)
         return tf.concat([conv(x, 8), x], axis=3)
     check(build, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})
+
+
+# Training mode.
+
+@pytest.mark.parametrize('version', ['FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3'])
+def test_statistics_of_images_take_a_graph_out_of_training_mode(version):
+    """Of one image the result is what the graph gave for it in training mode, layer for layer; of several, that for all
+    of them at once."""
+    def build(image):
+        x = tf.nn.relu(fused_norm(conv(image / 255., 4), is_training=True, name='first'))
+        branches = [fused_norm(conv(x, 4), is_training=True, name=name) for name in ('left', 'right')]
+        return fused_norm(conv(tf.nn.relu(tf.concat(branches, 3)), 5), is_training=True, name='last')
+    graph = frozen_graph(build, (None, 16, 16, 3), version)
+    images = RNG.randint(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    for count in (1, 3):
+        sound = estimate_batch_norm(graph, images[:count])
+        assert not training_batch_norms(sound) and len(training_batch_norms(graph)) == 4
+        expected = outputs(graph, images[:count])
+        np.testing.assert_allclose(outputs(sound, images[:count]), expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(outputs(sound, images[:1]), expected[:1], atol=1e-4 * np.abs(expected).max())
+        assert find_unfolded(optimize(sound)) == []
+
+
+def test_what_is_found_does_not_depend_on_the_size_of_the_batch(caplog):
+    """Of a graph in training mode."""
+    graph = frozen_graph(lambda image: fused_norm(conv(image, 5), is_training=True), (None, 16, 16, 3))
+    images = RNG.randint(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    predict_maps, _ = graph_network(graph, 'foreign.pb')
+    assert 'training mode (norm, ...)' in caplog.text and '--batch-norm-from' in caplog.text
+    assert np.array_equal(predict_maps(images)[1:2], predict_maps(images[1:2]))

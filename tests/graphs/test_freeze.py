@@ -1,4 +1,5 @@
 """Graph files, inference graphs with a checkpoint's values, and TensorFlow's transform tool."""
+import subprocess
 import sys
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import networks
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
-from conftest import ROOT
-from graphs import freeze, graphdef
+from conftest import PROGRAMS, ROOT
+from graphs import freeze, graphdef, optimize
 from pose_errors import UserError
-from small_graphs import RNG, conv, frozen_graph, needs_transforms, ops, outputs, save_checkpoint
+from small_graphs import RNG, SIZE, conv, depthwise, frozen_graph, fused_norm, needs_transforms, ops, outputs, \
+    plain_norm, save_checkpoint
 
 
 @pytest.mark.parametrize('text', [False, True])
@@ -55,6 +57,42 @@ def test_a_frozen_network_computes_what_the_network_does(tmp_path):
         np.testing.assert_allclose(outputs(frozen, images), expected, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(UserError, match='variable .* has shape .*, not'):
         freeze.freeze(freeze.network_graph('mobilenet_accurate', COCO_SKELETON), checkpoint)
+
+
+def small_network_graph():
+    with tf.Graph().as_default():
+        build = lambda image: plain_norm(fused_norm(conv(depthwise(image), 57, strides=[1, 8, 8, 1])))  # noqa: E731
+        return optimize.optimize(frozen_graph(build, (None, SIZE, SIZE, 3)), [1, SIZE, SIZE, 3])
+
+
+def test_graphs_have_no_attributes_at_their_defaults():
+    """Older versions of TensorFlow refuse those that newer ones have added."""
+    inference = freeze.inference_graph(lambda: tf.nn.relu(fused_norm(conv(tf.placeholder(
+        tf.float32, (1, SIZE, SIZE, 3), name='image'), 4)), name=graphdef.OUTPUT))
+    for graph in (inference, small_network_graph()):
+        attributes = {name for node in graph.node for name in node.attr}
+        assert not attributes & {'explicit_paddings', 'exponential_avg_factor', 'dilations', 'data_format'}
+        assert attributes >= {'strides', 'padding', 'T'}
+    images = RNG.uniform(0, 255, (1, SIZE, SIZE, 3)).astype(np.float32)
+    graph = frozen_graph(lambda image: conv(image, 4), (1, SIZE, SIZE, 3))
+    assert np.array_equal(outputs(graphdef.drop_default_attributes(graph), images), outputs(graph, images))
+
+
+@pytest.mark.slow
+def test_a_graph_of_tensorflow_2_runs_on_1(tmp_path):
+    python = ROOT / '.venv' / 'bin' / 'python'
+    program = 'import tensorflow.compat.v1 as tf; print(tf.VERSION)'
+    if not python.exists() or tf.__version__.startswith('1.') or not subprocess.check_output(
+            [str(python), '-c', program], universal_newlines=True).startswith('1.'):
+        pytest.skip('TensorFlow 2 here and 1.15 in .venv are needed')
+    images = RNG.randint(0, 256, (2, SIZE, SIZE, 3)).astype(np.float32)
+    np.save(str(tmp_path / 'images.npy'), images)
+    graph = small_network_graph()
+    freeze.save_graph(graph, str(tmp_path / 'graph.pb'))
+    subprocess.check_call([str(python), str(PROGRAMS / 'run_graphs.py'), str(tmp_path / 'images.npy'),
+                           str(tmp_path / 'maps.npy'), str(tmp_path / 'graph.pb')])
+    expected = np.concatenate([outputs(graph, image[None]) for image in images])
+    np.testing.assert_allclose(np.load(str(tmp_path / 'maps.npy'))[0], expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow

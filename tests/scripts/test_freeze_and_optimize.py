@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+import export_graphs
 import freeze_and_optimize
 import pose_dataset
 import tensorflow.compat.v1 as tf
+import tool_files
+from annotations.skeleton import COCO_SKELETON
 from conftest import PROGRAMS, ROOT, assert_user_error, run_command
 from graphs import freeze, graphdef, optimize
 from networks.pretrained import find_checkpoint
@@ -24,6 +27,7 @@ def thin(tmp_path_factory):
     """The folder of a checkpoint of mobilenet_thin."""
     folder = tmp_path_factory.mktemp('thin')
     save_checkpoint('mobilenet_thin', folder / 'model', training_steps=3)
+    (folder / 'run.json').write_text(json.dumps({'flags': {'model': 'mobilenet_thin'}}))
     return folder
 
 
@@ -47,7 +51,7 @@ def run_script(*args, **environment):
 def run_folder(thin, sample_coco, tmp_path_factory):
     """What one run of the command leaves, with --quantize where that exists."""
     folder = tmp_path_factory.mktemp('graphs')
-    flags = ['--model=mobilenet_thin', '--checkpoint=%s' % thin, '--output-dir=%s' % folder, '--runs=3',
+    flags = ['--checkpoint=%s' % thin, '--output-dir=%s' % folder, '--runs=3',
              '--input-size=%dx%d' % (SIZE, SIZE), '--datapath=%s' % sample_coco]
     result = run_script(*flags + ['--quantize'] * HAS_TRANSFORMS)
     assert result.returncode == 0, result.stderr
@@ -150,24 +154,72 @@ def test_steps_by_hand(run_folder, thin, tmp_path):
         return
     assert result.returncode == 0, result.stderr
     by_hand = freeze.load_graph(str(tmp_path / 'opt.pb'))
-    assert optimize.find_leftovers(by_hand) == []
+    assert optimize.find_unfolded(by_hand) == []
     assert ops(by_hand)['Conv2D'] == ops(by_hand)['BiasAdd'] == 72
     np.testing.assert_allclose(outputs(by_hand, images), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def norm_in_training_mode(image):
+    x = tf.nn.relu(fused_norm(conv(image, 8, strides=[1, 2, 2, 1]), name='folds'))
+    return tf.nn.relu(fused_norm(conv(x, 57, strides=[1, 2, 2, 1]), is_training=True, name='stays'))
+
+
 @pytest.mark.slow
-def test_graph_made_elsewhere_with_a_norm_in_training_mode_exits_4(tmp_path):
-    def build(image):
-        x = tf.nn.relu(fused_norm(conv(image, 8, strides=[1, 2, 2, 1]), name='folds'))
-        return tf.nn.relu(fused_norm(conv(x, 57, strides=[1, 2, 2, 1]), is_training=True, name='stays'))
-    freeze.save_graph(frozen_graph(build), str(tmp_path / 'foreign.pb'))
-    result = run_script('--graph=%s' % (tmp_path / 'foreign.pb'), '--output-dir=%s' % (tmp_path / 'out'),
-                        '--runs=1')
+def test_graph_made_elsewhere_with_a_norm_in_training_mode(sample_coco, tmp_path):
+    """Nothing made of it would be right: it is refused, or gets the statistics of photographs."""
+    freeze.save_graph(frozen_graph(norm_in_training_mode, (None, None, None, 3)), str(tmp_path / 'foreign.pb'))
+    flags = ['--graph=%s' % (tmp_path / 'foreign.pb'), '--output-dir=%s' % (tmp_path / 'out'), '--runs=1', '--tflite',
+             '--input-size=32x32']
+    result = run_script(*flags)
     assert result.returncode == 4, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and 'stays' in errors[0] and 'is_training' in errors[0] and 'folds' not in errors[0]
+    assert not (tmp_path / 'out').exists()
+
+    result = run_script(*flags + ['--batch-norm-from=%s' % (sample_coco / 'val2017'), '--quantize=int8',
+                                  '--images=%s' % (sample_coco / 'val2017')])
+    assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert (report['graph_frozen']['batch_norms'], report['graph_opt']['batch_norms']) == (2, 1)
+    assert (report['graph_frozen']['batch_norms'], report['graph_opt']['batch_norms']) == (2, 0)
+    assert sorted(report) == ['graph_float', 'graph_frozen', 'graph_int8', 'graph_opt']
+
+
+def test_files_that_compute_something_else_get_no_name():
+    rows = {name: {'max_rel_diff': difference} for name, difference in
+            (('graph_frozen', 0), ('graph_opt', 2e-4), ('graph_float', np.nan), ('graph_int8', 0.6), ('graph_q', 0.1))}
+    shares = {'graph_int8': 0.3, 'graph_q': np.nan}
+    assert list(export_graphs.out_of_bounds(rows, shares)) == ['graph_opt', 'graph_float', 'graph_q']
+    with pytest.raises(UserError, match='graph_opt was not written') as error:
+        export_graphs.check_files(None, {'graph_opt': 'its output differs'})
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.slow
+def test_own_data_to_the_end_of_the_chain(thin, sample_coco, refused, tmp_path):
+    """Any annotation file and split; a network for other keypoints is told before anything is written."""
+    source = sample_coco / 'annotations' / 'person_keypoints_val2017.json'
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'images').symlink_to(sample_coco / 'val2017')
+    (tmp_path / 'data' / 'mine.json').write_text(source.read_text())
+    flags = ['--checkpoint=%s' % thin, '--input-size=%dx%d' % (SIZE, SIZE), '--datapath=%s' % (tmp_path / 'data'),
+             '--split=mine.json']
+    result = run_script(*flags + ['--output-dir=%s' % (tmp_path / 'graphs'), '--runs=1', '--quantize=int8',
+                                  '--calibration-split=mine.json', '--max-samples=2'])
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / 'graphs' / 'report.json').read_text())
+    assert report['graph_opt']['validation_loss'] > 0 and report['graph_opt']['AP'] >= 0
+
+    assert '--calibration-split' in refused(*flags + ['--quantize=int8'])
+    content = json.loads(source.read_text())
+    tool_files.from_coco(content)
+    (tmp_path / 'data' / 'mine.json').write_text(json.dumps(content))
+    assert '--category=bird' in refused(*flags + ['--category=bird'])
+    (tmp_path / 'run').mkdir()
+    for path in thin.iterdir():
+        (tmp_path / 'run' / path.name).write_bytes(path.read_bytes())
+    run = {'flags': {'model': 'mobilenet_thin'}, 'skeleton': COCO_SKELETON.to_json()}
+    (tmp_path / 'run' / 'run.json').write_text(json.dumps(run))
+    assert 'give data with the same keypoints' in refused('--checkpoint=%s' % (tmp_path / 'run'), *flags[1:])
 
 
 # Bad input. Most of it in this process: importing TensorFlow takes seconds.
@@ -258,6 +310,6 @@ def test_graph_of_something_else(refused, run_folder, tmp_path):
 def test_missing_data_and_images(refused, run_folder, tmp_path):
     graph = '--graph=%s' % (run_folder / 'graph_opt.pb')
     assert '/no/such' in refused(graph, '--datapath=/no/such')
-    assert 'no .jpg or .png' in refused(graph, '--images=%s' % tmp_path)
+    assert 'no photographs' in refused(graph, '--images=%s' % tmp_path)
     (tmp_path / 'broken.jpg').write_bytes(b'')
     assert 'broken.jpg' in refused(graph, '--images=%s' % tmp_path)
