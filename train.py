@@ -34,7 +34,8 @@ from pose_dataset import PoseDataset
 from pose_errors import Stopped, UserError, disk_trouble
 from pose_files import sources_digest
 from remote.receiver import BatchReceiver
-from training.checkpoint import BestCheckpoint, CheckpointHook, check_disk, create_saver, latest_checkpoint, saved_step
+from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, explain_failure, latest_checkpoint, \
+    saved_step
 from training.cluster import common_flags
 from training.coordinator import open_coordinator
 from training.devices import check_precision, enable_mixed, start_server, tower_devices
@@ -71,7 +72,7 @@ def main(flags, cluster, stop):
     except UserError:
         raise
     except Exception as error:
-        check_disk(flags.modelpath, error)
+        explain_failure(flags.modelpath, error)
         raise
 
 
@@ -128,8 +129,8 @@ def warn_of_short_run(flags, samples, schedule):
     if not schedule.by_steps and schedule.max_steps + schedule.offset < FEW_STEPS:
         logging.warning('%d samples in batches of %d are %d steps an epoch, so that --max-epoch=%d ends at step %d, '
                         'with %d steps of warm-up: too few to learn from; give --max-steps=2000 or a smaller '
-                        '--batchsize (etcs/own_data.md)', samples, flags.batchsize * flags.accumulate, schedule.steps_per_epoch,
-                        flags.max_epoch, schedule.max_steps, flags.warmup_steps)
+                        '--batchsize (etcs/own_data.md)', samples, flags.batchsize * flags.accumulate,
+                        schedule.steps_per_epoch, flags.max_epoch, schedule.max_steps, flags.warmup_steps)
 
 
 # Data: loader processes on this machine, or data workers on others.

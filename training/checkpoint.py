@@ -36,16 +36,23 @@ def saved_step(folder):
     return step_of(latest_checkpoint(folder) or '') or 0
 
 
-def check_disk(folder, error):
-    """Raise UserError when an exception was raised because the disk of a run folder is full or broken."""
+def explain_failure(folder, error):
+    """Raise UserError, with the remedy, when an exception comes from a full memory, or a full or broken disk.
+
+    folder: of the run.
+    """
+    saved = latest_checkpoint(folder)
+    state = 'it resumes from %s' % saved if saved else 'nothing was saved yet'
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        raise UserError('the memory of a device is full (%s); take a smaller --batchsize, with --accumulate=N for as '
+                        'many samples an update, a smaller input, more --gpus, or --precision=mixed, and start the run '
+                        'again: %s' % (reason_of(error)[:150], state))
     reason = disk_trouble(error)
     if reason:
         full = reason == os.strerror(errno.ENOSPC)
-        saved = latest_checkpoint(folder)
         raise UserError('%s and run the same command again: %s' % (
             'the disk of %s is full; free some space' % folder if full else
-            'cannot write in %s: %s; mend that' % (folder, reason),
-            'it resumes from %s' % saved if saved else 'nothing was saved yet'))
+            'cannot write in %s: %s; mend that' % (folder, reason), state))
 
 
 def create_saver(keep, variables=None, like=None):
@@ -134,8 +141,9 @@ class CheckpointHook(tf.train.SessionRunHook):
             self._save(session, 'at the end', alone)
 
     def save_on_error(self, session, error):
-        """Save what an error that is about to end the run would lose, unless it tells of weights gone bad."""
-        if not self._writes or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE:
+        """Save what an error that is about to end the run would lose, unless weights went bad or memory is full."""
+        if not self._writes or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE \
+                or isinstance(error, tf.errors.ResourceExhaustedError):  # a device in that state may never answer
             return
         try:
             session.run_step_fn(lambda step_context: self._save_if_new(step_context.session, alone=True))

@@ -28,11 +28,11 @@ class TinyTraining:
         self.saver = checkpoint.create_saver(keep)
         self.best = checkpoint.BestCheckpoint(self.saver, folder)
         network = types.SimpleNamespace(variables=[self.weight])
-        hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
+        self.hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
             network, tf.identity(self.step), tf.constant(0.25), {}, self.finite_check, [], tf.no_op(), None, None, 0,
             None))
         self.session = self._stack.enter_context(
-            tf.train.SingularMonitoredSession([hook], tf.train.Scaffold(saver=self.saver), checkpoint_dir=folder))
+            tf.train.SingularMonitoredSession([self.hook], tf.train.Scaffold(saver=self.saver), checkpoint_dir=folder))
 
     def run(self, steps=1, **feed):
         for _ in range(steps):
@@ -112,3 +112,16 @@ def test_a_folder_that_was_moved_ends_the_run_in_one_line(replaced, tmp_path):
                 folder.mkdir()
             training.run(2)
     assert saved_step(moved) == 2 and (not folder.exists() or not list(folder.iterdir()))
+
+
+def test_nothing_is_saved_from_a_device_whose_memory_is_full(tmp_path):
+    full = tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor with shape[64,46,46,128]')
+    with TinyTraining(str(tmp_path), every=2) as training:
+        training.run(3)
+        training.hook.save_on_error(training.session, full)
+        assert saved_step(tmp_path) == 2
+        training.hook.save_on_error(training.session, ValueError('another error'))
+        assert saved_step(tmp_path) == 3
+    with pytest.raises(UserError, match='OOM when allocating.*smaller --batchsize.*resumes from .*model-3'):
+        checkpoint.explain_failure(str(tmp_path), full)
+    checkpoint.explain_failure(str(tmp_path), ValueError('another error'))
