@@ -129,6 +129,13 @@ def _report_uncaught(kind, error, traceback):
     raise SystemExit(2)
 
 
+def require_linux(what):
+    """Raise UserError on other systems, which lack what the processes here rely on (fork, SOCK_SEQPACKET, /proc)."""
+    if not sys.platform.startswith('linux'):
+        raise UserError('%s needs Linux, this is %s; on Windows use WSL, on a Mac pose_eval.py alone runs'
+                        % (what, sys.platform))
+
+
 def run(main, *args):
     """Call main(*args) and exit the process: 0 or what main returns, or as errors_in_one_line says."""
     if hasattr(sys.stdout, 'reconfigure'):  # not on Python 3.6

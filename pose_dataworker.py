@@ -146,6 +146,7 @@ def parse_flags():
 
 def main():
     args = parse_flags()
+    pose_cli.require_linux('a data worker')
     pose_cli.log_to_stderr()
     check_address(args.master, '--master')
     if not args.datapath:

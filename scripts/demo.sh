@@ -6,6 +6,7 @@
 # Makes the environment first where there is none. OUTPUT_FOLDER is `demo` unless given; SCALE the short edge in pixels to
 # which photographs are brought: people are found best when they are about 150 pixels tall there.
 set -euo pipefail
+case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
 
 fail() { echo "error: $*" >&2; exit 2; }
 
@@ -28,12 +29,6 @@ done
 bash scripts/setup_env.sh
 python=$(environment_folder)/bin/python
 
-if [ ! -d "$photos" ]; then
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    ln -s "$photos" "$folder/"
-    photos=$folder
-fi
 echo "finding people with $weights"
 "$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-224}" --output-dir="$output"
 echo "look at $output/*_rendered.png"

@@ -1,6 +1,6 @@
 """Draw the loss curves of one or more training runs.
 
-    python3 scripts/plot_loss.py LOGDIR... [--output-dir=etcs]
+    python3 scripts/plot_loss.py LOGDIR... [--output-dir=logs/curves]
 
 A LOGDIR is a folder with the curves.csv that train.py writes, or the run's --modelpath. Draws loss_ll_heat.png and
 loss_ll_paf.png: the loss of the last stage per image, training and validation, all runs in one picture. With --shares
@@ -101,7 +101,7 @@ def parse_flags(args=None):
     parser = pose_cli.ArgumentParser(description='Draw the loss curves of training runs.')
     parser.add_argument('logdirs', nargs='+', metavar='LOGDIR', help='--logpath or --modelpath of a run')
     parser.add_argument('--shares', action='store_true', help='losses as shares of that of predicting only background')
-    parser.add_argument('--output-dir', default='etcs', help='where the pictures go')
+    parser.add_argument('--output-dir', default=os.path.join('logs', 'curves'), help='where the pictures go')
     return parser.parse_args(args)
 
 

@@ -7,6 +7,7 @@
 # FOLDER (quickstart) gets everything; what an earlier start left there is gone on from. TF chooses the TensorFlow, as in
 # setup_env.sh; STEPS the length of the training.
 set -euo pipefail
+case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/interpreter.sh
 . scripts/interpreter.sh

@@ -5,6 +5,7 @@
 #   [TF=1|2] bash scripts/run_tests.sh [pytest arguments]
 #   bash scripts/run_tests.sh -m "not slow"       what takes less than 3 minutes
 set -euo pipefail
+case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/interpreter.sh

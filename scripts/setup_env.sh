@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the Python environment of this checkout. Run it as often as you like: it does only what is missing.
+# Makes the Python environment of this checkout, on Linux (Windows: in WSL; macOS: for evaluation only). Run it as often as
+# you like: it does only what is missing.
 #
 #   bash scripts/setup_env.sh          .venv         TensorFlow 1.15 where Python 3.7 or 3.6 is found, else TensorFlow 2
 #   TF=1 bash scripts/setup_env.sh     .venv         TensorFlow 1.15 or an error
@@ -30,9 +31,16 @@ dry_run=
 for flag in "$@"; do
     case $flag in
         --dry-run) dry_run=1 ;;
+        -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
         *) fail 2 "unknown flag $flag: there is --dry-run, and the variables TF (1, 2, 0 or lite), GPU (1 or 0) and PYTHON" ;;
     esac
 done
+
+case $OSTYPE in
+    linux*) ;;
+    darwin*) say "this is macOS, where pose_eval.py runs (AP, photographs, films); training and data workers need Linux" ;;
+    *) fail 2 "this project runs on Linux; on Windows use its subsystem for Linux: wsl --install" ;;
+esac
 
 tf1_pythons='3.7 3.6'
 tf2_pythons='3.13 3.12 3.11 3.10'

@@ -159,3 +159,10 @@ def test_closed_streams_lead_nowhere(closed, tmp_path):
                % (closed, os.path.dirname(pose_cli.__file__), str(tmp_path / 'file')))
     assert subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
     assert (tmp_path / 'file').read_text() == ''
+
+
+def test_other_systems_are_told_what_runs_there(monkeypatch):
+    pose_cli.require_linux('training')
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    with pytest.raises(UserError, match='training needs Linux, this is darwin; on Windows use WSL'):
+        pose_cli.require_linux('training')

@@ -55,6 +55,7 @@ def read_command(environment):
         UserError: flags that cannot work.
     """
     flags = parse_flags()
+    pose_cli.require_linux('training')
     pose_cli.log_to_stderr()
     stop = pose_cli.StopSignal()
     cluster = read_cluster(environment)
