@@ -1,8 +1,10 @@
 """Weights of a frozen TensorFlow graph (.pb): its constants, which bear the names of the variables they were.
 
 So do those of this project's graph_frozen.pb (and of graph_opt.pb where there is no batch norm to fold: cmu, vgg) and
-of the graphs that other OpenPose projects published for TensorFlow. The graph is parsed and never run.
+of the graphs that other OpenPose projects published for TensorFlow. TensorFlow's own optimizer, Grappler, renames them:
+what was read from x, x/read, becomes x/read/_1__cf__1. The graph is parsed and never run.
 """
+import re
 import warnings
 from collections.abc import Mapping
 
@@ -14,6 +16,7 @@ from pose_errors import UserError
 from ..tensorflow import tf
 from . import MAX_ELEMENTS
 
+FOLDED = re.compile(r'(/read)?/_\d+__cf__\d+$')  # what Grappler adds to a name
 LEAVES = ('weights', 'biases', 'depthwise_weights', 'beta', 'gamma', 'moving_mean', 'moving_variance')
 
 
@@ -45,8 +48,8 @@ def read(path):
 class _Constants(Mapping):
     def __init__(self, path, graph):
         self.path = path
-        self.tensors = {node.name: node.attr['value'].tensor for node in graph.node
-                        if node.op == 'Const' and node.name.rpartition('/')[2] in LEAVES}
+        constants = {FOLDED.sub('', node.name): node.attr['value'].tensor for node in graph.node if node.op == 'Const'}
+        self.tensors = {name: tensor for name, tensor in constants.items() if name.rpartition('/')[2] in LEAVES}
         # This project's networks have no gamma; frozen, they have one of ones.
         for name in [name for name in self.tensors if name.endswith('/gamma')]:
             if np.array_equal(self[name], np.ones_like(self[name])):

@@ -103,6 +103,14 @@ def write_frozen(path, values):
         path.write_bytes(graph.as_graph_def().SerializeToString())
 
 
+def write_optimized(path, values):
+    """A frozen graph whose constants Grappler folded."""
+    with tf.Graph().as_default() as graph:
+        for number, (name, value) in enumerate(sorted(values.items())):
+            tf.identity(tf.constant(value, name='%s/read/_%d__cf__%d' % (name, number, number)))
+        path.write_bytes(graph.as_graph_def().SerializeToString())
+
+
 def write_npy(path, values):
     tree = {}
     for name, value in values.items():
@@ -149,6 +157,7 @@ def restored_output(network_class, path, image):
 
 @pytest.mark.parametrize('name, write', [
     ('w.caffemodel', write_caffemodel), ('old.caffemodel', write_old_caffemodel), ('w.pb', write_frozen),
+    ('optimized.pb', write_optimized),
     ('w.h5', write_keras), ('w1.h5', write_keras_1), ('model.hdf5', write_keras_model), ('w.npy', write_npy)])
 def test_round_trip(cmu, tmp_path, name, write):
     values, image, expected = cmu
