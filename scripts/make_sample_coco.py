@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from pose_errors import UserError
-from sample_people import CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, View, body_parts, fill, keypoint_faces_viewer, paint, \
+from sample_people import CIRCLE, KEYPOINTS, PARTS, SHOWN_BY, Camera, body_parts, fill, keypoint_faces_viewer, paint, \
     paint_labels, project, sample_person, seat, snap_joints
 
 SKELETON = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
@@ -41,7 +41,7 @@ SIZES = [(640, 480), (640, 480), (480, 640), (640, 427), (640, 427), (427, 640),
          (640, 640)]  # width, height
 OCCLUDER = 1000  # the label number of things in front of everybody
 
-Instance = namedtuple('Instance', 'kind people')  # kind: 'keypoints', 'plain' or 'crowd'; people: [(Person, View)]
+Instance = namedtuple('Instance', 'kind people')  # kind: 'keypoints', 'plain' or 'crowd'; people: [(Person, Camera)]
 
 
 def clouds(rng, height, width, cells):
@@ -112,7 +112,7 @@ def draw_background(rng, width, height):
 
 
 def place_person(rng, person, body_height, width, height, may_leave):
-    """A View of the given body height (pixels) at a random place; off the image in part when may_leave."""
+    """A Camera that shows the given body height (pixels) at a random place; off the image in part when may_leave."""
     points = np.array(list(person.points.values())) * body_height
     low, high = points[:, :2].min(0) - 0.08 * body_height, points[:, :2].max(0) + 0.08 * body_height
     room = np.array([width, height]) - (high - low)
@@ -121,7 +121,7 @@ def place_person(rng, person, body_height, width, height, may_leave):
     corner = rng.uniform(first, last)
     if not may_leave and room[1] > 0:
         corner[1] = rng.triangular(0, room[1], room[1] + 1)  # people stand on the ground: rather low than high
-    return View(body_height, *(corner - low))
+    return Camera(body_height, *(corner - low))
 
 
 def sample_instances(rng, width, height):
@@ -129,18 +129,18 @@ def sample_instances(rng, width, height):
     instances = []
     if rng.rand() < 0.15:  # a crowd in the distance, not annotated one by one
         size, centre, base = rng.uniform(0.06, 0.13) * height, rng.uniform(0, width), rng.uniform(0.3, 0.8) * height
-        people = [(sample_person(rng), View(size * rng.uniform(0.85, 1.15), centre + rng.normal(0, 0.12) * width,
-                                            base + rng.normal(0, 0.25) * size)) for _ in range(rng.randint(12, 28))]
+        people = [(sample_person(rng), Camera(size * rng.uniform(0.85, 1.15), centre + rng.normal(0, 0.12) * width,
+                                              base + rng.normal(0, 0.25) * size)) for _ in range(rng.randint(12, 28))]
         instances.append(Instance('crowd', sorted(people, key=lambda entry: entry[1].y)))
     for _ in range(rng.choice([0, 1, 2], p=[0.8, 0.14, 0.06])):  # too small to label joints
         person = sample_person(rng)
-        view = place_person(rng, person, rng.uniform(22, 48), width, height * 0.8, False)
-        instances.append(Instance('plain', [(person, view)]))
+        camera = place_person(rng, person, rng.uniform(22, 48), width, height * 0.8, False)
+        instances.append(Instance('plain', [(person, camera)]))
     heights = np.sort(rng.uniform(0.25, 0.95, rng.choice([1, 2, 3, 4, 5], p=[0.3, 0.27, 0.2, 0.13, 0.1])) * height)
     for body_height in heights:
         person = sample_person(rng)
-        view = place_person(rng, person, body_height, width, height, rng.rand() < 0.25)
-        instances.append(Instance('keypoints', [(snap_joints(person, view), view)]))
+        camera = place_person(rng, person, body_height, width, height, rng.rand() < 0.25)
+        instances.append(Instance('keypoints', [(snap_joints(person, camera), camera)]))
     return instances
 
 
@@ -149,8 +149,8 @@ def draw_scene(rng, width, height):
     image, labels, drawn = draw_background(rng, width, height), np.zeros((height, width), np.uint16), []
     for instance in sample_instances(rng, width, height):
         number, covered = len(drawn) + 1, labels.copy()
-        seats = [seat(person, view) for person, view in instance.people]
-        parts = [body_parts(person, view) for person, view in instance.people]
+        seats = [seat(person, camera) for person, camera in instance.people]
+        parts = [body_parts(person, camera) for person, camera in instance.people]
         for block, one in zip(seats, parts):
             if block is not None:
                 fill(covered, block, 0)
@@ -187,14 +187,14 @@ def photograph(rng, image):
 # ---------------------------------------------------------------------------------------------------------- annotation
 
 
-def label_joints(person, view, labels, number):
+def label_joints(person, camera, labels, number):
     """The 51 numbers x, y, v of COCO for person `number` of the labels.
 
     v is 2 in sight, 1 behind a body (another or the person's own), 0 where an annotator could not tell: outside the
     image, behind furniture, on the far side of the face.
     """
     height, width = labels.shape
-    pixels = np.rint(project(view, [person.points[name] for name in KEYPOINTS])[0]).astype(int)
+    pixels = np.rint(project(camera, [person.points[name] for name in KEYPOINTS])[0]).astype(int)
     keypoints = []
     for name, (x, y) in zip(KEYPOINTS, pixels.tolist()):
         side, _, joint = name.rpartition('_')

@@ -1,7 +1,7 @@
 """People for rendered pictures: 3-D skeletons in random poses and clothes, drawn as shaded parts.
 
 sample_person draws a Person: joints, frames of hips, torso and head, clothes, turned to the camera. body_parts turns
-it, seen in a View, into polygons from far to near: each part is a hull of spheres. paint draws them into an image and
+it, seen by a Camera, into polygons from far to near: each part is a hull of spheres. paint draws them into an image and
 paint_labels into a map that tells which part of which person each pixel shows.
 """
 import colorsys
@@ -124,7 +124,7 @@ def sample_person(rng):
 
 # ---------------------------------------------------------------------------------------------------------------- body
 
-View = namedtuple('View', 'scale x y')     # pixels per body height; where the middle of the hips lies in the image
+Camera = namedtuple('Camera', 'scale x y')     # pixels per body height; where the middle of the hips lies in the image
 Part = namedtuple('Part', 'name depth polygons')  # polygons: (points (n, 2) in pixels, BGR), the first is the outline
 CAMERA_DISTANCE = 5.0                      # in body heights
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 20, endpoint=False)),
@@ -138,34 +138,35 @@ SHOWN_BY = {  # the parts at whose sight a joint counts as visible
     'nose': ('head',), 'eye': ('head',), 'ear': ('head',)}
 
 
-def project(view, points):
+def project(camera, points):
     """Points (n, 3) of the body to pixels (n, 2), and pixels per unit length at each (n,)."""
     points = np.atleast_2d(points)
-    zoom = view.scale * CAMERA_DISTANCE / (CAMERA_DISTANCE - points[:, 2])
-    return points[:, :2] * zoom[:, None] + [view.x, view.y], zoom
+    zoom = camera.scale * CAMERA_DISTANCE / (CAMERA_DISTANCE - points[:, 2])
+    return points[:, :2] * zoom[:, None] + [camera.x, camera.y], zoom
 
 
-def snap_joints(person, view):
+def snap_joints(person, camera):
     """Move the keypoints' joints onto whole pixels, so that annotation and picture agree exactly."""
-    pixels, zoom = project(view, [person.points[name] for name in KEYPOINTS])
-    snapped = (np.rint(pixels) - [view.x, view.y]) / zoom[:, None]
+    pixels, zoom = project(camera, [person.points[name] for name in KEYPOINTS])
+    snapped = (np.rint(pixels) - [camera.x, camera.y]) / zoom[:, None]
     points = {name: np.append(xy, person.points[name][2]) for name, xy in zip(KEYPOINTS, snapped)}
     return person._replace(points=dict(person.points, **points))
 
 
-def hull(view, centres, radii):
+def hull(camera, centres, radii):
     """Convex outline (n, 2) of spheres, in pixels."""
-    pixels, zoom = project(view, centres)
+    pixels, zoom = project(camera, centres)
     circles = pixels[:, None] + (np.asarray(radii) * zoom)[:, None, None] * CIRCLE
     return cv2.convexHull(circles.reshape(-1, 2).astype(np.float32))[:, 0]
 
 
-def shaded(view, centres, radii, colour):
+def shaded(camera, centres, radii, colour):
     """Polygons of a rounded solid: a darker rim, the colour, and a lighter core moved to the light."""
     centres, radii = np.asarray(centres, float), np.asarray(radii, float)
     lit = np.append(LIGHT, 0) * radii[:, None]
-    return [(hull(view, centres, radii), colour * 0.62), (hull(view, centres + 0.3 * lit, radii * 0.84), colour * 0.88),
-            (hull(view, centres + 0.9 * lit, radii * 0.45), colour)]
+    return [(hull(camera, centres, radii), colour * 0.62),
+            (hull(camera, centres + 0.3 * lit, radii * 0.84), colour * 0.88),
+            (hull(camera, centres + 0.9 * lit, radii * 0.45), colour)]
 
 
 def head_shape(person):
@@ -177,7 +178,7 @@ def head_shape(person):
     return shape, shape[2] / np.linalg.norm(shape[2])
 
 
-def head_patch(person, view, axis, degrees):
+def head_patch(person, camera, axis, degrees):
     """Outline (n, 2) of the head's surface within an angle of an axis, as far as it is in sight; or None."""
     shape, viewer = head_shape(person)
     axis = np.asarray(axis, float) / np.linalg.norm(axis)
@@ -192,15 +193,15 @@ def head_patch(person, view, axis, degrees):
     hidden = facing < 0
     sphere[hidden] -= facing[hidden, None] * viewer  # what lies behind the horizon moves onto it
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
-    return project(view, person.points['head'] + sphere @ shape.T)[0]
+    return project(camera, person.points['head'] + sphere @ shape.T)[0]
 
 
-def head_polygons(person, view):
+def head_polygons(person, camera):
     """Polygons of the head: hair, face, ears, eyes, mouth, nose, beard, hat; what faces away is left out."""
     look, size = person.look, person.head_size
     shape, viewer = head_shape(person)
     horizon = np.linalg.svd(viewer[None])[2][1:]
-    outline = project(view, person.points['head'] + (CIRCLE @ horizon) @ shape.T)[0]
+    outline = project(camera, person.points['head'] + (CIRCLE @ horizon) @ shape.T)[0]
     bald = look['haircut'] == 'bald'
     polygons = [(outline, look['skin'] * 0.7 if bald else look['hair'] * 0.8)]
 
@@ -209,44 +210,44 @@ def head_polygons(person, view):
             polygons.append((points, colour))
 
     def dot(place, radius, colour):
-        add(hull(view, [place], [radius * size]), colour)
+        add(hull(camera, [place], [radius * size]), colour)
 
     if bald:
-        add(head_patch(person, view, (0, 0, 1), 179), look['skin'] * 0.9)
+        add(head_patch(person, camera, (0, 0, 1), 179), look['skin'] * 0.9)
     else:
-        add(head_patch(person, view, (0, 0.8, -0.3), 50), look['hair'])
-    add(head_patch(person, view, (0, -0.35, 1), 62), look['skin'] * 0.88)
-    add(head_patch(person, view, (0, -0.2, 1), 45), look['skin'])
+        add(head_patch(person, camera, (0, 0.8, -0.3), 50), look['hair'])
+    add(head_patch(person, camera, (0, -0.35, 1), 62), look['skin'] * 0.88)
+    add(head_patch(person, camera, (0, -0.2, 1), 45), look['skin'])
     if look['beard']:
-        add(head_patch(person, view, (0, -0.85, 0.75), 33), look['hair'])
+        add(head_patch(person, camera, (0, -0.85, 0.75), 33), look['hair'])
     for side, sign in SIDES:
         if keypoint_faces_viewer(person, side + '_ear') and look['haircut'] != 'long':
             dot(person.points[side + '_ear'], 0.014, look['skin'] * 0.7)
             dot(person.points[side + '_ear'], 0.008, look['skin'] * 0.9)
         if keypoint_faces_viewer(person, side + '_eye'):
             eye, left, up = person.points[side + '_eye'], person.head[:, 0] * size, person.head[:, 1] * size
-            add(hull(view, [eye - 0.006 * left, eye + 0.006 * left], [0.006 * size] * 2), np.full(3, 240.))
+            add(hull(camera, [eye - 0.006 * left, eye + 0.006 * left], [0.006 * size] * 2), np.full(3, 240.))
             dot(eye, 0.0055, np.full(3, 25.))
-            add(hull(view, [eye - 0.010 * left + 0.017 * up, eye + 0.010 * left + 0.017 * up], [0.003 * size] * 2),
+            add(hull(camera, [eye - 0.010 * left + 0.017 * up, eye + 0.010 * left + 0.017 * up], [0.003 * size] * 2),
                 look['hair'] * 0.7)
     if keypoint_faces_viewer(person, 'nose'):
         nose, up, left = person.points['nose'], person.head[:, 1] * size, person.head[:, 0] * size
-        add(hull(view, [nose, nose + 0.02 * up - person.head[:, 2] * 0.008], [0.009 * size, 0.004 * size]),
+        add(hull(camera, [nose, nose + 0.02 * up - person.head[:, 2] * 0.008], [0.009 * size, 0.004 * size]),
             look['skin'] * 0.78)
         mouth = nose - 0.022 * up - person.head[:, 2] * 0.008 * size
-        add(hull(view, [mouth - 0.012 * left, mouth + 0.012 * left], [0.0045 * size] * 2),
+        add(hull(camera, [mouth - 0.012 * left, mouth + 0.012 * left], [0.0045 * size] * 2),
             look['skin'] * [0.55, 0.5, 0.8])
     if look['hat']:
-        add(head_patch(person, view, (0, 1, 0.02), 66), look['trim'] * 0.8)
-        add(head_patch(person, view, (0, 1, -0.15), 52), look['trim'])
+        add(head_patch(person, camera, (0, 1, 0.02), 66), look['trim'] * 0.8)
+        add(head_patch(person, camera, (0, 1, -0.15), 52), look['trim'])
         if person.head[2, 2] > -0.2:
             brim = person.points['head'] + size * (person.head @ np.array(
                 [[-0.03, 0.035, 0.05], [0.03, 0.035, 0.05], [0.02, 0.03, 0.085], [-0.02, 0.03, 0.085]]).T).T
-            add(hull(view, brim, [0.004] * 4), look['trim'] * 0.6)
+            add(hull(camera, brim, [0.004] * 4), look['trim'] * 0.6)
     return polygons
 
 
-def chest_polygons(person, view):
+def chest_polygons(person, camera):
     """Polygons of the upper body; its front shows a collar and jacket, buttons, pocket (on the left) or print."""
     look, torso = person.look, person.torso
 
@@ -255,11 +256,11 @@ def chest_polygons(person, view):
 
     b = person.build
     centres = on_torso((0.082, 0.262, 0), (-0.082, 0.262, 0), (0.048, 0.07, 0), (-0.048, 0.07, 0), (0, 0.285, 0))
-    polygons = shaded(view, centres, np.array([0.05, 0.05, 0.058, 0.058, 0.045]) * b, look['top'])
+    polygons = shaded(camera, centres, np.array([0.05, 0.05, 0.058, 0.058, 0.045]) * b, look['top'])
     front, trim, depth = torso[2, 2], look['trim'], 0.055 * b
 
     def add(places, radius, colour):
-        polygons.append((hull(view, on_torso(*places), [radius] * len(places)), colour))
+        polygons.append((hull(camera, on_torso(*places), [radius] * len(places)), colour))
 
     if look['front'] == 'stripes':
         for height in (0.24, 0.18, 0.12, 0.06):
@@ -282,24 +283,25 @@ def chest_polygons(person, view):
     return polygons
 
 
-def body_parts(person, view):
+def body_parts(person, camera):
     """All parts of a person as Part tuples, from far to near."""
     look, b, p = person.look, person.build, person.points
     bare_legs, arm = look['legwear'] != 'long', look['top' if look['sleeves'] == 'long' else 'skin']
     parts = []
 
     def add(name, centres, radii, colour, nearer=0.0, extra=()):
-        polygons = shaded(view, centres, np.asarray(radii) * b, colour)
+        polygons = shaded(camera, centres, np.asarray(radii) * b, colour)
         parts.append(Part(name, np.mean([c[2] for c in centres]) + nearer, polygons + list(extra)))
 
     for side, _ in SIDES:
         shoulder, elbow, wrist, hip, knee, ankle = (
             p['%s_%s' % (side, joint)] for joint in ('shoulder', 'elbow', 'wrist', 'hip', 'knee', 'ankle'))
-        sleeve = shaded(view, [shoulder, shoulder + 0.6 * (elbow - shoulder)], np.array([0.045, 0.04]) * b, look['top'])
+        sleeve = shaded(camera, [shoulder, shoulder + 0.6 * (elbow - shoulder)], np.array([0.045, 0.04]) * b,
+                        look['top'])
         add(side + '_upper_arm', [shoulder, elbow], [0.042, 0.031], arm, 0.03,
             sleeve if look['sleeves'] == 'short' else ())
         strap = [wrist + 0.12 * (elbow - wrist), wrist + 0.2 * (elbow - wrist)]
-        watch = shaded(view, strap, np.array([0.026, 0.026]) * b, np.full(3, 30.))
+        watch = shaded(camera, strap, np.array([0.026, 0.026]) * b, np.full(3, 30.))
         add(side + '_forearm', [elbow, wrist], [0.031, 0.023], arm, 0.04,
             watch if look['watch'] and side == 'left' else ())
         add(side + '_hand', [wrist, p[side + '_fingers']], [0.021, 0.020], look['skin'], 0.045)
@@ -317,16 +319,16 @@ def body_parts(person, view):
     else:
         marks = []
     add('pelvis', hips + waist, [0.064, 0.064, 0.055, 0.055], look['bottom'], 0.01,
-        [(hull(view, np.array(places) @ person.hips.T, [0.006] * len(places)), colour) for places, colour in marks])
+        [(hull(camera, np.array(places) @ person.hips.T, [0.006] * len(places)), colour) for places, colour in marks])
     if look['legwear'] == 'skirt':
         hem = [p[s + '_hip'] + 0.75 * (p[s + '_knee'] - p[s + '_hip']) for s, _ in SIDES]
         add('skirt', waist + hem, [0.055, 0.055, 0.07, 0.07], look['bottom'], 0.1)
     add('neck', [p['neck'], 0.35 * p['neck'] + 0.65 * p['head']], [0.034, 0.032], look['skin'] * 0.85)
-    parts.append(Part('chest', person.torso[2] @ [0, 0.16, 0] + 0.015, chest_polygons(person, view)))
+    parts.append(Part('chest', person.torso[2] @ [0, 0.16, 0] + 0.015, chest_polygons(person, camera)))
     if look['backpack']:
         sack = [(0.05, 0.24, -0.09), (-0.05, 0.24, -0.09), (0.05, 0.07, -0.1), (-0.05, 0.07, -0.1)]
         add('backpack', np.array(sack) @ person.torso.T, [0.04] * 4, look['trim'])
-    parts.append(Part('head', p['head'][2] + 0.03, head_polygons(person, view)))
+    parts.append(Part('head', p['head'][2] + 0.03, head_polygons(person, camera)))
     if look['haircut'] == 'long':
         behind = p['head'] + person.head @ [0, -0.01, -0.03]
         add('hair', [behind, behind + person.torso @ [0, -0.12, -0.012]],
@@ -368,7 +370,7 @@ def paint_labels(labels, parts, number):
         fill(labels, part.polygons[0][0], 64 * number + PARTS.index(part.name))
 
 
-def seat(person, view):
+def seat(person, camera):
     """Outline (n, 2) of the block under a sitting person, or None for anybody else."""
     points = person.points
     thighs = [points[side + '_knee'] - points[side + '_hip'] for side, _ in SIDES]
@@ -376,4 +378,4 @@ def seat(person, view):
         return None
     below = max(points[side + '_ankle'] @ -person.hips[:, 1] for side, _ in SIDES)
     corners = np.array([(x, -y, z) for x in (-0.1, 0.1) for y in (0.075, max(below, 0.12)) for z in (-0.1, 0.1)])
-    return hull(view, corners @ person.hips.T, [0.015] * 8)
+    return hull(camera, corners @ person.hips.T, [0.015] * 8)

@@ -36,18 +36,18 @@ def annotations():
 
 
 def draw_alone(seed, height=400, **look):
-    """One person alone in a picture: person, view, image, labels, keypoints (17, 3)."""
+    """One person alone in a picture: person, camera, image, labels, keypoints (17, 3)."""
     rng = np.random.RandomState(seed)
     person = people.sample_person(rng)
     person = person._replace(look=dict(person.look, **look))
-    view = sample.place_person(rng, person, height, 400, 440, False)
-    person = people.snap_joints(person, view)
+    camera = sample.place_person(rng, person, height, 400, 440, False)
+    person = people.snap_joints(person, camera)
     image, labels = np.full((440, 400, 3), 128, np.uint8), np.zeros((440, 400), np.uint16)
-    parts = people.body_parts(person, view)
+    parts = people.body_parts(person, camera)
     people.paint(image, parts)
     people.paint_labels(labels, parts, 1)
-    keypoints = np.array(sample.label_joints(person, view, labels, 1)).reshape(17, 3)
-    return person, view, image, labels, dict(zip(people.KEYPOINTS, keypoints))
+    keypoints = np.array(sample.label_joints(person, camera, labels, 1)).reshape(17, 3)
+    return person, camera, image, labels, dict(zip(people.KEYPOINTS, keypoints))
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -173,10 +173,10 @@ def test_left_and_right_follow_the_viewing_direction():
 def test_watch_is_on_the_left_wrist():
     seen = {'left': 0, 'right': 0}
     for seed in range(60):
-        person, view, image, labels, _ = draw_alone(seed, watch=True, skin=GREEN, sleeves='none')
+        person, camera, image, labels, _ = draw_alone(seed, watch=True, skin=GREEN, sleeves='none')
         for side in ('left', 'right'):
             wrist, elbow = person.points[side + '_wrist'], person.points[side + '_elbow']
-            x, y = np.rint(people.project(view, wrist + 0.16 * (elbow - wrist))[0][0]).astype(int)
+            x, y = np.rint(people.project(camera, wrist + 0.16 * (elbow - wrist))[0][0]).astype(int)
             around = labels[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2]
             if around.size and np.all(around == 64 + people.PARTS.index(side + '_forearm')):
                 assert (image[y, x].max() < 60) == (side == 'left'), (seed, side)
@@ -187,10 +187,10 @@ def test_watch_is_on_the_left_wrist():
 def test_joint_behind_another_body_is_labelled_hidden():
     hidden = 0
     for seed in range(10):
-        person, view, _, labels, alone = draw_alone(seed, height=250)
+        person, camera, _, labels, alone = draw_alone(seed, height=250)
         other = people.sample_person(np.random.RandomState(100 + seed))
-        people.paint_labels(labels, people.body_parts(other, view), 2)
-        behind = np.array(sample.label_joints(person, view, labels, 1)).reshape(17, 3)
+        people.paint_labels(labels, people.body_parts(other, camera), 2)
+        behind = np.array(sample.label_joints(person, camera, labels, 1)).reshape(17, 3)
         for (x, y, v), before in zip(behind, alone.values()):
             covered = before[2] > 0 and labels[y, x] >> 6 == 2
             assert v == (1 if covered else before[2]) and (x, y) == tuple(before[:2])
@@ -199,12 +199,12 @@ def test_joint_behind_another_body_is_labelled_hidden():
 
 
 def test_joint_outside_the_image_or_behind_furniture_is_not_labelled():
-    person, view, _, labels, alone = draw_alone(1)
+    person, camera, _, labels, alone = draw_alone(1)
     half = labels[:220]
-    for (x, y, v), before in zip(np.array(sample.label_joints(person, view, half, 1)).reshape(17, 3), alone.values()):
+    for (x, y, v), before in zip(np.array(sample.label_joints(person, camera, half, 1)).reshape(17, 3), alone.values()):
         assert (x, y, v) == (tuple(before) if before[1] < 220 else (0, 0, 0))
     labels[220:] = 64 * sample.OCCLUDER  # behind a table
-    assert sample.label_joints(person, view, labels, 1) == sample.label_joints(person, view, half, 1)
+    assert sample.label_joints(person, camera, labels, 1) == sample.label_joints(person, camera, half, 1)
 
 
 def test_same_seed_same_bytes(tmp_path, sample_coco):
