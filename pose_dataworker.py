@@ -160,7 +160,7 @@ def main():
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
                               settings['stride'], args.imgpath, augmentation_ranges(settings),
                               settings['category'] or None, settings['negatives'])
-        if dataset.skeleton != skeleton_of_settings(settings):
+        if not dataset.skeleton.finds_the_same(skeleton_of_settings(settings)):
             both = dataset.skeleton, skeleton_of_settings(settings)
             ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
             raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '

@@ -191,7 +191,7 @@ def training_data(flags):
 
 def check_keypoints(skeleton, validation):
     """Raise UserError when training and validation images have different keypoints labelled."""
-    if validation and validation.skeleton != skeleton:
+    if validation and not validation.skeleton.finds_the_same(skeleton):
         raise UserError('the training images have the keypoints %s, the validation images %s; give both the same'
                         % (', '.join(skeleton.keypoints), ', '.join(validation.skeleton.keypoints)))
 

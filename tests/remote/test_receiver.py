@@ -18,10 +18,9 @@ import zmq
 from conftest import PATIENCE, wait_for
 from pose_errors import UserError
 from remote import protocol
-from remote.protocol import augmentation_ranges, check_settings
 from remote.receiver import BatchReceiver
 from remote.sender import TrainerConnection
-from wire_ends import DATA, RANGES, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, \
+from wire_ends import DATA, RECEIVER, SENDER, SETTINGS, assert_same, header_of, introduce, made_up_batch, \
     next_batch, reports, save_batches
 
 
@@ -72,20 +71,6 @@ def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_program, tmp_p
         while counts[True] < 100:
             counts[bool((next_batch(receiver)[0] == fast[0]).all())] += 1
         assert 0 < counts[True] and counts[False] < 50
-
-
-def test_settings_and_seeds_come_from_the_trainer(address):
-    with BatchReceiver(address, dict(SETTINGS, augmentation=RANGES)) as receiver:
-        welcomes = []
-        for name in ('a:1', 'b:2'):
-            with TrainerConnection(address) as connection:
-                welcomes.append(introduce(receiver, connection, name)[0])
-        for welcome in welcomes:
-            check_settings(welcome['settings'])
-            for name in ('batchsize', 'input_width', 'input_height', 'stride'):
-                assert welcome['settings'][name] == SETTINGS[name]
-            assert augmentation_ranges(welcome['settings'])._asdict() == RANGES
-            assert welcome['settings']['seed'] == SETTINGS['seed']  # what a batch holds follows from its number
 
 
 def test_a_trainer_knows_what_would_help(address):

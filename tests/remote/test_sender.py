@@ -2,7 +2,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import threading
 
@@ -39,28 +38,6 @@ def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path
         assert len(lines) == 1 and 'same version' in lines[0]
         assert 'version %d' % protocol.VERSION in lines[0] and 'version 99' in lines[0]
         assert 'version 99 of the wire, not %d' % protocol.VERSION in caplog.text
-
-
-@pytest.mark.slow
-def test_kill_and_restart_of_each_side(address, start_program, tmp_path):
-    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    first, second = (start_program(SENDER, address, batches, '', 0.01, 20) for _ in range(2))  # workers first
-    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20)
-    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not join')
-    first.send_signal(signal.SIGKILL)
-    wait_for(lambda: 'data worker left' in trainer.log.read_text(), 'the death of a worker goes unnoticed')
-    start_program(SENDER, address, batches, '', 0.01, 20)
-    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 3, 'a new worker does not join')
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20)
-    wait_for(lambda: trainer.log.read_text().count('data worker joined') == 2, 'the workers do not come back')
-    sofar = reports(trainer)[-1]['batches']
-    wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 20, 'training does not go on')
-    trainer.stdin.write(b'\n')
-    trainer.stdin.flush()
-    assert trainer.wait(PATIENCE) == 0
-    assert second.wait(PATIENCE) == 0
 
 
 @contextlib.contextmanager
