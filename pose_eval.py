@@ -31,7 +31,7 @@ import networks
 import pose_draw
 import pose_files
 from annotations.coco import as_pycocotools, read_dataset, summary_of
-from annotations.images import BadSample, find_split, image_path, image_paths, read_image, read_photograph, \
+from annotations.images import BadSample, find_split, image_finder, image_paths, read_image, read_photograph, \
     write_picture
 from inference import choose_skeleton, load_network, read_skeleton, video
 from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
@@ -75,7 +75,7 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
 
 def draw_results(coco, image_folder, results, count, limit, skeleton):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
-    image_ids = sorted(coco.getImgIds())[:limit]
+    image_ids, find = sorted(coco.getImgIds())[:limit], image_finder(image_folder)
     found, labelled = {}, {}
     for result in results:
         found.setdefault(result['image_id'], []).append(result['keypoints'])
@@ -84,8 +84,8 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
-        size = entry['width'], entry['height']
-        pixels, _ = read_image(image_path(image_folder, entry['file_name']), size, scale=1.0)
+        path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
+        pixels, _ = read_image(path, (entry['width'], entry['height']), scale=1.0)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]

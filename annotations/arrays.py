@@ -22,7 +22,7 @@ from pose_errors import UserError
 from pose_files import write_file
 
 from .coco import read_dataset, summary_of
-from .images import BadSample, find_image, image_size
+from .images import BadSample, image_finder, image_size
 from .skeleton import flip_notes, parse_skeleton
 
 MAIN_MIN_KEYPOINTS = 5
@@ -279,8 +279,8 @@ def _find_images(annotations, annotation_file, image_folder):
     except OSError as error:
         raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
     names = [name.decode() for name in annotations.file_name]
-    rows = np.unique(annotations.sample_image)
-    found = {row: names[row] if names[row] in present else find_image(image_folder, names[row])
+    rows, find = np.unique(annotations.sample_image), image_finder(image_folder)
+    found = {row: names[row] if names[row] in present else find(names[row])
              for row in rows.tolist()}
     uses = collections.Counter(found.values())  # of other images of the same name in different folders one is there
     missing = np.array([name is None or uses[name] > 1 and name != names[row] for row, name in found.items()])

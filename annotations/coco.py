@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
-from .images import MAX_SIDE, BadSample, find_image, image_size
+from .images import MAX_SIDE, BadSample, image_finder, image_size
 from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
@@ -185,12 +185,12 @@ def _regular_images(entries, image_folder, inferred, skipped):
             keys.add(image_key)
             unique.append((image_key, entry))
     own = all(type(entry['id']) is int and abs(entry['id']) < 1 << 63 for _, entry in unique)
-    images, number_of = [], {}
+    images, number_of, find = [], {}, image_finder(image_folder)
     for count, (image_key, entry) in enumerate(unique, 1):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
         named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
-        if named and entry.get('width') is None and entry.get('height') is None:
-            width, height = _size_of_file(image_folder, name)
+        if named and image_folder and not (width or height):
+            width, height = _size_of_file(image_folder, find(name))
             inferred['sizes of images'] += bool(width)
         if not (named and width and height and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
                 and width == int(width) and height == int(height)):
@@ -202,9 +202,8 @@ def _regular_images(entries, image_folder, inferred, skipped):
     return images, number_of
 
 
-def _size_of_file(image_folder, name):
+def _size_of_file(image_folder, found):
     """(width, height) as the header of an image says, or (None, None)."""
-    found = image_folder and find_image(image_folder, name)
     try:
         return image_size(os.path.join(image_folder, found))[0] if found else (None, None)
     except BadSample:

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import unicodedata
+import urllib.parse
 
 import cv2
 import numpy as np
@@ -125,24 +126,46 @@ def _reduction(scale):
     return max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_REDUCING)
 
 
-def image_path(folder, name):
-    """The path of an image in a folder, see find_image; where it would be when it is not there."""
-    return os.path.join(folder, find_image(folder, name) or name)
+def image_finder(folder):
+    """A function from the name that an annotation file gives an image to its name below the folder, or None.
 
-
-def find_image(folder, name):
-    """The name of an image below a folder, for the name that an annotation file gives it; None when there is no such.
-
-    Tools write backslashes, paths of other machines, and composed or decomposed Unicode: the name itself is tried
-    first, then what is left of it without its first folders.
+    Tools write backslashes, paths of other machines, percent codes, and letters in other forms or cases: the name
+    itself is tried first, then what is left of it without its first folders. Folders are listed once, when a name is
+    not there.
     """
-    parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
-    for candidate in [name] + ['/'.join(parts[k:]) for k in range(len(parts))]:
-        spellings = [candidate] + [unicodedata.normalize(form, candidate) for form in ('NFC', 'NFD')]
-        for spelling in dict.fromkeys(spellings):
-            if os.path.isfile(os.path.join(folder, spelling)):
-                return spelling
-    return None
+    listings = {}
+
+    def listing(parent):
+        if parent not in listings:
+            names = collections.defaultdict(list)
+            for name in _names_in(os.path.join(folder, parent)):
+                names[_plain(name)].append(name)
+            listings[parent] = names
+        return listings[parent]
+
+    def find(name):
+        parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
+        for candidate in [name] + ['/'.join(parts[k:]) for k in range(len(parts))]:
+            parent, base = os.path.split(candidate)
+            if os.path.isfile(os.path.join(folder, candidate)):
+                return candidate
+            alike = listing(parent).get(_plain(base), [])
+            if len(alike) == 1 and os.path.isfile(os.path.join(folder, parent, alike[0])):
+                return os.path.join(parent, alike[0])
+        return None
+
+    return find
+
+
+def _plain(name):
+    return unicodedata.normalize('NFC', urllib.parse.unquote(name)).casefold()
+
+
+def _names_in(folder):
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def write_picture(path, pixels):
@@ -375,22 +398,16 @@ def find_split(datapath, split, imgpath=None):
     first = _first_file_name(annotation_file)
     if first:
         # Others are looked at last: COCO's test-dev2017 lies in test2017, and tools call folders as they like.
-        others = [path for folder in (root, os.path.join(root, 'images')) for path in sorted(_folders_in(folder))]
+        others = [os.path.join(folder, name) for folder in (root, os.path.join(root, 'images'))
+                  for name in sorted(_names_in(folder)) if os.path.isdir(os.path.join(folder, name))]
         for held in (lambda folder: os.path.isfile(os.path.join(folder, first)),
-                     lambda folder: find_image(folder, first)):
+                     lambda folder: image_finder(folder)(first)):
             holding = next((folder for folder in present + others if held(folder)), None)
             if holding:
                 return annotation_file, holding
     if not present:
         raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
     return annotation_file, present[0]
-
-
-def _folders_in(folder):
-    try:
-        return [os.path.join(folder, name) for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))]
-    except OSError:
-        return []
 
 
 def _first_file_name(annotation_file):

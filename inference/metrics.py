@@ -5,6 +5,7 @@ measured in the same way; an oracle decodes the labels' own maps. People are fou
 """
 import contextlib
 import io
+import os
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -14,7 +15,7 @@ from tqdm import tqdm
 import pose_augment
 import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
-from annotations.images import BadSample, image_path, read_image
+from annotations.images import BadSample, image_finder, read_image
 from annotations.skeleton import is_labelled
 from pose_errors import UserError
 
@@ -69,7 +70,8 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     by_size = sorted(image_ids, key=lambda image_id: [transform[1:] for transform in transforms[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
     predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1)
-    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, transforms[image_id],
+    find = image_finder(image_folder)
+    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, find, transforms[image_id],
                                           oracle_stride)) for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
@@ -84,17 +86,17 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     return summary, results, table
 
 
-def _reader(coco, skeleton, image_id, image_folder, transforms, oracle_stride):
-    """The function that reads an image of the data set, for a Request."""
+def _reader(coco, skeleton, image_id, image_folder, find, transforms, oracle_stride):
+    """The function that reads an image of the data set, for a Request. find: annotations.images.image_finder's."""
     entry = coco.loadImgs(image_id)[0]
+    path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
     people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
     joints = skeleton.joints(people).astype(np.float64)
     largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
         try:
-            pixels, reduction = read_image(image_path(image_folder, entry['file_name']),
-                                           (entry['width'], entry['height']), largest)
+            pixels, reduction = read_image(path, (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
         return InputImage(pixels, reduction, transforms, oracle_stride and [

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from annotations.images import MAX_SIDE, BadSample, find_image, image_size, read_image, read_photograph, shrink, \
+from annotations.images import MAX_SIDE, BadSample, image_finder, image_size, read_image, read_photograph, shrink, \
     shrink_for_warp, write_picture
 from image_folders import HEIGHT, WIDTH, behind_header, extended_webp, grey_image, jpeg, png_chunk, with_orientation
 from pose_augment import reduced_matrix, warp_image
@@ -211,13 +211,15 @@ def test_chunks_that_are_longer_than_their_file_are_refused(kind, length, tmp_pa
 
 def test_images_are_found_by_names_of_other_systems(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, 'Jos\u00e9.jpg') for form in ('NFC', 'NFD'))
-    for name in ('a.jpg', 'sub/b.jpg', decomposed):
+    for name in ('a.jpg', 'sub/b.jpg', decomposed, 'two words.jpg', 'C.jpg', 'c.jpg'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     for name, found in (('a.jpg', 'a.jpg'), ('C:\\photos\\a.jpg', 'a.jpg'), ('/media/disk/a.jpg', 'a.jpg'),
                         ('images\\sub\\b.jpg', 'sub/b.jpg'), ('./sub/b.jpg', './sub/b.jpg'), (composed, decomposed),
-                        ('../x/' + composed, decomposed), ('b.jpg', None), ('sub', None), ('', None)):
-        assert find_image(str(tmp_path), name) == found, name
+                        ('../x/' + composed, decomposed), ('A.JPG', 'a.jpg'), ('x/sub/B.JPG', 'sub/b.jpg'),
+                        ('upload/two%20words.jpg', 'two words.jpg'), ('/x/B.JPG', None), ('c.JPG', None),
+                        ('b.jpg', None), ('sub', None), ('', None)):
+        assert image_finder(str(tmp_path))(name) == found, name
 
 
 # --- from strangers
