@@ -3,8 +3,8 @@
     python3 benchmarks/bench_intake.py [--strides=8,4] [--json]
 
 A few batches of made-up people lie in memory and are given again and again. `intake` is from there through the input
-queue (training/input_queue.py), cut into the parts of two towers; with `dense` the label maps are also written out, as a tower
-on the CPU does at the start of its step. On a GPU that part is the GPU's, and its memory is not fresh each time.
+queue (training/input_queue.py), cut into the parts of two towers; with `dense` the label maps are also written out, as
+a tower on the CPU does at the start of its step. On a GPU that part is the GPU's, whose memory is not fresh each time.
 """
 import json
 import os
@@ -43,8 +43,8 @@ class BatchesInMemory:
 def samples_per_second(flags, batches, stride, dense):
     """(samples/s that arrive, samples per second of CPU time); dense: whether the maps are written out."""
     with tf.Graph().as_default():
-        feed = InputQueueHook(BatchesInMemory(batches), batch_layout(flags.batchsize, *flags.input_size, stride,
-                                                                      COCO_SKELETON))
+        layout = batch_layout(flags.batchsize, *flags.input_size, stride, COCO_SKELETON)
+        feed = InputQueueHook(BatchesInMemory(batches), layout)
         with tf.device('/cpu:0'):
             arrived = split_batch(feed.batch, TOWERS, COCO_SKELETON)
             if dense:

@@ -163,8 +163,7 @@ def read_images(args):
     width, height = args.input_size
     if args.datapath:
         dataset = pose_dataset.PoseDataset(args.datapath, 'train2017', width, height, SIZE_MULTIPLE)
-        count = min(CALIBRATION_IMAGES, len(dataset.validation_images))
-        return np.stack([dataset.validation_sample(index).image for index in range(count)])
+        return export_graphs.images_of(dataset, CALIBRATION_IMAGES)
     noise = np.random.RandomState(0).randint(0, 256, (4, height // 8, width // 8, 3)).astype(np.uint8)
     return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in noise])
 
@@ -185,7 +184,7 @@ def measure(model, images, args):
                 continue
             predictors[runtime.__name__] = predict_maps
             sizes[runtime.__name__] = os.path.getsize(path)
-        rows = export_graphs.measure(predictors, images[:4], args.runs)
+        rows, _ = export_graphs.measure(predictors, images[:4], args.runs)
     for name, row in rows.items():
         row['bytes'] = sizes[name]
         if args.datapath:

@@ -222,7 +222,7 @@ def edge_strips(doubled, kernel):
 def taps(kernel, phase):
     """How an even (phase 0) or odd (phase 1) row of a doubled image, convolved, depends on the rows of the original.
 
-    Returns (first, matrix (n, kernel)): row 2 i + phase takes rows i + first, ..., i + first + n - 1, with the weights
+    Returns (start, matrix (n, kernel)): row 2 i + phase takes rows i + start, ..., i + start + n - 1, with the weights
     matrix @ filter.
     """
     reach = kernel // 2

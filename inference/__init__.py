@@ -55,14 +55,17 @@ def _tensorflow_runtime(file):
 def read_skeleton(graph_file=None, checkpoint=None):
     """What a network finds, as its file or its neighbour says; None when nothing says so.
 
-    A frozen graph has it in a constant of its own, a .tflite file in skeleton.json beside it, a checkpoint in run.json,
-    weights that scripts/export_weights.py wrote in themselves.
+    A frozen graph has it in a constant of its own, a .tflite file at its end, graphs of before that in skeleton.json
+    beside them, a checkpoint in run.json, weights that scripts/export_weights.py wrote in themselves.
 
     Raises UserError when it is damaged.
     """
     if graph_file:
-        text = None
-        if not graph_file.endswith('.tflite'):
+        if graph_file.endswith('.tflite'):
+            from . import tflite_runtime
+            tflite_runtime.check_file(graph_file)
+            text = tflite_runtime.skeleton_text(graph_file)
+        else:
             text = _tensorflow_runtime(graph_file).skeleton_text(graph_file)
         path = os.path.join(os.path.dirname(graph_file), SKELETON_FILE)
         if text is None and os.path.isfile(path):

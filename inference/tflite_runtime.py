@@ -6,6 +6,7 @@ are fast in ai-edge-litert only: tflite-runtime computes them there with referen
 """
 import collections
 import os
+import struct
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from pose_errors import UserError
 from pose_files import open_file, usable_cores
 
 IDENTIFIER = b'TFL3'  # bytes 4 to 8 of every .tflite file
-MAX_BYTES = 2 ** 31
+MAX_BYTES, MAX_SKELETON_BYTES = 2 ** 31, 2 ** 20
+SKELETON_MARK = b'skeleton'  # at the end of a file that has one
 
 
 def load_tflite(path, threads=None):
@@ -84,11 +86,30 @@ def check_file(path):
 
 
 def _try_in_another_process(path):
-    """Raise UserError for a file that would end this process: tflite-runtime follows damaged offsets anywhere."""
+    """Raise UserError for a file that ends the process, as most that are cut short do: tflite-runtime checks nothing."""
     program = 'import sys, tflite_runtime.interpreter as runtime; runtime.Interpreter(sys.argv[1]).allocate_tensors()'
     result = subprocess.run([sys.executable, '-c', program, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if result.returncode < 0:
         raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
+
+
+def with_skeleton(data, skeleton):
+    """The bytes of a .tflite file with what the network finds behind them, where no interpreter looks."""
+    text = skeleton.to_json().encode()
+    return data + text + struct.pack('<I', len(text)) + SKELETON_MARK
+
+
+def skeleton_text(path):
+    """The text that with_skeleton put into a file, or None."""
+    with open_file(path) as file:
+        size, end = os.fstat(file.fileno()).st_size, struct.calcsize('<I') + len(SKELETON_MARK)
+        file.seek(max(0, size - end))
+        tail = file.read(end)
+        if len(tail) < end or not tail.endswith(SKELETON_MARK):
+            return None
+        length = struct.unpack_from('<I', tail)[0]
+        file.seek(max(0, size - end - length))
+        return file.read(min(length, MAX_SKELETON_BYTES)).decode(errors='replace')
 
 
 def interpreter_class():

@@ -107,7 +107,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
     pose_files.make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
         files = write_graphs(graphs, folder)
-        files.update(write_tflite(frozen, input_shape, float_tflite, calibration, folder))
+        files.update(write_tflite(frozen, skeleton, input_shape, float_tflite, calibration, folder))
         logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
         predictors = {name: load_network(path, threads=threads)[0] for name, path in files.items()}
         rows, shares = measure(predictors, images, runs)
@@ -218,7 +218,7 @@ def write_graphs(graphs, folder):
     return files
 
 
-def write_tflite(graph, input_shape, float_tflite, calibration, folder):
+def write_tflite(graph, skeleton, input_shape, float_tflite, calibration, folder):
     """Save the .tflite files that are asked for, in 8 bits where there are images to calibrate on; {name: path}."""
     contents = collections.OrderedDict()
     if float_tflite:
@@ -229,7 +229,7 @@ def write_tflite(graph, input_shape, float_tflite, calibration, folder):
     files = collections.OrderedDict()
     for name, data in contents.items():
         files[name] = os.path.join(folder, name + '.tflite')
-        pose_files.write_file(files[name], data)
+        pose_files.write_file(files[name], tflite_runtime.with_skeleton(data, skeleton))
     return files
 
 

@@ -211,7 +211,7 @@ def test_endless_loops_and_doubles_are_refused(tmp_path):
     refused(graph, tmp_path, 'two nodes')
 
 
-def test_what_networks_are_made_of_is_let_in(tmp_path):
+def test_what_networks_are_made_of_is_accepted(tmp_path):
     """A layer of each kind, before and after the passes."""
     def build(image):
         x = fused_norm(conv(image / 127.5 - 1.0, 4))
@@ -219,6 +219,6 @@ def test_what_networks_are_made_of_is_let_in(tmp_path):
         return tf.concat([tf.nn.leaky_relu(up), tf.nn.relu6(x) * positive(4)], 3)
     for shape in ((1, 16, 16, 3), (None, None, None, 3)):
         graph = frozen_graph(build, shape)
-        for let_in in (graph, optimize.optimize(graph)):
-            freeze.save_graph(let_in, str(tmp_path / 'graph.pb'))
+        for accepted in (graph, optimize.optimize(graph)):
+            freeze.save_graph(accepted, str(tmp_path / 'graph.pb'))
             assert freeze.load_frozen(str(tmp_path / 'graph.pb')).node

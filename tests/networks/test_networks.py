@@ -197,31 +197,6 @@ def test_moving_averages_warm_up():
 
 
 @pytest.mark.slow
-def test_towers_share_variables_on_the_callers_device():
-    def place(op):
-        return '/cpu:0' if op.type == 'VariableV2' else '/cpu:1'
-
-    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'CPU': 2})) as session:
-        image = tf.placeholder(tf.uint8, [1, 64, 64, 3], 'image')
-        towers = []
-        for k in range(2):
-            with tf.device(place), tf.name_scope('tower_%d' % k), \
-                    tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-                towers.append(ThinInTwoStages('thin', image, True, COCO_SKELETON))
-        names = [v.op.name for v in towers[0].variables]
-        assert [v.op.name for v in tf.global_variables()] == names == [v.op.name for v in towers[1].variables]
-        assert not any('tower' in name for name in names)
-        assert [tower.output.op.name for tower in towers] == ['tower_%d/Openpose/concat_stage7' % k for k in range(2)]
-        assert all(v.device.endswith('CPU:0') or v.device.endswith('cpu:0') for v in towers[1].variables)
-        updates = [len(tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope)) for scope in ('tower_0/', 'tower_1/')]
-        assert updates == [2 * (1 + 11 + 2 * 5 * 2)] * 2
-        session.run(tf.global_variables_initializer())
-        first, second = session.run([tower.output for tower in towers],
-                                    {image: np.random.RandomState(2).randint(0, 256, (1, 64, 64, 3))})
-        np.testing.assert_allclose(first, second, atol=1e-5)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize('network_class', (VggInTwoStages, ThinInTwoStages))
 def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
     """So the first loss is about that of background alone, in every stage, and not a hundred times as much."""

@@ -248,9 +248,9 @@ def test_weights_of_another_skeleton(tmp_path, known):
         network = build(skeleton)
         assert [tensor.shape.as_list()[3] for tensor in network.stages[-1]] == [10, 6]
         if known:
-            assert not pretrained.fit(network, path).new
+            assert not pretrained.fit(network, path).missing
             for written in (skeleton._replace(name='singer'), other):
-                assert not pretrained.fit(network, path).new
+                assert not pretrained.fit(network, path).missing
                 (tmp_path / RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
         match = pretrained.fit(network, path)
         assert set(match.missing) == set(match.reinitialized) == network.skeleton_variables and not match.unmatched
@@ -308,15 +308,15 @@ def test_slim_vgg_19_conv1_1_sees_what_it_was_trained_on(tmp_path, bgr):
     assert np.abs(ours - original_conv1_1(values, framed, 'VALID')).max() < 1e-3
 
 
-@pytest.mark.parametrize('name, shape, door', [
+@pytest.mark.parametrize('name, shape, kind', [
     ('conv1_1/weights', (), '.npy'), ('conv1_1/weights', (), 'checkpoint'), ('conv1_1/weights', (3, 3, 4, 64), '.npy'),
     ('conv1_1/biases', (), '.npy'), ('MobilenetV1/Conv2d_0/weights', (), 'checkpoint')])
-def test_a_first_layer_of_another_shape_is_one_line(tmp_path, name, shape, door):
+def test_a_first_layer_of_another_shape_is_one_line(tmp_path, name, shape, kind):
     """What is done to the first layer of weights made elsewhere is done to layers of its shape only."""
     mobilenet = name.startswith('Mobilenet')
     values = mobilenet_v1() if mobilenet else vgg_19()
     values[name if mobilenet else 'vgg_19/conv1/' + name] = np.ones(shape, np.float32)
-    path = (save_npy(tmp_path / 'w.npy', values) if door == '.npy' else save_checkpoint(tmp_path / 'w.ckpt', values))
+    path = (save_npy(tmp_path / 'w.npy', values) if kind == '.npy' else save_checkpoint(tmp_path / 'w.ckpt', values))
     with tf.Graph().as_default(), pytest.raises(UserError) as error:
         pretrained.fit(build(FastOneStage, 'mobilenet_fast') if mobilenet else build(OneStage, 'vgg'), path)
     assert path in str(error.value) and '%s is %s in the file' % (name, shape) in str(error.value)

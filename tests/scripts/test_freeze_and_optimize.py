@@ -130,13 +130,6 @@ BY_HAND = ('strip_unused_nodes(type=float, shape="1,%d,%d,3") remove_nodes(op=Id
 
 
 @pytest.mark.slow
-def test_evaluating_a_graph_without_weights_is_refused(run_folder, coco_photos, tmp_path):
-    result = run_command('pose_eval.py', '--graph=%s' % (run_folder / 'graph.pb'), '--datapath=%s' % coco_photos,
-                         '--split=val2017', '--output-dir=%s' % tmp_path)
-    assert_user_error(result, 'is not frozen', 'graph_frozen.pb')
-
-
-@pytest.mark.slow
 def test_steps_by_hand(run_folder, thin, tmp_path):
     frozen = tmp_path / 'frozen.pb'
     result = run_command('-m', 'tensorflow.python.tools.freeze_graph', '--input_graph=%s' % (run_folder / 'graph.pb'),
@@ -285,31 +278,3 @@ def test_output_folder_that_cannot_be_written(run_folder, tmp_path):
     result = run_script('--graph=%s' % (run_folder / 'graph_opt.pb'),
                         '--output-dir=%s' % (tmp_path / 'file' / 'x'))
     assert_user_error(result, tmp_path / 'file' / 'x')
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('share', [0, 0.3, 0.9999])
-def test_truncated_graph(run_folder, refused, tmp_path, share):
-    data = (run_folder / 'graph_opt.pb').read_bytes()
-    (tmp_path / 'cut.pb').write_bytes(data[:int(share * len(data))])
-    assert 'again' in refused('--graph=%s' % (tmp_path / 'cut.pb'))
-
-
-@pytest.mark.slow
-def test_graph_of_something_else(refused, run_folder, tmp_path):
-    (tmp_path / 'photo.pb').write_bytes(b'\xff\xd8\xff\xe0 this is a JPEG file')
-    assert 'not a TensorFlow graph' in refused('--graph=%s' % (tmp_path / 'photo.pb'))
-    assert 'is a variable' in refused('--graph=%s' % (run_folder / 'graph.pb'))
-    graph = freeze.load_graph(str(run_folder / 'graph_opt.pb'))
-    graph.node[[node.name for node in graph.node].index(graphdef.INPUT)].name = 'picture'
-    freeze.save_graph(graph, str(tmp_path / 'renamed.pb'))
-    assert 'no node image' in refused('--graph=%s' % (tmp_path / 'renamed.pb'))
-
-
-@pytest.mark.slow
-def test_missing_data_and_images(refused, run_folder, tmp_path):
-    graph = '--graph=%s' % (run_folder / 'graph_opt.pb')
-    assert '/no/such' in refused(graph, '--datapath=/no/such')
-    assert 'no photographs' in refused(graph, '--images=%s' % tmp_path)
-    (tmp_path / 'broken.jpg').write_bytes(b'')
-    assert 'broken.jpg' in refused(graph, '--images=%s' % tmp_path)
