@@ -242,7 +242,8 @@ def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred
     points = None if is_crowd or is_masked else _regular_keypoints(entry.get('keypoints'), keypoints)
     claimed = number(entry.get('num_keypoints'))
     if points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd and not is_masked:
-        skipped['people with broken keypoints' + _lengths(entry.get('keypoints'), 3 * keypoints)] += 1  # but masked
+        skipped['people with broken keypoints' + _lengths(entry.get('keypoints'), 3 * keypoints)] += 1
+        is_masked = True  # or they would be learned as background
     labelled = sum(map(is_labelled, points[2::3])) if points else 0
     if labelled and not claimed:
         inferred['num_keypoints'] += 1

@@ -128,12 +128,13 @@ DERIVED = {
 @pytest.mark.parametrize('name', sorted(BROKEN_PEOPLE))
 def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
     outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
-    file, folder = write_split(tmp_path, [person(1, **ASIDE),
-                                          person(2, segmentation=outline, **BROKEN_PEOPLE[name])])
-    a = read_annotations(file, folder)
+    people = [person(2, segmentation=segmentation, **BROKEN_PEOPLE[name]) for segmentation in (outline, [])]
+    a = read_annotations(*write_split(tmp_path, [person(1, **ASIDE)] + people))
     assert len(a.sample_image) == 1 and people_of(a, 0)[1].tolist() == [[200, 50, 60, 80]]
-    assert len(ignored_regions(a, 0)[0]) == 1  # a person without labels must not be learned as background
-    assert '1 people with broken keypoints' in caplog.text
+    # A person without labels must not be learned as background: the outline is left out, or the box.
+    assert [polygon.tolist() for polygon in ignored_regions(a, 0)[0]] == 2 * [
+        [[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]]
+    assert '2 people with broken keypoints' in caplog.text
 
 
 @pytest.mark.parametrize('name', sorted(DERIVED))
