@@ -1,7 +1,7 @@
 """What the network learns to predict: heatmaps, part affinity fields (PAFs) and the loss mask.
 
 Maps follow Cao et al., "Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields" (CVPR 2017, section 2);
-which parts and limbs there are is the skeleton's affair (annotations/skeleton.py). Maps are written straight at the output
+which parts and limbs there are, the skeleton says (annotations/skeleton.py). Maps are written straight at the output
 stride. Everything here is a pure function on numpy arrays.
 """
 import cv2
