@@ -271,7 +271,7 @@ def what_is_left(flags, queue, start, step, coordinator, alone=False):
     if not flags.remote_data or alone:
         return remaining(start.sequence, flags.batchsize * flags.accumulate, range(steps))
     own = compressed(queue.taken(steps), cluster.index, cluster.size)
-    trained = [number for every in coordinator.all_gather('progress', dict(own, step=step), barrier=True)
+    trained = [number for every in coordinator.all_gather('progress@%d' % step, own, barrier=True)
                for number in expanded(every, cluster.size)]
     return remaining(start.sequence, samples_per_process(flags, cluster), trained)
 

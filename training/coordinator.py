@@ -167,7 +167,8 @@ class MultiProcess(SingleProcess):
         Logs every report_seconds which processes are missing.
 
         Args:
-            facts: a dict for JSON. A topic may come again, with another `step`.
+            topic: its name; NAME@20 takes the place of an earlier NAME@10, which all have received then.
+            facts: a dict for JSON.
             barrier: a stop does not end the wait, nor keep from it: no process goes on alone then.
         Returns:
             the facts of all processes, in order.
@@ -176,12 +177,13 @@ class MultiProcess(SingleProcess):
         """
         if not barrier:
             self.check()
-        self._state['facts'] = dict(self._state['facts'], **{topic: facts})
+        name = topic.split('@')[0]
+        kept = {other: each for other, each in self._state['facts'].items() if other.split('@')[0] != name}
+        self._state['facts'] = dict(kept, **{topic: facts})
         start = reported = time.monotonic()
         while True:
-            missing = [other for other in self._others
-                       if other.state.get('facts', {}).get(topic, {}).get('step', 0) != facts.get('step', 0)
-                       or topic not in other.state['facts']]
+            theirs = [other.state.get('facts', {}).get(topic) for other in self._others]
+            missing = [other for other, their in zip(self._others, theirs) if their is None]
             if not missing:
                 break
             if not barrier or any(other.state.get('left') for other in missing):
@@ -190,7 +192,6 @@ class MultiProcess(SingleProcess):
                 reported = time.monotonic()
                 logging.warning(self._who_is_missing(missing, reported - start))
             time.sleep(POLL_SECONDS)
-        theirs = [other.state['facts'][topic] for other in self._others]
         return theirs[:self.cluster.index] + [facts] + theirs[self.cluster.index:]
 
     def _who_is_missing(self, missing, seconds):

@@ -63,7 +63,7 @@ def stopped(start_run, folder, killed):
     """The run goes on with two processes of two towers, until the second one gets SIGTERM."""
     before = saved_step(folder / 'model')
     run = start_run(folder / 'model', 2, '--gpus=2', *FOREVER)
-    run.wait_until(lambda: all(run.logged_steps(k) for k in range(2)))
+    run.wait_until(lambda: all('slowest=' in run.log(k) for k in range(2)))
     run.processes[1].send_signal(signal.SIGTERM)
     run.before, run.codes = before, run.exit_codes()
     return run
