@@ -31,7 +31,7 @@ MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
 CACHE_VERSION = 8  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
-HEADERS = 64  # of images that are read at the start, to see whether EXIF turns some
+HEADERS = 32  # of images that are read at the start, to see whether EXIF turns some
 
 # Kinds of regions: polygons and bitmaps of people that nobody labelled; labelled people in such images.
 POLYGON, BITMAP, LABELLED = range(3)

@@ -17,13 +17,14 @@ import cv2
 import numpy as np
 
 from pose_errors import UserError
-from pose_files import read_file, write_file
+from pose_files import open_file, read_file, write_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2',
                         '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
 
 MAX_BYTES, MAX_PIXELS = 2 ** 28, 2 ** 27
+HEADER_BYTES = 2 ** 17  # that are read for an image's size alone
 FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer bytes shows nothing, and takes seconds
 MAX_SIDE = 2 ** 15 - 2  # what OpenCV warps
 MAX_SCANS = 250  # of a progressive JPEG: each of a thousand empty ones takes as long as the picture
@@ -102,7 +103,12 @@ def read_photograph(path):
 
 def image_size(path):
     """(width, height) of an image file as viewers show it, and whether its EXIF header turns it. Raises BadSample."""
-    _, stored, orientation = _read(path)
+    try:
+        with open_file(path) as file:
+            start = file.read(HEADER_BYTES)
+        stored, orientation = tuple(_size(start)), _orientation(start)
+    except (OSError, struct.error, AttributeError, TypeError):  # damaged, or what is wanted lies further behind
+        _, stored, orientation = _read(path)
     return _upright_size(stored, orientation), orientation > 1
 
 

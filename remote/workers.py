@@ -47,9 +47,9 @@ class BatchScheduler:
         self._next, self._every = first, every  # the next batch to ask for ...
         self._retries = []  # ... but before it these, a heap
 
-    def grant(self, worker, workers):
+    def grant(self, worker, num_workers):
         """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
-        limit = max(MIN_CREDIT, min(self.max_credit, TOTAL_CREDIT_BYTES // workers // self._batch_bytes))
+        limit = max(MIN_CREDIT, min(self.max_credit, TOTAL_CREDIT_BYTES // num_workers // self._batch_bytes))
         count = limit - len(worker.wanted) - worker.queued
         if count < limit // 2:
             return []

@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_batches_for_any_number_of_workers(seed):
     assert runs[0] == runs[1] == runs[2] != runs[3]
 
 
-def test_a_resumed_row_goes_on_at_its_batch():
+def test_a_resumed_sequence_goes_on_at_its_batch():
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
         whole = content(take(loader, 20))
     with BatchLoader(NumberedDataset(50), 4, workers=3, seed=1, first=7) as loader:
@@ -72,7 +72,7 @@ def test_shards_make_up_the_whole_batch():
     assert [row for batch in range(10) for shard in shards for row in shard[2 * batch:2 * batch + 2]] == whole
 
 
-def test_only_what_is_requested_is_made_when_there_is_no_row():
+def test_only_what_is_requested_is_made_when_there_is_no_sequence():
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
         whole = content(take(loader, 12))
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
