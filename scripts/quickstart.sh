@@ -41,7 +41,7 @@ data=$folder/data
 train=("$python" train.py --model=mobilenet_thin --datapath="$data" --modelpath="$folder/$model" --log-every=10)
 if [ -n "$weights" ]; then
     steps=${STEPS:-60} before=$(basename "$weights")
-    train+=(--pretrained="$weights" --batchsize=8 --lr=0.0002 --input-width=192 --input-height=192 --valid-every=30)
+    train+=(--pretrained="$weights" --batchsize=8 --lr=0.0001 --input-width=256 --input-height=256 --valid-every=30)
 else
     steps=${STEPS:-300} before='random weights'
     train+=(--pretrained=none --batchsize=4 --lr=0.004 --input-width=160 --input-height=160 --valid-every=150)
