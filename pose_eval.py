@@ -30,6 +30,7 @@ from tqdm import tqdm
 import networks
 import pose_draw
 import pose_files
+from annotations.arrays import log_turned_images
 from annotations.coco import as_pycocotools, read_dataset, summary_of
 from annotations.images import BadSample, find_split, image_finder, image_paths, read_image, read_photograph, \
     write_picture
@@ -299,6 +300,8 @@ def read_labels(annotation_file, category, image_folder):
     dataset = read_dataset(annotation_file, category, image_folder)
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
+    log_turned_images(image_folder, [image['file_name'] for image in dataset.images],
+                      [(image['width'], image['height']) for image in dataset.images])
     return dataset
 
 

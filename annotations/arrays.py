@@ -70,7 +70,9 @@ def read_annotations(annotation_file, image_folder, category=None):
     for line in [line.decode() for line in arrays['summary']] + doubts:
         logging.warning('%s: %s', annotation_file, line)
     annotations = _find_images(annotations, annotation_file, image_folder)
-    _log_turned_images(annotations, image_folder)
+    rows = np.unique(annotations.sample_image)
+    log_turned_images(image_folder, [name.decode() for name in annotations.file_name[rows]],
+                      annotations.image_size[rows].tolist())
     return annotations
 
 
@@ -299,19 +301,21 @@ def _find_images(annotations, annotation_file, image_folder):
                                 sample_person=annotations.sample_person[keep])
 
 
-def _log_turned_images(annotations, image_folder):
-    """One line when EXIF headers turn images; a few of them tell."""
-    turned, rows = [], np.unique(annotations.sample_image)
-    rows = rows[::max(1, len(rows) // HEADERS)]
-    for row in rows:
-        name = annotations.file_name[row].decode()
+def log_turned_images(image_folder, names, sizes):
+    """One line when EXIF headers turn images; a few of them tell.
+
+    Args:
+        names: of the images, as in the annotation file.  sizes: (width, height) that it gives them.
+    """
+    turned, find, step = [], image_finder(image_folder), max(1, len(names) // HEADERS)
+    for name, size in list(zip(names, sizes))[::step]:
         with contextlib.suppress(BadSample):  # counted when it is to be used
-            size, is_turned = image_size(os.path.join(image_folder, name))
-            if is_turned and size == tuple(annotations.image_size[row].tolist()):
+            found, is_turned = image_size(os.path.join(image_folder, find(name) or name))
+            if is_turned and found == tuple(size):
                 turned.append(name)
     if turned:
         logging.info('%d of %d images that were checked are turned as their EXIF header says, as labelling tools show '
-                     'them (%s ...)', len(turned), len(rows), turned[0])
+                     'them (%s ...)', len(turned), len(names[::step]), turned[0])
 
 
 def _from_cache(annotation_file, make, version):
