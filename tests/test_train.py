@@ -288,6 +288,14 @@ def test_broken_weights_are_told_before_any_data_is_read(good, tmp_path):
     assert 'weights.npy is not a .npy file' in refusal(*(good + ['--pretrained=%s' % (tmp_path / 'weights.npy')]))
 
 
+def test_a_set_without_validation_is_told_the_way(sample_coco, tmp_path):
+    shutil.copytree(str(sample_coco), str(tmp_path / 'data'))
+    (tmp_path / 'data' / 'annotations' / 'person_keypoints_val2017.json').unlink()
+    flags = ['--datapath=%s' % (tmp_path / 'data'), '--modelpath=%s' % (tmp_path / 'new')] + SMALL
+    assert 'val2017' in refusal(*flags) and '--valid-every=0' in refusal(*flags)
+    accept(flags + ['--valid-every=0'])
+
+
 def test_folder_without_annotations(tmp_path):
     assert str(tmp_path) in refusal('--datapath=%s' % tmp_path, *SMALL)
 

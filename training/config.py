@@ -173,7 +173,10 @@ def check_flags(flags, cluster):
         if not flags.remote_data:
             find_split(flags.datapath, flags.train_split, flags.imgpath)
         if flags.valid_every and cluster.is_first:
-            find_split(flags.datapath, flags.valid_split, flags.imgpath)
+            try:
+                find_split(flags.datapath, flags.valid_split, flags.imgpath)
+            except UserError as error:
+                raise UserError('%s, or train without validation: --valid-every=0' % error)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
         path = getattr(flags, name)
         if path and not networks.pretrained.is_weights_file(path):
