@@ -7,6 +7,7 @@ renders the maps (pose_labels.py). batches/loader.py makes batches of them in pr
 them as a tensorpack DataFlow.
 """
 import collections
+import concurrent.futures
 import contextlib
 import io
 import itertools
@@ -32,6 +33,7 @@ from pose_errors import UserError
 # More bad samples than this share, of so many at least, end the run.
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
+AHEAD = 4  # samples that a thread of validation makes before their turn
 
 # joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
 Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
@@ -171,14 +173,28 @@ def training_samples(dataset, rng, counter=None):
                          counter or BadSampleCounter(len(dataset)))
 
 
-def validation_samples(dataset):
+def validation_samples(dataset, threads=1):
     """All validation images of a PoseDataset in order, as a generator of Samples; bad ones are skipped.
 
+    Args:
+        threads: that make samples, ahead of the one that is taken.
     Raises:
         UserError: too many bad samples.
     """
     images = len(dataset.validation_images)
-    return _good_samples(dataset.validation_sample, range(images), BadSampleCounter(images))
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        made = _submitted(executor, dataset.validation_sample, range(images), AHEAD * threads)
+        yield from _good_samples(lambda future: future.result(), made, BadSampleCounter(images))
+
+
+def _submitted(executor, function, arguments, ahead):
+    """Futures of function(argument), one for each argument, of which at most `ahead` have begun before their turn."""
+    waiting = collections.deque()
+    for argument in arguments:
+        waiting.append(executor.submit(function, argument))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _good_samples(make_sample, indices, counter):

@@ -284,3 +284,12 @@ def test_pictures_of_a_sample_are_of_one_size(one_image):
     sample = PoseDataset(str(one_image), 'train2017', 128, 96, 8).training_sample(0, np.random.RandomState(0))
     pictures = draw_sample(sample, COCO_SKELETON)
     assert len(pictures) == 4 and len({picture.shape for picture in pictures}) == 1
+
+
+def test_threads_make_the_same_validation_samples_in_the_same_order(tmp_path, caplog):
+    dataset = PoseDataset(str(many_images(tmp_path, 18, 2)), 'train2017', 64, 64, 8)
+    alone, together = (list(validation_samples(dataset, threads)) for threads in (1, 4))
+    assert [sample.name for sample in alone] == [sample.name for sample in together] and len(alone) == 18
+    for one, other in zip(alone, together):
+        assert all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4]))
+    assert sum('skipped bad sample' in record.getMessage() for record in caplog.records) == 4

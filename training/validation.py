@@ -14,6 +14,7 @@ from networks.network_base import build_losses
 from networks.tensorflow import tf
 from pose_dataset import validation_samples
 from pose_errors import Stopped, UserError, reason_of
+from pose_files import usable_cores
 
 from .run_log import comparison_row
 from .towers import dense_maps
@@ -50,7 +51,7 @@ class Validator:
     def batches(self):
         """All validation images in order, as lists of dense image, heatmap, paf and mask."""
         rows = []
-        for sample in validation_samples(self._dataset):
+        for sample in validation_samples(self._dataset, usable_cores()):
             rows.append((sample.image, sample.heatmap, sample.paf, sample.mask))
             if len(rows) == self._batchsize:
                 yield [np.stack(field) for field in zip(*rows)]
@@ -118,7 +119,7 @@ def log_background_loss(validation, stop):
     total, images = 0.0, 0
     skeleton = validation.skeleton
     background = np.eye(skeleton.map_channels)[skeleton.background]
-    for sample in validation_samples(validation):
+    for sample in validation_samples(validation, usable_cores()):
         stop.check()
         total += last_stage_loss(background, sample.heatmap, sample.paf, sample.mask)
         images += 1
