@@ -280,17 +280,21 @@ def _find_images(annotations, annotation_file, image_folder):
         present = set(os.listdir(image_folder))
     except OSError as error:
         raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
-    names = [name.decode() for name in annotations.file_name]
     rows, find = np.unique(annotations.sample_image), image_finder(image_folder)
-    found = {row: names[row] if names[row] in present else find(names[row])
-             for row in rows.tolist()}
-    uses = collections.Counter(found.values())  # of other images of the same name in different folders one is there
-    missing = np.array([name is None or uses[name] > 1 and name != names[row] for row, name in found.items()])
-    names = [found.get(row) or name for row, name in enumerate(names)]
-    annotations = annotations._replace(file_name=np.array([name.encode() for name in names], np.bytes_))
+    names = [name.decode() for name in annotations.file_name[rows]]
+    found = [name if name in present else find(name) for name in names]
+    if found == names:
+        return annotations
+    uses = collections.Counter(found)  # of images of the same name in different folders one may be there: whose?
+    missing = np.array([new is None or uses[new] > 1 and new != name for new, name in zip(found, names)])
+    files = annotations.file_name.tolist()
+    for row, name, is_missing in zip(rows.tolist(), found, missing.tolist()):
+        if not is_missing:
+            files[row] = name.encode()
+    annotations = annotations._replace(file_name=np.array(files, np.bytes_))
     if not missing.any():
         return annotations
-    examples = ', '.join(names[row] for row in rows[missing][:3])
+    examples = ', '.join([name for name, is_missing in zip(names, missing.tolist()) if is_missing][:3])
     message = ('%d of the %d images with people of %s are not in %s (%s ...)'
                % (missing.sum(), len(rows), annotation_file, image_folder, examples))
     if missing.mean() > MISSING_LIMIT:
