@@ -17,6 +17,7 @@ MAX_PARTS, MAX_LIMBS, MAX_NAME = 512, 2048, 64
 DEFAULT_SIGMA = 0.067
 # What names call the sides; the longer is the likelier.
 SIDES = (('left', 'right'), ('l', 'r'))
+MAX_NAMED = 20  # keypoints or pairs that one line names
 
 RUN_FILE = 'run.json'  # of training/run_log.py, in a run's folder
 
@@ -173,17 +174,14 @@ def flip_notes(skeleton):
         return [], []
     parts, order = skeleton.parts, skeleton.flip_order
     pairs = ['%s - %s' % (parts[k], parts[other]) for k, other in enumerate(order) if k < other]
+    more = ['%d more pairs' % (len(pairs) - MAX_NAMED)] if len(pairs) > MAX_NAMED else []
+    swaps = ['mirrored images swap ' + ', '.join(pairs[:MAX_NAMED] + more)] if pairs else []
     sides = {side for pair in SIDES for side in pair}
     alone = [name for k, name in enumerate(parts) if order[k] == k and sides & set(map(str.lower, _tokens(name)))]
-    if alone:
-        doubt = '%s: there is no keypoint of the other side' % ', '.join(alone[:10])
-    elif not pairs:
-        doubt = 'no keypoint has another side'
-    else:
-        return ['mirrored images swap ' + ', '.join(pairs)], []
-    return (['mirrored images swap ' + ', '.join(pairs)] if pairs else [],
-            [doubt + '; where this is wrong, write "flip_pairs" into the category, pairs of keypoints that swap in '
-                     'mirrored images'])
+    doubt = '%s: there is no keypoint of the other side' % ', '.join(alone[:MAX_NAMED]) if alone \
+        else '' if pairs else 'no keypoint has another side'
+    remedy = '; where this is wrong, write "flip_pairs", pairs of keypoints that swap in mirrored images, into the category'
+    return swaps, [doubt + remedy] if doubt else []
 
 
 def _given_flip_order(category, keypoints):
