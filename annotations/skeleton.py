@@ -180,7 +180,7 @@ def flip_notes(skeleton):
     alone = [name for k, name in enumerate(parts) if order[k] == k and sides & set(map(str.lower, _tokens(name)))]
     doubt = '%s: there is no keypoint of the other side' % ', '.join(alone[:MAX_NAMED]) if alone \
         else '' if pairs else 'no keypoint has another side'
-    remedy = '; where this is wrong, write "flip_pairs", pairs of keypoints that swap in mirrored images, into the category'
+    remedy = '; where this is wrong, write the pairs that swap in mirrored images into the category, as "flip_pairs"'
     return swaps, [doubt + remedy] if doubt else []
 
 
