@@ -1,5 +1,5 @@
 """What several benchmarks work on: rendered data sets, made-up people and batches. Imported first, it also puts the
-project's root on sys.path, so that a benchmark can be started by its path."""
+project's root and its scripts on sys.path, so that a benchmark can be started by its path."""
 import os
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.join(ROOT, 'scripts')]
 import pose_cli
 import pose_labels
 

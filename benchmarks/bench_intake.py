@@ -29,8 +29,8 @@ WARM_UP = 10  # batches
 class BatchesInMemory:
     """A batch source that costs nothing."""
 
-    def __init__(self, batches):
-        self._batches, self._number = batches, 0
+    def __init__(self, batches, layout):
+        self.layout, self._batches, self._number = layout, batches, 0
 
     def get(self, timeout):
         self._number += 1
@@ -44,7 +44,7 @@ def samples_per_second(flags, batches, stride, dense):
     """(samples/s that arrive, samples per second of CPU time); dense: whether the maps are written out."""
     with tf.Graph().as_default():
         layout = batch_layout(flags.batchsize, *flags.input_size, stride, COCO_SKELETON)
-        feed = InputQueueHook(BatchesInMemory(batches), layout)
+        feed = InputQueueHook(BatchesInMemory(batches, layout))
         with tf.device('/cpu:0'):
             arrived = split_batch(feed.batch, TOWERS, COCO_SKELETON)
             if dense:

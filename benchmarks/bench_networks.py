@@ -23,6 +23,7 @@ from networks.tensorflow import tf
 import networks
 import networks.pretrained
 import pose_cli
+from annotations.skeleton import COCO_SKELETON
 from networks import network_base
 from pose_dataset import check_input_size
 
@@ -67,7 +68,7 @@ def build(network_class, is_training, batchsize, width, height):
         image, heat, paf = (
             tf.get_variable('batch_' + name, initializer=values[name], trainable=False, use_resource=False)
             for name in ('image', 'heatmap', 'paf'))
-        network = network_class('bench', image, is_training)
+        network = network_class('bench', image, is_training, COCO_SKELETON)
         run = network.output.op
         if is_training:
             loss = tf.add_n([tf.nn.l2_loss(prediction - label) / batchsize for stage in network.stages

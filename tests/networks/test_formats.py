@@ -173,12 +173,12 @@ def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, 'network_class', lambda name: OneStage)
     values, image, expected = random_network(OneStage)
     write_caffemodel(tmp_path / 'w.caffemodel', values)
-    predict_maps, size = load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')
+    predict_maps, size = load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
     assert size is None
     assert np.abs(predict_maps(image) - expected).max() <= 1e-5 * np.abs(expected).max()
     write_caffemodel(tmp_path / 'w.caffemodel', {name: value for name, value in values.items() if 'CPM' not in name})
     with pytest.raises(UserError, match='conv4_3_CPM'):
-        load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu')
+        load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
 
 
 def test_frozen_graph_with_batch_norm(tmp_path):
