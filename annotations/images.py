@@ -83,7 +83,7 @@ def read_image(path, size, scale):
     if wanted not in (stored, upright):
         raise BadSample(path, 'is %dx%d%s and not of the size %dx%d that the annotations give' % (
             stored + (', turned by its EXIF header,' if orientation > 1 else '',) + wanted))
-    reduction = _reduction(scale)
+    reduction = max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_REDUCING)
     if wanted == upright and orientation > 1:
         return shrink(_decode(path, data, cv2.IMREAD_COLOR, orientation), reduction), reduction
     if data.startswith(JPEG_START):  # libjpeg averages while it decodes, and is faster then
@@ -112,12 +112,6 @@ def image_size(path):
     return _upright_size(stored, orientation), orientation > 1
 
 
-def shrink_for_warp(pixels, scale):
-    """An image (H, W, 3) as read_image gives it for a warp by `scale`: (pixels, reduction)."""
-    reduction = _reduction(scale)
-    return shrink(pixels, reduction), reduction
-
-
 def shrink(pixels, reduction):
     """Means of reduction x reduction pixels of an image uint8 (H, W, 3), whose edge is repeated to whole ones."""
     if reduction == 1:
@@ -126,10 +120,6 @@ def shrink(pixels, reduction):
     pixels = cv2.copyMakeBorder(pixels, 0, height * reduction - pixels.shape[0], 0,
                                 width * reduction - pixels.shape[1], cv2.BORDER_REPLICATE)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def _reduction(scale):
-    return max(r for r in READ_FLAGS if r == 1 or scale * r <= MAX_SCALE_AFTER_REDUCING)
 
 
 def image_finder(folder):

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from annotations.images import MAX_SIDE, BadSample, image_finder, image_size, read_image, read_photograph, shrink, \
-    shrink_for_warp, write_picture
+    write_picture
 from image_folders import HEIGHT, WIDTH, behind_header, extended_webp, grey_image, jpeg, png_chunk, with_orientation
 from pose_augment import reduced_matrix, warp_image
 from pose_errors import UserError
@@ -113,7 +113,6 @@ def test_reduced_images_do_not_alias(extension, tmp_path):
     path = written(tmp_path, cv2.imencode(extension, noise, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())
     for scale, reduction in ((0.5, 2), (0.25, 4), (0.1, 8)):
         assert read_image(path, (639, 481), scale)[0][:-1, :-1].std() < 1.2 * 30 / reduction + 1
-    assert shrink_for_warp(noise, 0.1)[1] == 8 and shrink_for_warp(noise, 2)[0] is noise
 
 
 def test_downscaling_a_checkerboard_gives_grey(tmp_path):
