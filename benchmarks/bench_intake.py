@@ -30,11 +30,11 @@ class BatchesInMemory:
     """A batch source that costs nothing."""
 
     def __init__(self, batches, layout):
-        self.layout, self._batches, self._number = layout, batches, 0
+        self.layout, self._batches, self.number = layout, batches, 0
 
     def get(self, timeout):
-        self._number += 1
-        return self._batches[self._number % len(self._batches)]
+        self.number += 1
+        return self._batches[self.number % len(self._batches)]
 
     def ready(self):
         return 0
@@ -54,7 +54,8 @@ def samples_per_second(flags, batches, stride, dense):
         with tf.train.MonitoredSession(hooks=[feed]) as session:
             def take(batches):
                 for _ in range(batches):
-                    feed.wait_for_batch(lambda: False)
+                    if not feed.wait_for_batch(lambda: False):
+                        feed.check()
                     session.run(arrived)
 
             take(WARM_UP)
