@@ -104,19 +104,8 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
                                                   QUANTIZE[quantize])
     graphs = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
-    pose_files.make_folder(output_dir)
-    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
-        files = write_graphs(graphs, folder)
-        files.update(write_tflite(frozen, skeleton, input_shape, float_tflite, calibration, folder))
-        logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
-        predictors = {name: load_network(path, threads=threads)[0] for name, path in files.items()}
-        rows, shares = measure(predictors, images, runs)
-        for name, row in rows.items():
-            row.update(bytes=os.path.getsize(files[name]), **describe(graphs.get(name), files[name]))
-        wrong = out_of_bounds(rows, shares)
-        for name in files:
-            if name not in wrong:
-                os.replace(files[name], os.path.join(output_dir, os.path.basename(files[name])))
+    rows, wrong, predictors = write_files(graphs, skeleton, input_shape if float_tflite else None, calibration, images,
+                                          runs, threads, output_dir)
     pose_files.write_file(os.path.join(output_dir, SKELETON_FILE), skeleton.to_json().encode())
     if inference_graph:
         freeze.save_graph(inference_graph, os.path.join(output_dir, 'graph.pb'), text=True)
@@ -129,6 +118,29 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
         graph_file or find_checkpoint(checkpoint), width, height, len(images), threads or pose_files.usable_cores(),
         tf.__version__)))
     check_files(graphs['graph_opt'], wrong)
+
+
+def write_files(graphs, skeleton, tflite_shape, calibration, images, runs, threads, output_dir):
+    """Write graphs and .tflite files (as write_tflite does); each gets its name when it is within its bound.
+
+    Returns:
+        (rows as from `measure`, with what the files are; why files were not given their names, as from `out_of_bounds`;
+        {name: predict_maps}).
+    """
+    pose_files.make_folder(output_dir)
+    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
+        files = write_graphs(graphs, folder)
+        files.update(write_tflite(graphs['graph_frozen'], skeleton, tflite_shape, calibration, folder))
+        logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
+        predictors = {name: load_network(path, threads=threads)[0] for name, path in files.items()}
+        rows, shares = measure(predictors, images, runs)
+        for name, row in rows.items():
+            row.update(bytes=os.path.getsize(files[name]), **describe(graphs.get(name), files[name]))
+        wrong = out_of_bounds(rows, shares)
+        for name in files:
+            if name not in wrong:
+                os.replace(files[name], os.path.join(output_dir, os.path.basename(files[name])))
+    return rows, wrong, predictors
 
 
 def load_sound_graph(path, batch_norm_from, input_size):
@@ -218,11 +230,14 @@ def write_graphs(graphs, folder):
     return files
 
 
-def write_tflite(graph, skeleton, input_shape, float_tflite, calibration, folder):
-    """Save the .tflite files that are asked for, in 8 bits where there are images to calibrate on; {name: path}."""
+def write_tflite(graph, skeleton, shape, calibration, folder):
+    """Save .tflite files: in float where there is an input shape, in 8 bits where there are images to calibrate on.
+
+    Returns {name: path}.
+    """
     contents = collections.OrderedDict()
-    if float_tflite:
-        contents['graph_float'] = tflite.convert(graph, input_shape)
+    if shape:
+        contents['graph_float'] = tflite.convert(graph, shape)
     if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
         contents['graph_int8'] = tflite.quantize(graph, calibration)
