@@ -86,7 +86,7 @@ def check_file(path):
 
 
 def _try_in_another_process(path):
-    """Raise UserError for a file that ends the process, as most that are cut short do: tflite-runtime checks nothing."""
+    """Raise UserError for a file that ends the process, as most cut ones do: tflite-runtime checks nothing."""
     program = 'import sys, tflite_runtime.interpreter as runtime; runtime.Interpreter(sys.argv[1]).allocate_tensors()'
     result = subprocess.run([sys.executable, '-c', program, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if result.returncode < 0:
