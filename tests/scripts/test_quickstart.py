@@ -42,7 +42,7 @@ def test_quickstart(checkout):
     """Small: few images and one step; everything that it says is there."""
     script = checkout / 'scripts' / 'quickstart.sh'
     text = script.read_text()
-    for large, small in (('--train=160 --val=32', '--train=8 --val=2'), ('--input-width=192 --input-height=192',
+    for large, small in (('--train=160 --val=32', '--train=8 --val=2'), ('--input-width=256 --input-height=256',
                          '--input-width=64 --input-height=64'), ('256x256', '64x64'), ('--runs=10', '--runs=1')):
         assert large in text
         text = text.replace(large, small)
