@@ -9,7 +9,8 @@ def keypoints(x=50, y=60, visible=17):
 
 def person(number, image_id=1, **fields):
     entry = {'id': number, 'image_id': image_id, 'category_id': 1, 'iscrowd': 0, 'num_keypoints': 17,
-             'keypoints': keypoints(visible=17 if fields.get('num_keypoints') != 0 else 0), 'bbox': [40, 50, 60, 80], 'area': 4000, 'segmentation': []}
+             'keypoints': keypoints(visible=17 if fields.get('num_keypoints') != 0 else 0),
+             'bbox': [40, 50, 60, 80], 'area': 4000, 'segmentation': []}
     entry.update(fields)
     return entry
 

@@ -147,7 +147,8 @@ def test_what_computes_with_tensorflow():
               if module in core and 'networks.tensorflow' in imported}
     assert {module for module in takers if not core[module].startswith(('training/', 'graphs/', 'networks/'))} \
         == TENSORFLOW_TOO
-    importers = {path for path in core.values() for name in imported_names(path) if name.startswith('tensorflow.compat')}
+    importers = {path for path in core.values()
+                 if any(name.startswith('tensorflow.compat') for name in imported_names(path))}
     assert importers == {'networks/tensorflow.py'}
 
 
@@ -193,8 +194,8 @@ def test_one_way_to_import_tensorflow():
 
 def test_documents_name_files_that_exist():
     """Paths in backquotes, in links and in commands of the documents and of the scripts' own messages."""
-    path = re.compile(r"(?<![\w/.$-])((?:\.ci|\.github|annotations|batches|benchmarks|etcs|graphs|inference|networks|remote|"
-                      r"scripts|tests|training)/"
+    path = re.compile(r'(?<![\w/.$-])((?:\.ci|\.github|annotations|batches|benchmarks|etcs|graphs|inference|networks|'
+                      r'remote|scripts|tests|training)/'
                       r'[\w./-]*\.(?:py|sh|md|txt|png|yml)|(?:train|pose_\w+|CONTRIBUTING|CHANGELOG)\.(?:py|md))')
     missing = set()
     for document in project_files('*.md', '*.sh', '*.py', '*.yml'):

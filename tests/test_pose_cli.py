@@ -157,7 +157,8 @@ def test_closed_streams_lead_nowhere(closed, tmp_path):
                'pose_cli.prepare_process()\nfile = open(%r, "w")\nassert file.fileno() > 2\n'
                'print("out"); print("error", file=sys.stderr); os.write(2, b"native")\n'
                % (closed, os.path.dirname(pose_cli.__file__), str(tmp_path / 'file')))
-    assert subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
+    result = subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / 'file').read_text() == ''
 
 

@@ -81,7 +81,8 @@ def test_cores_are_those_of_the_affinity():
     ('0::/a/b\n', {'a__cpu_dot_max': '50000 100000', 'a__b__cpu_dot_max': 'max 100000', 'a__memory_dot_max': '7',
                    'a__b__memory_dot_max': 'max'}, 1, 7),
     ('4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n', {
-        'memory__docker__1__memory_dot_limit_in_bytes': '5000', 'memory__memory_dot_limit_in_bytes': '9223372036854771712',
+        'memory__docker__1__memory_dot_limit_in_bytes': '5000',
+        'memory__memory_dot_limit_in_bytes': '9223372036854771712',
         'cpu__docker__1__cpu_dot_cfs_quota_us': '100000', 'cpu__docker__1__cpu_dot_cfs_period_us': '100000'}, 1, 5000)])
 def test_a_container_s_limits_count(cgroup, files, cores, memory, tmp_path):
     root = machine(tmp_path, cgroup, **files)

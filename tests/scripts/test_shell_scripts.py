@@ -39,7 +39,8 @@ def checkout(tmp_path):
     return run
 
 
-@pytest.mark.parametrize('script', ['demo.sh', 'quickstart.sh', 'run_tests.sh', 'setup_env.sh', 'download_pretrained.sh'])
+@pytest.mark.parametrize('script', ['demo.sh', 'quickstart.sh', 'run_tests.sh', 'setup_env.sh',
+                                    'download_pretrained.sh'])
 def test_help_says_how_to_call_it_and_does_nothing(script, checkout):
     out, calls = checkout(script, '--help')
     assert 'bash scripts/' + script in out and '#' not in out and calls == []
