@@ -21,7 +21,8 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 # Weights that have seen real people go first.
 weights=''
-for file in etcs/weights/mobilenet_thin_lspet.npy etcs/weights/mobilenet_thin_rendered.npy; do
+for file in etcs/weights/mobilenet_thin_photos.npy etcs/weights/mobilenet_thin_lspet.npy \
+        etcs/weights/mobilenet_thin_rendered.npy; do
     [ -n "$weights" ] || [ ! -f "$file" ] || weights=$file
 done
 [ -n "$weights" ] || fail "this checkout has no etcs/weights/*.npy; get a complete one, or run scripts/quickstart.sh first"
@@ -30,5 +31,5 @@ bash scripts/setup_env.sh
 python=$(environment_folder)/bin/python
 
 echo "finding people with $weights"
-"$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-224}" --output-dir="$output"
+"$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-256}" --output-dir="$output"
 echo "look at $output/*_rendered.png"
