@@ -135,12 +135,12 @@ def shade_mask(image, mask):
     Returns:
         a new uint8 (H, W, 3) image.
     """
-    left_out = 1 - np.clip(_grow(mask[:, :, 0], image), 0, 1)
-    rows, columns = np.indices(left_out.shape)
-    period = max(8, min(left_out.shape) // 24)
+    ignored = 1 - np.clip(_grow(mask[:, :, 0], image), 0, 1)
+    rows, columns = np.indices(ignored.shape)
+    period = max(8, min(ignored.shape) // 24)
     stripes = (rows + columns) % period < period / 4
     shade = np.where(stripes[:, :, None], np.array([60, 60, 230]), np.array([0, 0, 0]))
-    return _blend(image, shade, left_out * np.where(stripes, 0.85, 0.55))
+    return _blend(image, shade, ignored * np.where(stripes, 0.85, 0.55))
 
 
 def caption(image, text):

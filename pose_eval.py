@@ -253,11 +253,11 @@ def check_network(parser, args):
     if args.checkpoint or args.weights:
         default = DEFAULT_MODEL if args.weights else None
         args.checkpoint = args.checkpoint or args.weights
+        find_checkpoint(args.checkpoint)
         args.model = args.model or model_of(args.checkpoint) or default
         if not args.model:
             parser.error('--checkpoint needs --model, the network it was trained with')
         networks.entry(args.model)
-        find_checkpoint(args.checkpoint)
 
 
 def main():

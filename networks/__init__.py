@@ -3,6 +3,7 @@
 What is known of a network without building it is in the table here, and needs no TensorFlow: flags are checked against
 it before anything that takes time. A network's class is imported when it is asked for.
 """
+import difflib
 import importlib
 from collections import namedtuple
 
@@ -44,7 +45,9 @@ NAMES = tuple(NETWORKS)
 def entry(name):
     """The Entry of a network. Raises UserError for an unknown name."""
     if name not in NETWORKS:
-        raise UserError('%r is not a network: choose one of %s' % (name, ', '.join(NAMES)))
+        near = difflib.get_close_matches(name, NAMES, 1)
+        raise UserError('%r is not a network: choose one of %s%s' % (
+            name, ', '.join(NAMES), '; did you mean %s?' % near[0] if near else ''))
     return NETWORKS[name]
 
 

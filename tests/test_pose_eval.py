@@ -189,7 +189,7 @@ def test_outputs_of_many_photographs():
     ([], '--graph'),
     (['--graph=g.pb'], '--datapath'),
     (['--graph=g.pb', '--checkpoint=c', '--datapath=d'], '--graph'),
-    (['--checkpoint=c', '--datapath=d'], '--model'),
+    (['--checkpoint=/nowhere/c', '--datapath=d'], 'no checkpoint /nowhere/c'),
     (['--graph=g.pb', '--model=cmu', '--datapath=d'], '--checkpoint'),
     (['--oracle', '--images=d'], '--datapath'),
     (['--oracle=5', '--datapath=d'], '--oracle'),
@@ -238,3 +238,9 @@ def test_a_graph_of_fixed_size_says_so(photo_graph, coco_photos, monkeypatch, tm
         with pytest.raises(UserError, match='640x400'):
             pose_eval.main()
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_checkpoint_without_its_run_needs_the_name_of_its_network(monkeypatch, tmp_path):
+    (tmp_path / 'model-1.index').write_text('')
+    with pytest.raises(UserError, match='--checkpoint needs --model'):
+        parse(monkeypatch, '--checkpoint=%s' % (tmp_path / 'model-1'), '--datapath=d')

@@ -37,9 +37,10 @@ Training = collections.namedtuple(
 Tower = collections.namedtuple('Tower', 'network losses gradients updates')
 # Of each tower: gradients [(mean gradient, variable)] and averages [(variable of batch norm, mean)].
 Reduced = collections.namedtuple('Reduced', 'gradients averages metrics stop wire_bytes')
-# Who reduces together. size: members, over all processes. key: of the group, one for each set of members. hint: 'nccl'
-# where all of them are GPUs, else 'ring'. final: what the sum of all becomes, 'Div' the mean, 'Id' itself.
-Group = collections.namedtuple('Group', 'size key hint final')
+# Who reduces together. size: members, over all processes. key: of the group, one for each set of members.
+# communication: 'nccl' where all of them are GPUs, else 'ring'. final: what the sum becomes, 'Div' the mean, 'Id'
+# itself.
+Group = collections.namedtuple('Group', 'size key communication final')
 
 
 def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Recipe(), cluster=ALONE):
@@ -267,7 +268,7 @@ def all_reduce(tensors, group, first_key):
         with tf.control_dependencies(before):
             flat = tf.raw_ops.CollectiveReduce(
                 input=flat, group_size=group.size, group_key=group.key, instance_key=key, merge_op='Add',
-                final_op=group.final, subdiv_offsets=[0], communication_hint=group.hint)
+                final_op=group.final, subdiv_offsets=[0], communication_hint=group.communication)
         before = [flat]
         shapes = [tensors[k].shape.as_list() for k in bucket]
         parts = tf.split(flat, [int(np.prod(shape)) for shape in shapes])

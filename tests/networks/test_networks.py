@@ -212,3 +212,11 @@ def test_untrained_output_is_near_the_mean_of_the_maps(network_class):
         for paf, heat in session.run(stages, {image: pixels}):
             assert 1e-7 < np.sqrt(np.mean(paf ** 2)) < 0.2
             assert 1e-7 < np.sqrt(np.mean((heat - ([0] * 18 + [0.97])) ** 2)) < 0.2
+
+
+def test_a_near_miss_of_a_name_gets_a_hint():
+    with pytest.raises(UserError, match='did you mean mobilenet_thin'):
+        networks.stride('mobilnet_thin')
+    with pytest.raises(UserError) as caught:
+        networks.stride('resnet')
+    assert 'did you mean' not in str(caught.value)
