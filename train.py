@@ -264,11 +264,11 @@ def what_is_left(flags, queue, start, step, coordinator, alone=False):
     """The Sequence that is left to train after a step.
 
     Local loaders deliver their batches in order. Data workers do not: what they have not delivered is left. alone: the
-    other processes are not asked what theirs delivered.
+    other processes are not asked what theirs delivered; nor are they before the first step, when only one saves.
     """
     cluster = coordinator.cluster
     steps = step - start.step
-    if not flags.remote_data or alone:
+    if not flags.remote_data or alone or not steps:
         return remaining(start.sequence, flags.batchsize * flags.accumulate, range(steps))
     own = compressed(queue.taken(steps), cluster.index, cluster.size)
     trained = [number for every in coordinator.all_gather('progress@%d' % step, own, barrier=True)
