@@ -5,6 +5,7 @@ used: 2.x's is deprecated in favour of ai-edge-litert's, and 1.15's knows fewer 
 are fast in ai-edge-litert only: tflite-runtime computes them there with reference code, some 50 times slower.
 """
 import collections
+import mmap
 import os
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from pose_errors import UserError
 from pose_files import open_file, usable_cores
 
 IDENTIFIER = b'TFL3'  # bytes 4 to 8 of every .tflite file
+BUFFERS = 4  # the field of the weights in the table of a model
 MAX_BYTES, MAX_SKELETON_BYTES = 2 ** 31, 2 ** 20
 SKELETON_MARK = b'skeleton'  # at the end of a file that has one
 
@@ -49,7 +51,7 @@ def open_interpreter(path, threads=None):
         UserError: the file is missing, broken or not of this project, or no interpreter is installed.
     """
     check_file(path)
-    if runtime_name() == 'tflite-runtime':
+    if runtime_name() == 'tflite-runtime' and skeleton_text(path) is None:  # the end of it may be missing
         _try_in_another_process(path)
     try:
         interpreter = interpreter_class()(model_path=path, num_threads=threads or usable_cores())
@@ -71,26 +73,57 @@ def open_interpreter(path, threads=None):
 
 
 def check_file(path):
-    """Raise UserError for a .tflite file that is missing, empty, too large or something else.
+    """Raise UserError for a .tflite file that is missing, empty, cut short, too large or something else.
 
     The interpreter trusts what is inside: it is for a sandbox to contain what files of strangers do.
     """
+    whole = False
     try:
         with open_file(path) as file:
             size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            if start[4:] == IDENTIFIER and size <= MAX_BYTES:
+                with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                    whole = _end_of_buffers(data) <= size
     except OSError as error:
         raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
+    except (struct.error, ValueError):
+        pass  # it ends before its weights do
     if start[4:] != IDENTIFIER or size > MAX_BYTES:
         raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made'
                         % path)
+    if not whole:
+        raise UserError('%s is only a part of a file; copy or convert it again' % path)
 
 
 def _try_in_another_process(path):
-    """Raise UserError for a file that ends the process, as most cut ones do: tflite-runtime checks nothing."""
+    """Raise UserError for a file that ends the process, as many without their end do: tflite-runtime checks nothing."""
     program = 'import sys, tflite_runtime.interpreter as runtime; runtime.Interpreter(sys.argv[1]).allocate_tensors()'
     result = subprocess.run([sys.executable, '-c', program, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if result.returncode < 0:
         raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
+
+
+def _end_of_buffers(data):
+    """Where the last of the weights in a .tflite file (FlatBuffers, schema version 3) ends.
+
+    Raises struct.error or ValueError for a file that ends before it says so.
+    """
+    def field(table, number):
+        """The place that a field of a table refers to, or None."""
+        vtable = table - struct.unpack_from('<i', data, table)[0]
+        size, = struct.unpack_from('<H', data, vtable)
+        offset = struct.unpack_from('<H', data, vtable + 4 + 2 * number)[0] if size > 4 + 2 * number else 0
+        return follow(table + offset) if offset else None
+
+    def follow(place):
+        return place + struct.unpack_from('<I', data, place)[0]
+
+    buffers, end = field(follow(0), BUFFERS), 0
+    for number in range(struct.unpack_from('<I', data, buffers)[0] if buffers else 0):
+        content = field(follow(buffers + 4 + 4 * number), 0)
+        if content:
+            end = max(end, content + 4 + struct.unpack_from('<I', data, content)[0])
+    return end
 
 
 def with_skeleton(data, skeleton):

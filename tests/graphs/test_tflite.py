@@ -98,12 +98,14 @@ def test_another_size_is_refused(files):
         predict_maps(np.zeros((1, 64, 72, 3), np.uint8))
 
 
-@pytest.mark.skipif(tflite_runtime.runtime_name() == 'tflite-runtime', reason='tflite-runtime looks at no offsets')
 @pytest.mark.parametrize('kind', ['float', 'int8'])
 def test_a_file_cut_anywhere_is_refused(files, tmp_path, kind):
     data = files[kind].read_bytes()
     cut = tmp_path / 'cut.tflite'
-    for length in [len(data) * i // 20 for i in range(20)] + [len(data) - i for i in (1, 2, 8, 100)]:
+    lengths = [len(data) * i // 20 for i in range(20)] + [len(data) - i for i in (1, 2, 8, 100)]
+    if tflite_runtime.runtime_name() == 'tflite-runtime':  # it looks at no offsets: what lacks more than its end
+        lengths = lengths[:16]
+    for length in lengths:
         cut.write_bytes(data[:length])
         with pytest.raises(UserError, match='cut.tflite'):
             load_network(str(cut))
