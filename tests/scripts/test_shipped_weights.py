@@ -41,6 +41,6 @@ def test_people_on_photographs_are_found(weights, annotations, pck, tmp_path):
     """On photographs held back from the training of both."""
     data = reference_data('lspet')
     split = data / annotations / 'person_keypoints_val2017.json'
-    summary = evaluate(weights, data, '--split=%s' % split, '--imgpath=%s' % data, '--scale=224', '--limit=60', '--flip',
-                       '--output-dir=%s' % (tmp_path / 'out'))
+    summary = evaluate(weights, data, '--split=%s' % split, '--imgpath=%s' % data, '--scale=224', '--limit=60',
+                       '--flip', '--output-dir=%s' % (tmp_path / 'out'))
     assert summary['images'] == 60 and summary['PCK'] >= pck
