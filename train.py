@@ -251,6 +251,7 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                                      check, coordinator)
                 except Exception as error:
                     checkpoints.save_on_error(session, error)
+                    explain_failure(flags.modelpath, error)  # a session hides an OutOfRangeError: a file too large, too
                     raise
         except tf.errors.OpError as error:
             if not disk_trouble(error):

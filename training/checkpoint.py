@@ -43,16 +43,16 @@ def explain_failure(folder, error):
     """
     saved = latest_checkpoint(folder)
     state = 'it resumes from %s' % saved if saved else 'nothing was saved yet'
-    if isinstance(error, tf.errors.ResourceExhaustedError):
-        raise UserError('the memory of a device is full (%s); take a smaller --batchsize, with --accumulate=N for as '
-                        'many samples an update, a smaller input, more --gpus, or --precision=mixed, and start the run '
-                        'again: %s' % (reason_of(error)[:150], state))
-    reason = disk_trouble(error)
+    reason = disk_trouble(error)  # first: TensorFlow reports a full disk as ResourceExhaustedError, too
     if reason:
         full = reason == os.strerror(errno.ENOSPC)
         raise UserError('%s and run the same command again: %s' % (
             'the disk of %s is full; free some space' % folder if full else
             'cannot write in %s: %s; mend that' % (folder, reason), state))
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        raise UserError('the memory of a device is full (%s); take a smaller --batchsize, with --accumulate=N for as '
+                        'many samples an update, a smaller input, more --gpus, or --precision=mixed, and start the run '
+                        'again: %s' % (reason_of(error)[:150], state))
 
 
 def create_saver(keep, variables=None, like=None):

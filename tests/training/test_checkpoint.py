@@ -125,3 +125,11 @@ def test_nothing_is_saved_from_a_device_whose_memory_is_full(tmp_path):
     with pytest.raises(UserError, match='OOM when allocating.*smaller --batchsize.*resumes from .*model-3'):
         checkpoint.explain_failure(str(tmp_path), full)
     checkpoint.explain_failure(str(tmp_path), ValueError('another error'))
+
+
+def test_a_full_disk_is_not_taken_for_a_full_device(tmp_path):
+    with pytest.raises(tf.errors.ResourceExhaustedError) as full:
+        with tf.gfile.GFile('/dev/full', 'w') as file:
+            file.write('weights')
+    with pytest.raises(UserError, match='the disk of .* is full; free some space'):
+        checkpoint.explain_failure(str(tmp_path), full.value)
