@@ -138,20 +138,22 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
         raise UserError('%s holds a run on the keypoints %s, and the data has %s; choose another --modelpath, and give '
                         'the checkpoint with --checkpoint' % (modelpath, *(', '.join(each.keypoints)
                                                                            for each in (before, skeleton))))
-    earlier = read_run(modelpath).get('starts', []) if resumes else []
+    run = read_run(modelpath) if resumes else {}
+    earlier = run.get('starts', [])
     start = {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'versions': versions(),
              'samples': samples}
-    had = earlier[-1].get('samples') if earlier and isinstance(earlier[-1], dict) else None
+    last = earlier[-1] if earlier and isinstance(earlier[-1], dict) else {}
+    had = last.get('samples')
     if had and samples and had != samples:
         logging.warning('the training data has %d samples, and had %s at the last start of this run: epochs and what '
                         'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
                         'this run and mend the data', samples, had)
-    if earlier and isinstance(earlier[-1], dict) and isinstance(earlier[-1].get('flags'), dict):
-        _log_changes(earlier[-1]['flags'], flags)
-    run = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
+    if isinstance(last.get('flags'), dict):
+        _log_changes(last['flags'], flags)
+    now = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     if resumes:
-        run['progress'] = read_run(modelpath).get('progress', {})
-    pose_files.write_json(path, run, indent=1)
+        now['progress'] = run.get('progress', {})
+    pose_files.write_json(path, now, indent=1)
 
 
 def _log_changes(before, flags):

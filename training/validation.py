@@ -104,13 +104,14 @@ def only_reporting(what, step):
         logging.warning('%s at step %d left out: %s%s', what, step, name, reason_of(error)[:300])
 
 
-def evaluate_ap(session, validator, annotation_file, image_folder, category, step, log, stop):
+def evaluate_ap(session, validator, flags, step, log, stop):
     """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
     with only_reporting('AP evaluation', step):
+        annotation_file, image_folder = find_split(flags.datapath, flags.valid_split, flags.imgpath)
         summary, _, _ = evaluate(
             lambda images: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,
-            dataset=read_dataset(annotation_file, category, image_folder))
+            dataset=read_dataset(annotation_file, flags.category, image_folder))
         log.evaluation(step, summary['AP'])
 
 
@@ -148,6 +149,4 @@ class Checks:
         if is_due(flags.valid_every, step, self._max_steps):
             validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
         if is_due(flags.eval_every, step, self._max_steps):
-            with only_reporting('AP evaluation', step):
-                files = find_split(flags.datapath, flags.valid_split, flags.imgpath)
-                evaluate_ap(session, self._validator, *files, flags.category, step, self._log, self._stop)
+            evaluate_ap(session, self._validator, flags, step, self._log, self._stop)
