@@ -188,8 +188,9 @@ def parse_flags():
                                            '(.npy); others are those of --model')
     network.add_argument('--oracle', nargs='?', type=int, const=8, choices=(4, 8), metavar='STRIDE',
                          help='evaluate the label maps themselves, at output stride 8 or 4, instead of a network')
-    parser.add_argument('--model', help='network of the checkpoint (its own run.json, if there, or %s for --weights)'
-                                        % DEFAULT_MODEL)
+    parser.add_argument('--model', type=networks.model_name,
+                        help='network of the checkpoint (its own run.json, if there, or %s for --weights)'
+                             % DEFAULT_MODEL)
     parser.add_argument('--threads', type=pose_cli.positive_process_count,
                         help='of the processor, for the network (all)')
     task = parser.add_mutually_exclusive_group()

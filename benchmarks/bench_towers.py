@@ -172,7 +172,7 @@ def measure(flags):
 
 def parse_flags(args=None):
     parser = flag_parser('Measure what towers and the training loop cost.')
-    parser.add_argument('--model', choices=networks.NAMES, default='mobilenet_thin')
+    parser.add_argument('--model', type=networks.model_name, default='mobilenet_thin')
     parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4)
     parser.add_argument('--rounds', type=pose_cli.positive_int, default=7)

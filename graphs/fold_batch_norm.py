@@ -1,4 +1,6 @@
 """Batch norm and what else scales and shifts channels: folded into the weights beside it, and out of training mode."""
+import re
+
 import numpy as np
 
 from networks.tensorflow import tf
@@ -176,8 +178,8 @@ def estimate_batch_norm(graph, images):
         ready = [node for node in waiting if not _depends_on(view, view.node(node.input[0]), names)]
         for node, (mean, variance) in zip(ready, _channel_moments(view.graph, ready, images)):
             for place, leaf, value in ((3, 'moving_mean', mean), (4, 'moving_variance', variance)):
-                name = '%s/%s' % (node.name, leaf)
-                node.input[place] = view.add_constant(name, value.astype(np.float32))
+                layer = re.sub(r'/FusedBatchNorm\w*$', '', node.name)  # named like the variables of networks
+                node.input[place] = view.add_constant('%s/%s' % (layer, leaf), value.astype(np.float32))
             node.attr['is_training'].b = False
         waiting = [node for node in waiting if node not in ready]
     return strip_unused(view.graph)

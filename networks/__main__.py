@@ -38,11 +38,11 @@ def main():
     parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), help='WIDTHxHEIGHT of the input')
     width, height = parser.parse_args().input_size
     tf.logging.set_verbosity(tf.logging.ERROR)
-    rows = ['%-20s %12s %8s %7s  pretrained, in %s/' % ('model', 'parameters', 'GFLOPs', 'stride', models_folder())]
+    rows = ['%-24s %12s %8s %7s  pretrained, in %s/' % ('model', 'parameters', 'GFLOPs', 'stride', models_folder())]
     for name in NAMES:
         with tf.Graph().as_default():
             network = get_network(name, tf.placeholder(tf.float32, [1, height, width, 3], 'image'), is_training=False)
-            rows.append('%-20s %12s %8.1f %7d  %s' % (
+            rows.append('%-24s %12s %8.1f %7d  %s' % (
                 name, format(parameter_count(network), ','), gflops(network.output), network.stride,
                 ' or '.join(network.pretrained.paths)))
     print('\n'.join(rows))

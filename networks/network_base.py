@@ -1,17 +1,20 @@
 """What all the networks share: layers, the loop over stages and branches, initial values, losses."""
+import contextlib
+
 import numpy as np
 
-from networks import NETWORKS
 from pose_errors import UserError
 
 from .tensorflow import tf
 
 
-def build_losses(stages, heatmap, paf, mask, batchsize):
+def build_losses(stages, heatmap, paf, mask, batchsize, last=-1):
     """The losses of all stages: l2_loss(mask * (prediction - label)) / batchsize (Cao et al., equation 5).
 
+    last: the number of the stage whose maps inference gives, an index of stages.
+
     Returns:
-        dict of scalars: loss (all stages and branches), loss_ll (last stage), loss_ll_paf, loss_ll_heat, and
+        dict of scalars: loss (all stages and branches), loss_ll (that stage), loss_ll_paf, loss_ll_heat, and
         loss_ll_background, the loss_ll of predicting an empty image.
     """
     def l2(prediction, label):
@@ -19,7 +22,7 @@ def build_losses(stages, heatmap, paf, mask, batchsize):
 
     with tf.name_scope('losses'):
         per_stage = [(l2(stage_paf, paf), l2(stage_heat, heatmap)) for stage_paf, stage_heat in stages]
-        loss_ll_paf, loss_ll_heat = per_stage[-1]
+        loss_ll_paf, loss_ll_heat = per_stage[last]
         background = tf.one_hot(heatmap.shape[-1] - 1, heatmap.shape[-1])
         return {'loss': tf.add_n([loss for pair in per_stage for loss in pair]),
                 'loss_ll': loss_ll_paf + loss_ll_heat, 'loss_ll_paf': loss_ll_paf, 'loss_ll_heat': loss_ll_heat,
@@ -41,24 +44,22 @@ BATCH_NORM_DECAY = 0.999
 class Network:
     """A network built in the default graph. Subclasses are tables: what to scale, which layers, in what order.
 
-    name: as in networks.NAMES.  stride: input pixels per output cell.
+    name: as in networks.NAMES.  stride: input pixels per output cell; it, pretrained and the widths are set by
+    networks.network_class, from its table.
     scaled: the image as the first layer sees it.
     skeleton: the annotations.skeleton.Skeleton that it finds.
-    stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first.
-    output: (B,h,w,channels), heat then PAF of the last stage; the node `Openpose/concat_stage7`.
+    stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first; in training
+        those that follow the last one of inference too, whose losses help the earlier ones.
+    output: (B,h,w,channels), heat then PAF of the last stage of inference; the node `Openpose/concat_stage7`.
     skeleton_variables: names of the variables of the layers that make maps or read them.
     variables: all its variables.  pretrained_variables: those that come from its pretrained file.
     pretrained: a networks.Pretrained.
     """
     stride = None
-    stage_count = None
+    stage_count = None  # of inference
+    training_stages = 0  # that follow in training
     pretrained = None
     untrained = ()  # layers of the published checkpoints that no output depends on: prefixes of their names
-
-    def __init_subclass__(cls, entry=None):
-        """entry: the name in networks.NETWORKS whose stride and pretrained weights the class has."""
-        if entry:
-            _, cls.stride, cls.pretrained = NETWORKS[entry]
 
     def __init__(self, name, image, is_training, skeleton):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
@@ -73,8 +74,9 @@ class Network:
         self.skeleton_variables = set()
         self._decay = batch_norm_decay() if is_training else None
         self.scaled = self.scale(tf.cast(image, tf.float32))
+        self.map_means = (0.0,) * skeleton.paf_channels, (0.0,) * len(skeleton.parts) + (BACKGROUND_MEAN,)
         self.stages = self._build_stages(self.features(self.scaled))
-        paf, heat = self.stages[-1]
+        paf, heat = self.stages[self.stage_count - 1]
         self.output = tf.concat([heat, paf], axis=3, name='Openpose/concat_stage7')
 
     @property
@@ -107,24 +109,30 @@ class Network:
     def _build_stages(self, features):
         stages = []
         x = features
-        branches = (('L1', (0.0,) * self.skeleton.paf_channels),
-                    ('L2', (0.0,) * len(self.skeleton.parts) + (BACKGROUND_MEAN,)))
-        for stage in range(1, self.stage_count + 1):
-            stages.append(tuple(self._build_branch(x, stage, branch, mean) for branch, mean in branches))
+        for stage in range(1, self.stage_count + (self.training_stages if self.is_training else 0) + 1):
+            stages.append(self.stage(x, stage))
             x = tf.concat(stages[-1] + (features,), axis=3, name='Openpose/concat_stage%d' % stage)
         return stages
+
+    def stage(self, x, stage):
+        """The (paf, heat) of a stage (from 1): here two branches that share nothing."""
+        return tuple(self._build_branch(x, stage, branch, mean) for branch, mean in zip(('L1', 'L2'), self.map_means))
 
     def _build_branch(self, x, stage, branch, mean):
         *hidden, (last, kernel, _) = self.stage_layers(stage, branch)
         for number, (name, size, filters) in enumerate(hidden):
-            before = len(self.variables)
-            x = self.layer(x, name, size, filters)
-            if number == 0 and stage > 1:
-                self.skeleton_variables.update(v.op.name for v in self.variables[before:])
+            with self.of_skeleton(number == 0 and stage > 1):
+                x = self.layer(x, name, size, filters)
+        with self.of_skeleton():
+            return self.layer(x, last, kernel, len(mean), mean)
+
+    @contextlib.contextmanager
+    def of_skeleton(self, when=True):
+        """Around a layer that makes maps or, `when` it does, reads them: its variables depend on the skeleton."""
         before = len(self.variables)
-        x = self.layer(x, last, kernel, len(mean), mean)
-        self.skeleton_variables.update(v.op.name for v in self.variables[before:])
-        return x
+        yield
+        if when:
+            self.skeleton_variables.update(v.op.name for v in self.variables[before:])
 
     # Layers. Names are full names: those of the published checkpoints, whatever scope the caller is in.
 
@@ -135,24 +143,33 @@ class Network:
         x = tf.nn.bias_add(x, biases, name=name + '/BiasAdd')
         return x if mean else tf.nn.relu(x, name=name + '/Relu')
 
-    def conv_norm(self, x, name, kernel, filters, stride=1, mean=None):
+    def conv_norm(self, x, name, kernel, filters, stride=1, mean=None, gamma=False, activation='Relu'):
         """Convolution, batch norm, ReLU. With `mean` it is an output layer: linear, its output near `mean`.
 
         Batch norm without gamma would bring any output to unit variance; weights so small that their variance is far
         below its epsilon keep an output layer near its beta at the start.
+
+        gamma: whether batch norm has it.  activation: 'Relu', 'Relu6', or None for linear.
         """
         x = self._convolve(x, name, kernel, filters, stride, OUTPUT_WEIGHT_SCALE if mean else 1.0)
-        x = self._batch_norm(x, name + '/BatchNorm', mean)
-        return x if mean else tf.nn.relu(x, name=name + '/Relu')
+        x = self._batch_norm(x, name + '/BatchNorm', mean, gamma)
+        return activate(x, name, None if mean else activation)
 
     def separable(self, x, name, kernel, filters, mean=None, stride=1):
         """Depthwise convolution, bare, then a 1x1 convolution with batch norm and ReLU (linear with `mean`)."""
-        channels = x.shape.as_list()[3]
-        # He's fan-in of a depthwise filter is its own kernel: it sees one channel.
-        weights = self._variable(name + '_depthwise/depthwise_weights', [kernel, kernel, channels, 1],
-                                 he_normal(kernel * kernel, OUTPUT_DEPTHWISE_SCALE if mean else 1.0))
-        x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '_depthwise/depthwise')
+        x = self._depthwise(x, name + '_depthwise', kernel, stride, OUTPUT_DEPTHWISE_SCALE if mean else 1.0)
         return self.conv_norm(x, name + '_pointwise', 1, filters, mean=mean)
+
+    def depthwise_norm(self, x, name, kernel, stride=1):
+        """Depthwise convolution, batch norm with gamma, ReLU6, as in slim's MobileNets."""
+        x = self._batch_norm(self._depthwise(x, name, kernel, stride), name + '/BatchNorm', gamma=True)
+        return activate(x, name, 'Relu6')
+
+    def _depthwise(self, x, name, kernel, stride, weight_scale=1.0):
+        # He's fan-in of a depthwise filter is its own kernel: it sees one channel.
+        weights = self._variable(name + '/depthwise_weights', [kernel, kernel, x.shape.as_list()[3], 1],
+                                 he_normal(kernel * kernel, weight_scale))
+        return tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '/depthwise')
 
     def _convolve(self, x, name, kernel, filters, stride, weight_scale):
         channels = x.shape.as_list()[3]
@@ -160,17 +177,18 @@ class Network:
                                  he_normal(kernel * kernel * channels, weight_scale))
         return tf.nn.conv2d(x, weights, [1, stride, stride, 1], 'SAME', name=name + '/Conv2D')
 
-    def _batch_norm(self, x, name, mean):
-        """Batch norm, beta and no gamma. Training adds updates of the moving averages to tf.GraphKeys.UPDATE_OPS."""
+    def _batch_norm(self, x, name, mean=None, gamma=False):
+        """Batch norm with beta. Training adds updates of the moving averages to tf.GraphKeys.UPDATE_OPS."""
         shape = [x.shape.as_list()[3]]
+        scale = self._variable(name + '/gamma', shape, tf.ones_initializer()) if gamma else \
+            tf.constant(1.0, shape=shape, name=name + '/gamma')
         beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
         moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
         moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
-        gamma = tf.constant(1.0, shape=shape, name=name + '/gamma')
         if not self.is_training:
-            return tf.nn.fused_batch_norm(x, gamma, beta, moving_mean, moving_variance, epsilon=BATCH_NORM_EPSILON,
+            return tf.nn.fused_batch_norm(x, scale, beta, moving_mean, moving_variance, epsilon=BATCH_NORM_EPSILON,
                                           is_training=False, name=name + '/FusedBatchNorm')[0]
-        x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON,
+        x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, scale, beta, epsilon=BATCH_NORM_EPSILON,
                                                                name=name + '/FusedBatchNorm')
         for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
             update = tf.assign_sub(average, (average - value) * (1 - self._decay))
@@ -182,6 +200,11 @@ class Network:
         variable = tf.get_variable(name, shape, tf.float32, initializer, trainable=trainable, use_resource=False)
         self.variables.append(variable)
         return variable
+
+
+def activate(x, name, activation):
+    """x through 'Relu' or 'Relu6', under that name; None: as it is."""
+    return getattr(tf.nn, activation.lower())(x, name='%s/%s' % (name, activation)) if activation else x
 
 
 def batch_norm_decay():

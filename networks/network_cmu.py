@@ -9,7 +9,7 @@ VGG_19 = (('conv1_1', 64), ('conv1_2', 64), None,
           ('conv4_1', 512), ('conv4_2', 512), ('conv4_3_CPM', 256), ('conv4_4_CPM', 128))
 
 
-class Cmu(Network, entry='cmu'):
+class Cmu(Network):
     stage_count = 6
     layer = Network.conv
 
@@ -34,5 +34,5 @@ class Cmu(Network, entry='cmu'):
         return [('Mconv%d_stage%d_%s' % (i, stage, branch), *size) for i, size in enumerate(sizes, start=1)]
 
 
-class Vgg(Cmu, entry='vgg'):
+class Vgg(Cmu):
     """The same layers, from other weights."""

@@ -11,7 +11,7 @@ def depth(filters, width):
     return max(int(filters * width), 8)
 
 
-class Mobilenet(Network, entry='mobilenet'):
+class Mobilenet(Network):
     """Stride 4: the features join strides 2, 4 and 8 at 4. Conv2d_8 is there for the checkpoints' sake."""
     stage_count = 5
     backbone_width = 0.75
@@ -48,16 +48,7 @@ class Mobilenet(Network, entry='mobilenet'):
         return hidden + [(names[-1], 1, None)]
 
 
-class MobilenetFast(Mobilenet, entry='mobilenet_fast'):
-    backbone_width = 0.5
-    refine_width = 0.5
-
-
-class MobilenetAccurate(Mobilenet, entry='mobilenet_accurate'):
-    backbone_width = 1.0
-
-
-class MobilenetThin(Mobilenet, entry='mobilenet_thin'):
+class MobilenetThin(Mobilenet):
     """Stride 8, 3x3 refinement, six stages: the features join strides 4 and 8 at 8."""
     stage_count = 6
     refine_width = 0.5
@@ -72,13 +63,13 @@ class MobilenetThin(Mobilenet, entry='mobilenet_thin'):
 
 def upsample(x, like):
     """Bilinear x2, cut to the height and width of `like`: an odd number of its rows or columns had been rounded up."""
-    up = tf.image.resize(x, [2 * size for size in _spatial_size(x)], tf.image.ResizeMethod.BILINEAR)
-    height, width = _spatial_size(like)
+    up = tf.image.resize(x, [2 * size for size in spatial_size(x)], tf.image.ResizeMethod.BILINEAR)
+    height, width = spatial_size(like)
     if up.shape.as_list()[1:3] == [height, width]:
         return up
     return up[:, :height, :width]
 
 
-def _spatial_size(x):
+def spatial_size(x):
     """[height, width] of (B,H,W,C): numbers where they are known, else tensors."""
     return [tf.shape(x)[axis] if x.shape.as_list()[axis] is None else x.shape.as_list()[axis] for axis in (1, 2)]

@@ -8,8 +8,7 @@ A file is one of
 - a .npy dictionary {layer: {'weights': array, 'biases': array}}, keys str or bytes, or {variable name: array} as
   scripts/export_weights.py writes it;
 - a TensorFlow checkpoint (its prefix, or a folder: the latest one in it): of this project, a published OpenPose one, or
-  slim's MobileNet v1, whose first layer is turned from RGB to BGR (`_SlimMobilenet`). It differs in more than that: it
-  has gammas, a batch norm and a ReLU after each depthwise layer. It is a start for training, not the same function;
+  slim's MobileNets (formats/slim_mobilenet.py);
 - a .caffemodel, a frozen graph (.pb) or a Keras .h5: networks/formats/.
 VGG-19 as trained on ImageNet, by slim, Caffe or Keras, gets its first layer converted (formats/vgg19.py).
 
@@ -28,7 +27,7 @@ from networks import NAMES, entry
 from pose_errors import UserError
 from pose_files import check_tensorflow_path
 
-from .formats import vgg19
+from .formats import slim_mobilenet, vgg19
 from .formats.npy import is_npy, read_npy, take_metadata
 
 MAX_NAMES = 8  # of variables in a line of the log
@@ -135,13 +134,11 @@ def fit(network, path, flag='--pretrained', read=None):
     """
     weights, metadata = read or read_with_metadata(path)
     other_file = 'give a file of %s with %s=PATH, or --pretrained=none instead' % (network.name, flag)
-    if _SlimMobilenet.MARK in set(weights):
-        weights = _SlimMobilenet(weights)
-    weights = vgg19.converted(weights)
+    shapes = {variable.op.name: tuple(variable.shape.as_list()) for variable in network.variables}
+    weights = vgg19.converted(slim_mobilenet.converted(weights, shapes))
     names = set(weights)
     values, wrong = {}, {}
-    for variable in network.variables:
-        name, shape = variable.op.name, tuple(variable.shape.as_list())
+    for name, shape in shapes.items():
         if name not in names:
             continue
         value = weights[name]
@@ -182,7 +179,8 @@ def checked_values(value, name, path):
 
 def _check_batch_norm(network, values, path):
     """Weights into which their batch norm was folded would be normalized twice."""
-    for name in [v.op.name for v in network.variables if '/BatchNorm/' in v.op.name and v.op.name not in values]:
+    for name in [v.op.name for v in network.variables if v.op.name.endswith('/BatchNorm/beta')
+                 and v.op.name not in values]:
         if re.sub(r'BatchNorm/.*', 'weights', name) in values:
             raise UserError('%s has the weights of %s without its batch norm, which was folded into them; give a '
                             'file from before that step (graph_frozen.pb, or the checkpoint)'
@@ -270,25 +268,6 @@ class _Checkpoint(Mapping):
             return call(*args)
         except (self._tf_error, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
             raise UserError('%s cannot be read as a checkpoint or .npy file: %s' % (self.path, error))
-
-
-class _SlimMobilenet(Mapping):
-    """Slim's MobileNet v1, made for RGB, for our BGR pixels; both scale them to -1..1."""
-    FIRST = 'MobilenetV1/Conv2d_0/weights'
-    MARK = 'MobilenetV1/Conv2d_0/BatchNorm/gamma'  # only slim's has gammas
-
-    def __init__(self, weights):
-        self.weights = weights
-
-    def __getitem__(self, name):
-        value = self.weights[name]  # one of another shape is left for fit to refuse
-        return value[:, :, ::-1] if name == self.FIRST and value.ndim == 4 else value
-
-    def __iter__(self):
-        return iter(self.weights)
-
-    def __len__(self):
-        return len(self.weights)
 
 
 def skeleton_of(path, metadata=None):

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Fetch the weights that training starts from:
 #     bash scripts/download_pretrained.sh NAME|all [--dir=models] [--sha256=HEX]
-# NAME is a model (cmu, vgg, mobilenet, ...) or a file of the table below (mobilenet_v1_0.75, ...).
+# NAME is a model (cmu, vgg, mobilenet, ...) or a file of the table below (mobilenet_v1_0.75, ...). published_* are graphs
+# that the original trained on COCO: starts, and what to compare with. Batch norm of the v2 ones is in training mode:
+#     bash scripts/freeze_and_optimize.sh --graph=models/published/mobilenet_v2_small.pb --batch-norm-from=PHOTOS
 #
 # An interrupted download is resumed. A file appears under its final name only when it is whole: it is fetched to
 # NAME.part, checked against its SHA-256 where the table or --sha256 gives one, and renamed (archives: unpacked beside it,
@@ -14,6 +16,14 @@ TABLE='
 mobilenet_v1_0.50     http://download.tensorflow.org/models            mobilenet_v1_0.50_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.50_224_2017_06_14 -        -
 mobilenet_v1_0.75     http://download.tensorflow.org/models            mobilenet_v1_0.75_224_2017_06_14.tar.gz    pretrained/mobilenet_v1_0.75_224_2017_06_14 -        -
 mobilenet_v1_1.0      http://download.tensorflow.org/models            mobilenet_v1_1.0_224_2017_06_14.tar.gz     pretrained/mobilenet_v1_1.0_224_2017_06_14  -        -
+mobilenet_v2_0.5      https://storage.googleapis.com/mobilenet_v2/checkpoints mobilenet_v2_0.5_224.tgz             pretrained/mobilenet_v2_0.5_224             -        -
+mobilenet_v2_0.75     https://storage.googleapis.com/mobilenet_v2/checkpoints mobilenet_v2_0.75_224.tgz            pretrained/mobilenet_v2_0.75_224            -        -
+mobilenet_v2_1.0      https://storage.googleapis.com/mobilenet_v2/checkpoints mobilenet_v2_1.0_224.tgz             pretrained/mobilenet_v2_1.0_224             -        -
+mobilenet_v2_1.4      https://storage.googleapis.com/mobilenet_v2/checkpoints mobilenet_v2_1.4_224.tgz             pretrained/mobilenet_v2_1.4_224             -        -
+published_thin        https://github.com/jiajunhua/ildoonet-tf-pose-estimation/raw/master/models/graph/mobilenet_thin,https://github.com/gsethi2409/tf-pose-estimation/raw/master/models/graph/mobilenet_thin graph_freeze.pb published/mobilenet_thin.pb - -
+published_v2_small    https://github.com/gsethi2409/tf-pose-estimation/raw/master/models/graph/mobilenet_v2_small,https://github.com/jiajunhua/ildoonet-tf-pose-estimation/raw/master/models/graph/mobilenet_v2_small graph_opt.pb published/mobilenet_v2_small.pb 2096019 428a9d6e7bfc0319e1ce4de8c0191a9111cd281bea6ae2b496fd42c92d574160
+published_v2_large    https://github.com/gsethi2409/tf-pose-estimation/raw/master/models/graph/mobilenet_v2_large,https://github.com/jiajunhua/ildoonet-tf-pose-estimation/raw/master/models/graph/mobilenet_v2_large graph_opt.pb published/mobilenet_v2_large.pb - -
+published_cmu         -                                                graph_freeze.pb                            published/cmu.pb                            -        -
 vgg                   http://download.tensorflow.org/models            vgg_19_2016_08_28.tar.gz                   pretrained/vgg_19_2016_08_28                -        -
 openpose_coco         -                                                openpose_coco.npy                          numpy/openpose_coco.npy                     -        -
 cmu                   http://vcl.snu.ac.kr/OpenPose/models/pose/coco,https://huggingface.co/camenduru/openpose/resolve/main/models/pose/coco,http://posefs1.perception.cs.cmu.edu/OpenPose/models/pose/coco pose_iter_440000.caffemodel pretrained/pose_iter_440000.caffemodel 209274056 b4cf475576abd7b15d5316f1ee65eb492b5c9f5865e70a2e7882ed31fb682549
@@ -39,9 +49,14 @@ done
 [ -n "$name" ] || fail "which one? $usage"
 [ "$name" != all ] || [ -z "$expected" ] || fail "--sha256 is for one NAME, not for all"
 case $name in
-    mobilenet|mobilenet_thin) name=mobilenet_v1_0.75 ;;
+    openpose) name=cmu ;;
+    mobilenet|mobilenet_thin|mobilenet_light) name=mobilenet_v1_0.75 ;;
     mobilenet_fast) name=mobilenet_v1_0.50 ;;
-    mobilenet_accurate) name=mobilenet_v1_1.0 ;;
+    mobilenet_accurate|mobilenet_light_1.0) name=mobilenet_v1_1.0 ;;
+    mobilenet_v2_large|mobilenet_v2_w1.4_*) name=mobilenet_v2_1.4 ;;
+    mobilenet_v2_w1.0_*) name=mobilenet_v2_1.0 ;;
+    mobilenet_v2_w0.75_*) name=mobilenet_v2_0.75 ;;
+    mobilenet_v2_small|mobilenet_v2_w0.5_*) name=mobilenet_v2_0.5 ;;
 esac
 
 sha256() { if command -v sha256sum > /dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
@@ -81,6 +96,10 @@ download() {
     fi
     mkdir -p "$(dirname "$target")" || fail "$dir cannot be written; choose another folder with --dir=DIR"
     local part; part=$(dirname "$target")/$file.part
+    if [[ $file == *.pb ]]; then  # all graphs have one name where they were published
+        part=$target.part
+        [ -z "${PRETRAINED_URL:-}" ] || file=$(basename "$target")
+    fi
     # One at a time: another download of the same file is waited for, and then its file is there.
     if command -v flock > /dev/null; then
         exec 9< "$(dirname "$target")"
@@ -112,7 +131,7 @@ download() {
         fail "$base/$file has SHA-256 $actual, not $checksum: damaged or changed; nothing was kept, $again"
     fi
     echo "$1: SHA-256 $actual$([ "$checksum" = - ] && echo ' (none is known to compare with)' || echo ' as expected')"
-    if [[ $file == *.tar.gz ]]; then
+    if [[ $file == *.t*gz ]]; then
         rm -rf "$target.part"
         mkdir "$target.part"
         if ! tar -xzf "$part" -C "$target.part" 2> /dev/null ||
@@ -125,6 +144,10 @@ download() {
         mv "$target.part" "$target"
         rm -f "$part"
     else
+        if [[ $file == *.pb ]] && head -c 1 "$part" | grep -q .; then  # a graph begins with a line feed, a page does not
+            rm -f "$part"
+            fail "$base/$file is not a graph (.pb); nothing was kept, $again or $mirror"
+        fi
         if [[ $file == *.npy ]] && [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
             rm -f "$part"
             fail "$base/$file is not a .npy file; nothing was kept, $again or $mirror"

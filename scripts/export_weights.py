@@ -24,7 +24,7 @@ def parse_flags():
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--checkpoint', required=True, help='prefix of a checkpoint, or its folder (the newest in it)')
     parser.add_argument('--output', required=True, metavar='FILE.npy', help='the file to write')
-    parser.add_argument('--model', choices=networks.NAMES, help="the network (that of the checkpoint's run.json)")
+    parser.add_argument('--model', type=networks.model_name, help="the network (that of the checkpoint's run.json)")
     flags = parser.parse_args()
     if not flags.output.endswith('.npy'):
         parser.error('--output=%s: a name that ends in .npy is needed' % flags.output)

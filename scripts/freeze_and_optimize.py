@@ -41,8 +41,8 @@ def main():
 
 def parse_flags():
     parser = pose_cli.ArgumentParser(description=__doc__.splitlines()[0], epilog='\n'.join(__doc__.splitlines()[2:]))
-    parser.add_argument('--model', choices=networks.NAMES, help='the network that was trained (that of the weights or '
-                        "of the checkpoint's run.json)")
+    parser.add_argument('--model', type=networks.model_name,
+                        help="the network that was trained (that of the weights or of the checkpoint's run.json)")
     parser.add_argument('--checkpoint', help='prefix of a checkpoint, its folder (then the newest in it), or a file of '
                         'weights')
     parser.add_argument('--graph', help='optimize this frozen graph, made elsewhere, instead of a checkpoint')

@@ -9,7 +9,7 @@ networks.NETWORKS[NAME] = networks.Entry('network_small.Small', 8, networks.mobi
 sys.modules['networks.network_small'] = sys.modules[__name__]  # where classes of networks are looked for
 
 
-class Small(Network, entry=NAME):
+class Small(Network):
     """Batch norm, a bias, and two stages."""
     stage_count = 2
 

@@ -66,7 +66,7 @@ def read_command(environment):
 def parse_flags():
     parser = pose_cli.ArgumentParser(description='Train a pose network on COCO keypoints.')
     add = parser.add_argument
-    add('--model', default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
+    add('--model', type=networks.model_name, default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
     pose_cli.add_data_flags(parser)
     add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
     add('--valid-split', default='val2017', help='the same for validation')

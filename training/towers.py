@@ -172,7 +172,8 @@ def _slice_gradients(model, batch, optimizer, skeleton):
     image, heatmap, paf, mask = dense_maps(batch, skeleton)
     earlier = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     network = networks.get_network(model, image, is_training=True, skeleton=skeleton)
-    losses = build_losses(network.stages, heatmap, paf, mask, image.shape.as_list()[0])
+    losses = build_losses(network.stages, heatmap, paf, mask, image.shape.as_list()[0],
+                          last=network.stage_count - 1)
     gradients = optimizer.compute_gradients(losses['loss'], network.variables)
     updates = [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in earlier]
     return Tower(network, losses, gradients, updates)

@@ -12,16 +12,14 @@ from annotations.skeleton import COCO_SKELETON
 from inference import load_network
 from networks import pretrained
 from networks.formats import vgg19
-from networks.network_cmu import Cmu
-from networks.network_mobilenet import MobilenetThin
 from pose_errors import UserError
 
 
-class OneStage(Cmu):
+class OneStage(networks.network_class('cmu')):
     stage_count = 1
 
 
-class ThinOneStage(MobilenetThin):
+class ThinOneStage(networks.network_class('mobilenet_thin')):
     stage_count = 1
 
 

@@ -3,16 +3,17 @@ import json
 import re
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
-from conftest import assert_user_error, run_command
-from networks import network_base
-from networks.network_cmu import Vgg
-from networks.network_mobilenet import MobilenetFast, MobilenetThin
+from conftest import assert_user_error, reference_data, run_command
+from graphs.fold_batch_norm import estimate_batch_norm
+from graphs.freeze import load_frozen
+from networks import network_base, pretrained
 from pose_errors import UserError
 
 PUBLISHED = ('cmu', 'mobilenet', 'mobilenet_thin', 'mobilenet_fast', 'mobilenet_accurate')
@@ -60,6 +61,45 @@ def test_equals_the_published_network(name, oracles):
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_equals_the_published_mobilenet_v2(tmp_path):
+    """All of the published graph's constants have a place, and with the statistics of a batch in its batch norm, which
+    it takes from the batch itself, the network gives what the graph gives for that batch."""
+    published = load_frozen(str(reference_data('published') / 'mobilenet_v2_small.pb'))
+    photographs = sorted((reference_data('coco_mini') / 'train2017').glob('*.jpg'))[:4]
+    images = np.stack([cv2.resize(cv2.imread(str(path)), (160, 128)) for path in photographs])
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(published, name='')
+        expected = session.run('Openpose/concat_stage7:0', {'image:0': images})
+    sound = tmp_path / 'sound.pb'
+    sound.write_bytes(estimate_batch_norm(published, list(images)).SerializeToString())
+    with tf.Graph().as_default(), tf.Session() as session:
+        image = tf.placeholder(tf.float32, [None, None, None, 3], 'image')
+        network = networks.get_network('mobilenet_v2_small', image, False)
+        alone = pretrained.fit(network, str(reference_data('published') / 'mobilenet_v2_small.pb'))
+        assert len(alone.values) == 417 and not alone.unmatched
+        assert {name.rpartition('/')[2] for name in alone.missing} == {'moving_mean', 'moving_variance'}
+        assert all(name.startswith('MobilenetV2/') for name in alone.missing)
+        match = pretrained.fit(network, str(sound))
+        assert match.missing == match.unmatched == []
+        match.init_fn(None, session)
+        output = session.run(network.output, {image: images})
+    differences = np.abs(output - expected) / np.abs(expected).max()  # TensorFlow's variances of a batch are rounded
+    assert differences.max() < 5e-4 and np.quantile(differences, 0.999) < 1e-4
+
+
+def test_light_trains_stages_that_it_can_do_without():
+    with tf.Graph().as_default():
+        image = tf.placeholder(tf.float32, [1, 64, 64, 3])
+        training = networks.get_network('mobilenet_light', image, True)
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            inference = networks.get_network('mobilenet_light', image, False)
+        assert len(training.stages) == 4 and len(inference.stages) == training.stage_count == 2
+        assert inference.output.op.name.startswith('Openpose/concat_stage7')
+        assert set(inference.variables) < set(training.variables)
+        later = tf.gradients(training.output, [v for v in tf.trainable_variables() if 'Stage3' in v.op.name])
+        assert set(later) == {None}
+
+
 @pytest.mark.slow
 def test_table_of_all_models():
     """`python3 -m networks` at 368x368."""
@@ -68,8 +108,10 @@ def test_table_of_all_models():
     rows = {row.split()[0]: row.split()[1:4] for row in result.stdout.splitlines()[1:]}
     parameters = {name: int(row[0].replace(',', '')) for name, row in rows.items()}
     assert tuple(parameters) == networks.NAMES
-    assert parameters == {'cmu': 52311446, 'vgg': 52311446, 'mobilenet': 2205735, 'mobilenet_thin': 1944372,
-                          'mobilenet_fast': 869199, 'mobilenet_accurate': 2850815}
+    assert {name: parameters[name] for name in ('cmu', 'vgg', 'mobilenet', 'mobilenet_thin', 'mobilenet_fast',
+                                                'mobilenet_accurate', 'mobilenet_v2_small')} == {
+        'cmu': 52311446, 'vgg': 52311446, 'mobilenet': 2205735, 'mobilenet_thin': 1944372, 'mobilenet_fast': 869199,
+        'mobilenet_accurate': 2850815, 'mobilenet_v2_small': 489340}
     assert {name: int(row[2]) for name, row in rows.items()} == {name: networks.stride(name) for name in networks.NAMES}
     # VGG-19 to conv4_2, CPM 4_3 and 4_4, two stage-1 branches, ten 7x7 branches; two operations a multiply-add.
     full, half, quarter, cells = 368 ** 2, 184 ** 2, 92 ** 2, 46 ** 2
@@ -81,24 +123,26 @@ def test_table_of_all_models():
 
 
 def test_flags_are_checked_without_a_graph():
-    assert networks.stride('mobilenet') == 4 and networks.stride('cmu') == 8
+    assert networks.stride('mobilenet') == 4 and networks.stride('cmu') == networks.stride('openpose') == 8
+    for alias, name in networks.ALIASES.items():
+        assert networks.entry(alias) is networks.entry(name) and alias not in networks.NAMES
     for call in (networks.stride, lambda name: networks.get_network(name, None, False)):
         with pytest.raises(UserError) as error:
-            call('openpose')
-        assert 'openpose' in str(error.value) and all(name in str(error.value) for name in networks.NAMES)
+            call('openpos')
+        assert 'openpos' in str(error.value) and all(name in str(error.value) for name in networks.NAMES)
     assert_user_error(run_command('-m', 'networks', '--input-size=100x96'), 'width', '100', '8')
 
 
-class ThinInTwoStages(MobilenetThin):
+class ThinInTwoStages(networks.network_class('mobilenet_thin')):
     """The later stages are the same code again; two are quicker to build."""
     stage_count = 2
 
 
-class FastInTwoStages(MobilenetFast):
+class FastInTwoStages(networks.network_class('mobilenet_fast')):
     stage_count = 2
 
 
-class VggInTwoStages(Vgg):
+class VggInTwoStages(networks.network_class('vgg')):
     stage_count = 2
 
 

@@ -14,8 +14,6 @@ import tool_files
 from annotations.skeleton import COCO_SKELETON, RUN_FILE, skeleton_of_category
 from networks import pretrained
 from networks.formats import vgg19
-from networks.network_cmu import Cmu
-from networks.network_mobilenet import MobilenetFast
 from pose_errors import UserError
 
 # The true names and shapes of some of the layers.
@@ -23,11 +21,11 @@ LAYERS = {'conv1_1': (3, 3, 3, 64), 'conv1_2': (3, 3, 64, 64), 'conv4_4_CPM': (3
           'conv5_5_CPM_L2': (1, 1, 512, 19), 'Mconv7_stage6_L1': (1, 1, 128, 38)}
 
 
-class OneStage(Cmu):
+class OneStage(networks.network_class('cmu')):
     stage_count = 1
 
 
-class FastOneStage(MobilenetFast):
+class FastOneStage(networks.network_class('mobilenet_fast')):
     stage_count = 1
 
 
@@ -61,7 +59,7 @@ def test_npy_dictionary(tmp_path, python_2):
                 for name, layer in layers.items()}
     path = save_npy(tmp_path / 'w.npy', tree)
     with tf.Graph().as_default(), tf.Session() as session:
-        network = build(Cmu)
+        network = build(networks.network_class('cmu'))
         match = pretrained.fit(network, path)
         match.init_fn(None, session)
         assert len(match.values) == 2 * len(LAYERS) and len(match.missing) == 184 - 2 * len(LAYERS)
@@ -225,7 +223,7 @@ def test_a_file_of_another_network(tmp_path):
         assert path in str(error.value) and 'cmu' in str(error.value)
 
 
-class FastTwoStages(MobilenetFast):
+class FastTwoStages(networks.network_class('mobilenet_fast')):
     stage_count = 2
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from conftest import ROOT, assert_user_error
+from conftest import ROOT, assert_user_error, reference_data
 
 NPY = 'openpose_coco.npy'
 TAR = 'mobilenet_v1_0.75_224_2017_06_14.tar.gz'
@@ -139,11 +139,24 @@ def test_a_file_that_is_not_there(download):
 def test_all(server, download):
     """One archive of the right kind stands for each of the table's."""
     for name in ('mobilenet_v1_0.50_224_2017_06_14.tar.gz', 'mobilenet_v1_1.0_224_2017_06_14.tar.gz',
-                 'vgg_19_2016_08_28.tar.gz'):
+                 'vgg_19_2016_08_28.tar.gz', *('mobilenet_v2_%s_224.tgz' % width for width in (0.5, 0.75, '1.0', 1.4))):
         server.files[name] = server.files[TAR]
+    graph = (reference_data('published') / 'mobilenet_v2_small.pb').read_bytes()
+    for name in ('mobilenet_thin', 'mobilenet_v2_small', 'mobilenet_v2_large', 'cmu'):
+        server.files[name + '.pb'] = graph
     server.files[CAFFEMODEL] = b'not the published file'
     assert_user_error(download('all'), CAFFEMODEL, '22 bytes, not 209274056')
-    assert len(download.files()) == 4 * 3 + 1 and len(server.requests) == 6
+    assert len(download.files()) == 8 * 3 + 4 + 1 and len(server.requests) == 14
+    assert download.files()['published/mobilenet_v2_small.pb'] == graph
+
+
+def test_published_graphs(server, download):
+    """A page in place of a graph is refused, and so is another graph where the published one is known."""
+    server.files['mobilenet_thin.pb'] = b'<html>this file has moved</html>'
+    server.files['mobilenet_v2_small.pb'] = b'\n' + bytes(2096018)
+    assert_user_error(download('published_thin'), 'mobilenet_thin.pb is not a graph')
+    assert_user_error(download('published_v2_small'), 'SHA-256', 'damaged or changed')
+    assert download.files() == {}
 
 
 def test_the_authors_weights_are_checked(server, download):
@@ -177,7 +190,7 @@ def test_bad_usage(tmp_path):
         return subprocess.run(['bash', 'scripts/download_pretrained.sh'] + list(args), cwd=str(ROOT), env=environment,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert_user_error(run(), 'usage')
-    assert_user_error(run('openpose'), 'openpose', 'cmu', 'all')
+    assert_user_error(run('openpos'), 'openpos', 'cmu', 'all')
     assert_user_error(run('cmu', '--directory=x'), '--directory=x')
     result = run('openpose_coco', '--dir=%s' % tmp_path)
     assert_user_error(result, 'no lasting public address', tmp_path / 'numpy' / NPY)
