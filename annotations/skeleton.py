@@ -111,11 +111,10 @@ def parse_skeleton(text, origin):
 def skeleton_of_category(category, annotation_file):
     """The Skeleton of an entry of `categories` in an annotation file: COCO's own 17 keypoints give COCO.
 
-    Args:
-        category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1}; also 'sigmas', and who swaps in a
-            mirrored image: 'flip_pairs', as 'skeleton' or of names, or 'flip_idx', a number from 0 for each keypoint.
-    Raises:
-        UserError: names or limbs that make no skeleton; the line names the file and what to mend there.
+    category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1}; also 'sigmas', and who swaps in a
+        mirrored image: 'flip_pairs', as 'skeleton' or of names, or 'flip_idx', a number from 0 for each keypoint.
+
+    Raises UserError for names or limbs that make no skeleton; the line names the file and what to mend there.
     """
     def refuse(problem):
         raise UserError('the category %.60r of %s %s' % (category.get('name'), annotation_file, problem))
@@ -236,13 +235,11 @@ def _in_case_of(example, word):
 
 def _sigmas(category, count):
     """The category's own sigmas where they are usable, else DEFAULT_SIGMA for all."""
-    sigmas = category.get('sigmas')
     try:
-        sigmas = tuple(float(sigma) for sigma in sigmas)
-        usable = len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas)
+        sigmas = tuple(map(float, category.get('sigmas')))
     except (ValueError, TypeError):
-        usable = False
-    return sigmas if usable else (DEFAULT_SIGMA,) * count
+        sigmas = ()
+    return sigmas if len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas) else (DEFAULT_SIGMA,) * count
 
 
 def _connected_components(limbs, parts):
