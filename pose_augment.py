@@ -38,11 +38,7 @@ def augmentation_matrix(augmentation, bbox, input_width, input_height):
     """The 2x3 float64 affine from image pixels to input pixels.
 
     Scales the person to PERSON_HEIGHT * augmentation.scale of the input's height, rotates about the centre of its
-    bounding box, moves the crop and mirrors it.
-
-    Args:
-        augmentation: an Augmentation.
-        bbox: x, y, width, height of the main person in image pixels; the height must be positive.
+    bounding box (bbox: x, y, width, height in image pixels, the height positive), moves the crop and mirrors it.
     """
     x, y, width, height = map(float, bbox)
     scale = PERSON_HEIGHT * input_height / height * augmentation.scale
