@@ -48,17 +48,13 @@ LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
 class BatchLoader:
-    """Training batches, made by `workers` processes. What is in them depends on seed and number alone.
+    """Training batches, made by `workers` processes, at least 1. What is in them depends on seed and number alone.
 
     Args:
-        dataset: a pose_dataset.PoseDataset.
-        batchsize: samples per batch.
-        workers: number of processes, at least 1.
-        seed: None draws one.
+        dataset: a pose_dataset.PoseDataset.  seed: None draws one.
         first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
-        shard, num_shards: which part of each batch this loader makes, see batch_positions.
-        sequence: a Sequence, which batch 0 begins.
+        batchsize, shard, num_shards, sequence: as for batch_positions.
     Attributes:
         samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
         number: of the batch that get() returned last.
@@ -112,11 +108,10 @@ class BatchLoader:
         self._ready = {}
 
     def get(self, timeout=None):
-        """The next batch, or None when none came within timeout seconds.
+        """The next batches.batch.Batch, or None when none came within timeout seconds.
 
-        Returns:
-            A batches.batch.Batch. The arrays are valid until the next call but one: a batch can be on its way to a
-            device or a socket while the next one is prepared.
+        Its arrays are valid until the next call but one: a batch can be on its way to a device or a socket while the
+        next one is prepared.
         """
         if len(self._held) == HELD_SLOTS:
             self._free.add(self._held.popleft())
@@ -142,9 +137,8 @@ class BatchLoader:
 
     def report(self):
         """Lines for the trainer's log: bad samples so far."""
-        if not self._counter.bad:
-            return []
-        return ['%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))]
+        line = '%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))
+        return [line] if self._counter.bad else []
 
     def diagnosis(self):
         """What may help when no batch comes."""
@@ -213,10 +207,9 @@ class BatchLoader:
     def _replace(self, worker, generation, status):
         """A worker died and the supervisor has forked another: what its predecessor was to make is handed out again."""
         self._deaths[worker] += 1
-        message = _read_packet(self._sockets[worker])
-        while message is not None:  # what it had sent before it died; its successor has been offered nothing yet
+        # What it had sent before it died; its successor has been offered nothing yet.
+        for message in iter(lambda: _read_packet(self._sockets[worker]), None):
             self._handle(worker, message)
-            message = _read_packet(self._sockets[worker])
         self._generation[worker] = generation
         lost, self._slots_of[worker] = self._slots_of[worker], {}
         place, remedy = '', 'check the memory of this machine, or start with fewer --workers'
@@ -277,9 +270,8 @@ def _run_and_exit(function, *args):
     code = 1
     try:
         # The trainer decides when loading ends: signals to the whole process group are its business.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         function(*args)
         code = 0
     except BaseException:
@@ -289,10 +281,8 @@ def _run_and_exit(function, *args):
 
 
 def _supervise(control, worker_ends, slots, dataset, seed, part):
-    """Keep one process per worker alive until the trainer closes the control socket or dies.
-
-    part: shard, num_shards and sequence of batch_positions.
-    """
+    """Keep one process per worker alive until the trainer closes the control socket or dies. part: shard, num_shards
+    and sequence of batch_positions."""
     worker_of = {}
 
     def start(worker, generation):
@@ -323,15 +313,11 @@ def _supervise(control, worker_ends, slots, dataset, seed, part):
         os.waitpid(pid, 0)
 
 
-def _die_with_parent():
-    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot check by itself."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _work(trainer, slots, dataset, seed, part, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
-    _die_with_parent()
+    # Linux kills this process when its parent is gone, also when it is stopped and cannot check by itself.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)
     supervisor = os.getppid()
     order = SampleOrder(len(dataset), seed)

@@ -34,8 +34,7 @@ def split_layers(graph, output):
     The large parts need not be copied then, and what is made of each fits better into the processor's caches. Features
     of half the resolution that were doubled are convolved before that (see `before_doubling`).
 
-    graph: a frozen GraphDef. output: the name of a node that stays.
-    Returns a GraphDef that computes the same. Nodes that nothing uses any more are still in it.
+    graph: a frozen GraphDef; nodes that nothing uses any more stay in it. output: the name of a node that stays.
     """
     with tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(graph, name='')
@@ -57,20 +56,14 @@ def split_layers(graph, output):
 
 
 def layers_over(concat, split, output):
-    """The Layers over a concatenation, or none when something else needs it whole.
-
-    split: the names of the concatenations that nothing needs any more. output: as in `split_layers`.
-    """
+    """The Layers over a concatenation, or none when something else needs it whole; split: names of those not needed."""
     users = [user for user in concat.outputs[0].consumers() if user.name not in split]
     layers = [separable_layer(user, concat.outputs[0]) for user in users]
     return [] if any(layer is None or layer.name == output for layer in layers) else layers
 
 
 def sum_of_parts(layer, groups, convolvers):
-    """The output of a layer as a sum over groups of its input's channels, as from `group_channels`.
-
-    convolvers: a dict that keeps what layers over the same tensor share.
-    """
+    """The output of a layer as a sum over groups of its input's channels; convolvers: what layers share, a dict."""
     kernel = layer.filters.shape[:2]
     for tensor, _ in groups:
         if (tensor.name, kernel) not in convolvers:

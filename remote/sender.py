@@ -10,7 +10,6 @@ from . import keys, protocol
 from .protocol import HANDSHAKE_REMEDY, LINK_TIMEOUT, BadMessage, OtherVersion, check_address, set_limits
 
 
-
 class ConnectionLost(Exception):
     """The trainer is gone, or the link to it."""
 
