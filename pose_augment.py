@@ -85,7 +85,12 @@ def transform_joints(joints, matrix, skeleton):
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.
     """
     moved = joints @ matrix[:, :2].T + matrix[:, 2]
-    return moved[:, list(skeleton.flip_order)] if _determinant(matrix) < 0 else moved
+    return moved[:, list(skeleton.flip_order)] if is_mirrored(matrix) else moved
+
+
+def is_mirrored(matrix):
+    """Whether an affine mirrors the image."""
+    return _determinant(matrix) < 0
 
 
 def _determinant(matrix):
