@@ -5,7 +5,9 @@ else is written: a run that dies at any moment resumes from the last one that is
 checksum of each array, so reading all of it once, when a run starts, finds a cut file as well as a single wrong bit;
 then the newest whole one is used, and the damaged one is kept under another name.
 """
+import contextlib
 import errno
+import glob
 import json
 import logging
 import os
@@ -37,10 +39,7 @@ def saved_step(folder):
 
 
 def explain_failure(folder, error):
-    """Raise UserError, with the remedy, when an exception comes from a full memory, or a full or broken disk.
-
-    folder: of the run.
-    """
+    """Raise UserError, with the remedy, when an exception comes from a full memory, or a full or broken disk."""
     saved = latest_checkpoint(folder)
     state = 'it resumes from %s' % saved if saved else 'nothing was saved yet'
     reason = disk_trouble(error)  # first: TensorFlow reports a full disk as ResourceExhaustedError, too
@@ -56,10 +55,7 @@ def explain_failure(folder, error):
 
 
 def create_saver(keep, variables=None, like=None):
-    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations.
-
-    variables: what it saves (default: all).
-    """
+    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations."""
     definition = None
     if like:
         definition = tf.train.SaverDef()
@@ -93,9 +89,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     the whole graph to each one, which takes seconds.
 
     Args:
-        saver: see create_saver.
-        folder: --modelpath.
-        every: steps between checkpoints.
+        saver: see create_saver.  folder: --modelpath.  every: steps between checkpoints.
         training: a towers.Training, of which step, rate, finite_check and network.variables are watched.
         writes: whether this process saves. The others of a cluster only watch, and end at the same step.
         note_progress: function (session, step, alone), called in all processes before a checkpoint is saved; alone:
@@ -173,21 +167,15 @@ class CheckpointHook(tf.train.SessionRunHook):
 
 def _identity(folder):
     """What tells a folder from another one of the same name; None where there is none."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
 
 
 class BestCheckpoint:
-    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own.
+    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own in modelpath.
 
-    Args:
-        saver: the saver of the other checkpoints, whose operations it shares.
-        modelpath: where to put the folder.
-    Attributes:
-        loss_ll: the lowest so far, infinite before the first validation.
+    saver: of the other checkpoints, whose operations it shares.
     """
 
     def __init__(self, saver, modelpath):
@@ -205,6 +193,7 @@ class BestCheckpoint:
 
     @property
     def loss_ll(self):
+        """The lowest so far, infinite before the first validation."""
         return self._kept['loss_ll'] if self._kept else np.inf
 
     def _resume(self):
@@ -243,19 +232,17 @@ def recover(folder):
 
     Does nothing when the one that it names is whole, or when there is none yet. Says in one line what it did.
 
-    Returns:
-        the prefix of the checkpoint to go on from, or None for a folder without any.
-    Raises:
-        UserError: checkpoints were there and none of them reads whole, or one cannot be read for want of rights.
+    Returns the prefix of the checkpoint to go on from, or None for a folder without any. Raises UserError when
+    checkpoints were there and none of them reads whole, or one cannot be read for want of rights.
     """
-    named = named_checkpoints(folder)
-    latest = named[-1] if named else None
+    latest = latest_checkpoint(folder)
     if latest and fault(latest) is None:
         return latest
     steps = checkpoint_steps(folder)
     if latest is None and not steps:
         # A file `checkpoint` that names nothing: of a new run that was cut short, or the rest of an old one.
-        if os.path.exists(os.path.join(folder, STATE_FILE)) and _has_orphans(folder):
+        if os.path.exists(os.path.join(folder, STATE_FILE)) and any(
+                re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder)):
             raise UserError('%s holds a damaged checkpoint and no whole one; bring its files back, or choose another '
                             '--modelpath' % folder)
         return None
@@ -276,11 +263,8 @@ def recover(folder):
 
 
 def fault(prefix):
-    """Why a checkpoint cannot be used, in a few words; None when all of it can be read.
-
-    Raises:
-        UserError: its files are there, but this user may not read them.
-    """
+    """Why a checkpoint cannot be used, in a few words; None when all of it can be read. Raises UserError for files that
+    are there, but that this user may not read."""
     files = _files(prefix)
     for path in files:
         if not os.access(path, os.R_OK):
@@ -294,7 +278,7 @@ def fault(prefix):
     except MemoryError:
         raise UserError('not enough memory to read %s' % prefix)
     except Exception as error:  # damaged bytes fail in many ways, which differ between TensorFlows
-        return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return reason_of(error)[:200]
     return None
 
 
@@ -335,13 +319,6 @@ def checkpoint_steps(folder):
     return {int(match.group(1)) for match in matches if match}
 
 
-def _has_orphans(folder):
-    return any(re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder))
-
-
 def _files(prefix):
-    folder, name = os.path.split(prefix)
-    if not os.path.isdir(folder):
-        return []
-    return sorted(os.path.join(folder, other) for other in os.listdir(folder)
-                  if re.match(re.escape(name) + r'\.(index|data-\d+-of-\d+|meta)$', other))
+    return sorted(path for path in glob.glob(glob.escape(prefix) + '.*')
+                  if re.match(r'\.(index|data-\d+-of-\d+|meta)$', path[len(prefix):]))

@@ -42,11 +42,7 @@ def open_coordinator(cluster, stop):
 
 
 class SingleProcess:
-    """A run of one process, which agrees with itself.
-
-    Args:
-        cluster: a cluster.Cluster.  stop: this process's StopSignal.
-    """
+    """A run of one process, which agrees with itself. cluster: a cluster.Cluster.  stop: its StopSignal."""
 
     def __init__(self, cluster, stop):
         self.cluster, self._stop = cluster, stop
@@ -115,11 +111,8 @@ class MultiProcess(SingleProcess):
 
     All do the same steps: that one is told to stop, it tells the others in its next step's all-reduce.
 
-    Args:
-        cluster, stop: as for SingleProcess.
-        link_timeout, report_seconds: of a silent link, and between lines about missing processes.
-    Raises:
-        UserError: the address cannot be listened on.
+    link_timeout, report_seconds: of a silent link, and between lines about missing processes.
+    Raises UserError when the address cannot be listened on.
     """
 
     def __init__(self, cluster, stop, link_timeout=LINK_TIMEOUT, report_seconds=REPORT_SECONDS):
@@ -162,18 +155,13 @@ class MultiProcess(SingleProcess):
         return self._stop() or any(other.state.get('stop') for other in self._others)
 
     def all_gather(self, topic, facts, barrier=False):
-        """Send facts to all the others, and wait until each has sent its own about the same topic.
+        """Send facts (a dict for JSON) to all the others, and wait until each has sent its own about the same topic.
 
-        Logs every report_seconds which processes are missing.
+        Logs every report_seconds which processes are missing. Returns the facts of all processes, in order. Raises
+        Stopped when one of them was told to stop.
 
-        Args:
-            topic: its name; NAME@20 takes the place of an earlier NAME@10, which all have received then.
-            facts: a dict for JSON.
-            barrier: a stop does not end the wait, nor keep from it: no process goes on alone then.
-        Returns:
-            the facts of all processes, in order.
-        Raises:
-            Stopped: one of the processes was told to stop.
+        topic: its name; NAME@20 takes the place of an earlier NAME@10, which all have received then.
+        barrier: a stop does not end the wait, nor keep from it: no process goes on alone then.
         """
         if not barrier:
             self.check()
@@ -195,13 +183,12 @@ class MultiProcess(SingleProcess):
         return theirs[:self.cluster.index] + [facts] + theirs[self.cluster.index:]
 
     def _who_is_missing(self, missing, seconds):
-        absent = [other.name for other in missing if not other.state]
-        busy = [other.name for other in missing if other.state]
-        parts = ['not heard of yet: %s (start the same command there; the ports of all workers, and the next ones, '
-                 'have to be open between them)' % ', '.join(absent)] if absent else []
-        parts += ['still preparing: %s' % ', '.join(busy)] if busy else []
+        absent = ', '.join(other.name for other in missing if not other.state)
+        busy = ', '.join(other.name for other in missing if other.state)
+        parts = [absent and 'not heard of yet: %s (start the same command there; the ports of all workers, and the '
+                 'next ones, have to be open between them)' % absent, busy and 'still preparing: %s' % busy]
         return 'waiting for %d of %d workers for %.0f s; %s' % (
-            len(missing), self.cluster.size, seconds, '; '.join(parts))
+            len(missing), self.cluster.size, seconds, '; '.join(filter(None, parts)))
 
     def assert_same(self, topic, facts):
         """Raise UserError, in all processes alike, naming what differs between them. facts: a dict for JSON."""
@@ -236,11 +223,8 @@ class MultiProcess(SingleProcess):
         return metrics
 
     def straggler_note(self, waited, busy):
-        """Publish this process's load, and name the process with the most of those that are known.
-
-        Args:
-            waited, busy: seconds of the interval in which this process waited for data, and computed gradients.
-        """
+        """Publish the seconds of the interval in which this process waited for data, and computed gradients, and name
+        the process with the most of those that are known."""
         self._state['seconds'] = [round(float(waited), 4), round(float(busy), 4)]
         theirs = [other.state.get('seconds') for other in self._others]
         seconds = theirs[:self.cluster.index] + [self._state['seconds']] + theirs[self.cluster.index:]
