@@ -160,9 +160,10 @@ def build_arrays(dataset, annotation_file):
     """
     images, skeleton = dataset.images, dataset.skeleton
     row_of_image = {image['id']: row for row, image in enumerate(images)}
-    people = [annotation for annotation in dataset.annotations if annotation['num_keypoints']]
-    order, person_start = _group_by_image([row_of_image[person['image_id']] for person in people], len(images))
-    people = [people[k] for k in order]
+    people = sorted((annotation for annotation in dataset.annotations if annotation['num_keypoints']),
+                    key=lambda person: row_of_image[person['image_id']])
+    starts = np.arange(len(images) + 1)
+    person_start = np.searchsorted([row_of_image[person['image_id']] for person in people], starts)
     boxes = np.array([person['bbox'] for person in people], np.float64).reshape(-1, 4)
     columns = [person['num_keypoints'] for person in people], [person['area'] for person in people], boxes.tolist()
     samples = [(row, first + person) for row, (first, last) in enumerate(zip(person_start[:-1], person_start[1:]))
@@ -170,17 +171,15 @@ def build_arrays(dataset, annotation_file):
     if not samples:
         raise UserError(_nobody(dataset, people, annotation_file))
     sample_image, sample_person = np.array(samples, np.int64).T
-    regions = _regions(dataset.annotations, row_of_image)
-    region_order, region_start = _group_by_image([row for row, _, _ in regions], len(images))
-    regions = [regions[k] for k in region_order]
-    numbers = [numbers for _, _, numbers in regions]
+    regions = sorted(_regions(dataset.annotations, row_of_image), key=lambda region: region[0])
+    region_rows, kinds, numbers = ([region[k] for region in regions] for k in range(3))
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start, 'joints': skeleton.joints([person['keypoints'] for person in people]),
-        'bbox': boxes.astype(np.float32),
-        'region_start': region_start, 'region_kind': np.array([kind for _, kind, _ in regions], np.uint8),
+        'person_start': person_start.astype(np.int64), 'bbox': boxes.astype(np.float32),
+        'joints': skeleton.joints([person['keypoints'] for person in people]),
+        'region_start': np.searchsorted(region_rows, starts).astype(np.int64), 'region_kind': np.array(kinds, np.uint8),
         'number_start': np.cumsum([0] + list(map(len, numbers)), dtype=np.int64),
         'numbers': np.concatenate(numbers + [np.zeros(0, np.uint32)]),
         'sample_image': sample_image, 'sample_person': sample_person,
@@ -237,13 +236,6 @@ def _points(polygon):
     return (np.array(polygon, np.float32) - np.float32(0.5)).view(np.uint32)
 
 
-def _group_by_image(image_rows, images):
-    """A stable order that puts rows of one image together, and where each image starts in it, int64 (images + 1)."""
-    image_rows = np.array(image_rows, np.int64)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(image_rows, minlength=images))])
-    return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
-
-
 def _find_images(annotations, annotation_file, image_folder):
     """Annotations with the names of files in the image folder, without the samples whose image is not there."""
     try:
@@ -254,22 +246,20 @@ def _find_images(annotations, annotation_file, image_folder):
     names = [name.decode() for name in annotations.file_name[rows]]
     found = [name if name in present else find(name) for name in names]
     uses = collections.Counter(found)  # of images of the same name in different folders one may be there: whose?
-    missing = np.array([new is None or uses[new] > 1 and new != name for new, name in zip(found, names)])
-    files = annotations.file_name.tolist()
-    for row, name, is_missing in zip(rows.tolist(), found, missing.tolist()):
-        if not is_missing:
-            files[row] = name.encode()
-    annotations = annotations._replace(file_name=np.array(files, np.bytes_))
-    if not missing.any():
-        return annotations
-    examples = ', '.join([name for name, is_missing in zip(names, missing.tolist()) if is_missing][:3])
-    message = ('%d of the %d images with people of %s are not in %s (%s ...)'
-               % (missing.sum(), len(rows), annotation_file, image_folder, examples))
-    if missing.mean() > MISSING_LIMIT:
-        raise UserError('%s; give the folder with the images by --imgpath' % message)
-    logging.warning('%s: they are left out', message)
-    keep = ~np.isin(annotations.sample_image, rows[missing])
-    return annotations._replace(sample_image=annotations.sample_image[keep],
+    files, missing = annotations.file_name.tolist(), {}
+    for row, name, new in zip(rows.tolist(), names, found):
+        if new is None or uses[new] > 1 and new != name:
+            missing[row] = name
+        else:
+            files[row] = new.encode()
+    keep = ~np.isin(annotations.sample_image, list(missing))
+    if missing:
+        message = '%d of the %d images with people of %s are not in %s (%s ...)' % (
+            len(missing), len(rows), annotation_file, image_folder, ', '.join(list(missing.values())[:3]))
+        if len(missing) / len(rows) > MISSING_LIMIT:
+            raise UserError('%s; give the folder with the images by --imgpath' % message)
+        logging.warning('%s: they are left out', message)
+    return annotations._replace(file_name=np.array(files, np.bytes_), sample_image=annotations.sample_image[keep],
                                 sample_person=annotations.sample_person[keep])
 
 

@@ -70,9 +70,8 @@ def summary_of(dataset):
     parts = []
     for verb, counts in (('derived', dataset.inferred), ('left out', dataset.skipped)):
         counts = ['%d %s' % (count, what) for what, count in sorted(counts.items()) if count]
-        if counts:
-            parts.append('%s %s' % (verb, ', '.join(counts[:MAX_COUNTS] + ['...'] * (len(counts) > MAX_COUNTS))))
-    return '; '.join(parts + [dataset.implausible] * bool(dataset.implausible))
+        parts.append(counts and '%s %s' % (verb, ', '.join(counts[:MAX_COUNTS] + ['...'] * (len(counts) > MAX_COUNTS))))
+    return '; '.join(filter(None, parts + [dataset.implausible]))
 
 
 def load_json(annotation_file):

@@ -46,7 +46,7 @@ def check_memory(layout, batches):
 
 def product(shape):
     """How many items an array of this shape has, without overflow."""
-    return np.prod(shape, dtype=object)
+    return np.prod(np.array(shape, object))
 
 
 def mask_steps(image, mask):

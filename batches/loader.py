@@ -123,9 +123,10 @@ class BatchLoader:
             if left <= 0:
                 return None
             self._receive(left)
-        self.number = self._next if self._next is not None else min(self._ready)
-        if self._next is not None:
-            self._next += 1
+        if self._next is None:
+            self.number = min(self._ready)
+        else:
+            self.number, self._next = self._next, self._next + 1
         self._held.append(self._ready.pop(self.number))
         return self._slots[self._held[-1]].read()
 
@@ -150,7 +151,12 @@ class BatchLoader:
             return
         with contextlib.suppress(ConnectionError):
             self._control.send(b'stop')
-        _wait_or_kill(self._supervisor, CLOSE_SECONDS)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        os.kill(self._supervisor, signal.SIGCONT)  # it may have been stopped
+        while os.waitpid(self._supervisor, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(self._supervisor, signal.SIGKILL)
+            time.sleep(0.01)
         self._supervisor = None
         self._selector.close()
         for own in self._sockets + (self._control,):
@@ -184,11 +190,9 @@ class BatchLoader:
         while events:
             for key, _ in events:
                 message = _read_packet(key.fileobj)
-                if message is None:
-                    continue
-                if key.data is None:
+                if message is not None and key.data is None:
                     self._replace(**message)
-                else:
+                elif message is not None:
                     self._handle(key.data, message)
             events = self._selector.select(0)
 
@@ -224,18 +228,6 @@ class BatchLoader:
                             % (worker, self._deaths[worker], status, place, remedy))
         self._free |= set(lost)
         self.request(lost.values())
-
-
-def _wait_or_kill(pid, seconds):
-    """Wait for a child that is to end; one that is stopped goes on, one that does not answer is killed."""
-    deadline = time.monotonic() + seconds
-    os.kill(pid, signal.SIGCONT)
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return
-        time.sleep(0.01)
 
 
 def _packet_pair():

@@ -88,7 +88,7 @@ def _constant_elements(node):
     if tensor.dtype not in ALLOWED_TYPES or tensor.dtype != node.attr['dtype'].type or tensor.tensor_shape.unknown_rank:
         raise UserError('the constant %s is not an array of numbers' % node.name)
     dtype, sides = tf.as_dtype(tensor.dtype), [dim.size for dim in tensor.tensor_shape.dim]
-    elements = np.prod(sides, dtype=object)  # in Python's integers, which do not overflow
+    elements = np.prod(np.array(sides, object))  # in Python's integers, which do not overflow
     if sides and min(sides) < 0:
         raise UserError('the constant %s has a side of %d' % (node.name, min(sides)))
     if elements > (MAX_INTEGERS if dtype in INTEGERS else MAX_ELEMENTS):
@@ -133,7 +133,7 @@ def check_shapes(graph):
     """
     batch, height, width, _ = _sides(input_shape(graph))
     shape = [batch or 1, height or TRIAL_SIZE, width or TRIAL_SIZE, 3]
-    if np.prod(shape, dtype=object) > MAX_ELEMENTS:
+    if np.prod(np.array(shape, object)) > MAX_ELEMENTS:
         raise UserError('it takes images of %dx%d, %d at once; no network here takes as large ones'
                         % (shape[2], shape[1], shape[0]))
     names = _order(graph)
@@ -187,7 +187,7 @@ def _check_sizes(op, name):
         known = [side for side in tensor.shape.as_list() if side] if tensor.shape.rank else []
         if op.type == 'Fill' and not tensor.shape.is_fully_defined():
             raise UserError('the node %s (Fill) makes as much as other nodes say' % name)
-        if np.prod(known, dtype=object) > (MAX_INTEGERS if tensor.dtype in INTEGERS else MAX_ELEMENTS):
+        if np.prod(np.array(known, object)) > (MAX_INTEGERS if tensor.dtype in INTEGERS else MAX_ELEMENTS):
             raise UserError('the node %s (%s) makes %s, too much for a network here' % (name, op.type, tensor.shape))
 
 

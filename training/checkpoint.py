@@ -8,6 +8,7 @@ then the newest whole one is used, and the damaged one is kept under another nam
 import contextlib
 import errno
 import glob
+import itertools
 import json
 import logging
 import os
@@ -127,10 +128,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         if step % self._every == 0:
             self._save(run_context.session, 'with lr=%g' % rate)
 
-    def end(self, session):
-        self._save_if_new(session)
-
-    def _save_if_new(self, session, alone=False):
+    def end(self, session, alone=False):
         if session.run(self._state)[0] != self._saved_step:
             self._save(session, 'at the end', alone)
 
@@ -140,7 +138,7 @@ class CheckpointHook(tf.train.SessionRunHook):
                 or isinstance(error, tf.errors.ResourceExhaustedError):  # a device in that state may never answer
             return
         try:
-            session.run_step_fn(lambda step_context: self._save_if_new(step_context.session, alone=True))
+            session.run_step_fn(lambda step_context: self.end(step_context.session, alone=True))
         except (UserError, OSError, RuntimeError, ValueError, tf.errors.OpError) as failure:
             logging.warning('could not save before the run ends: %s', reason_of(failure))
 
@@ -186,9 +184,8 @@ class BestCheckpoint:
         try:
             self._resume()
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            kept = quarantine(self._folder)
             logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
-                            reason_of(error), kept)
+                            reason_of(error), quarantine(self._folder))
             self._kept = None
 
     @property
@@ -246,18 +243,18 @@ def recover(folder):
             raise UserError('%s holds a damaged checkpoint and no whole one; bring its files back, or choose another '
                             '--modelpath' % folder)
         return None
-    last_named = step_of(latest) if latest else None
-    faults = []
-    if latest and step_of(latest) not in steps:
+    last_named, faults = step_of(latest or ''), []
+    if latest and last_named not in steps:
         faults.append((latest, fault(latest)))
-    for step in sorted(steps, reverse=True):
-        if last_named is not None and step > last_named:
-            continue  # a save that was cut short before it counted; remove_leftovers takes it away
-        prefix = os.path.join(folder, '%s-%d' % (BASENAME, step))
+    # Later ones are of a save that was cut short before it counted; remove_leftovers takes them away.
+    steps = sorted(step for step in steps if last_named is None or step <= last_named)
+    while steps:
+        prefix = os.path.join(folder, '%s-%d' % (BASENAME, steps[-1]))
         reason = fault(prefix)
         if reason is None:
-            return _go_on_from(prefix, faults, sorted(s for s in steps if s <= step))
+            return _go_on_from(prefix, faults, steps)
         faults.append((prefix, reason))
+        steps.pop()
     raise UserError('no checkpoint in %s reads whole (%s: %s); bring its files back, or choose another --modelpath'
                     % (folder, os.path.basename(faults[0][0]), faults[0][1]))
 
@@ -285,10 +282,9 @@ def fault(prefix):
 def quarantine(path):
     """Rename a file or folder to damaged-NAME beside it, with a number where that is taken. Returns the new path."""
     folder, name = os.path.split(path)
-    target, number = os.path.join(folder, DAMAGED + name), 1
-    while os.path.lexists(target):
-        number += 1
-        target = os.path.join(folder, '%s%d-%s' % (DAMAGED, number, name))
+    numbers = itertools.chain([''], ('%d-' % number for number in itertools.count(2)))
+    targets = (os.path.join(folder, DAMAGED + number + name) for number in numbers)
+    target = next(target for target in targets if not os.path.lexists(target))
     try:
         os.rename(path, target)
     except OSError as error:
@@ -303,19 +299,17 @@ def _go_on_from(prefix, faults, steps):
     names = ['%s-%d' % (BASENAME, step) for step in steps]
     lines = ['model_checkpoint_path: "%s"' % names[-1]] + ['all_model_checkpoint_paths: "%s"' % name for name in names]
     write_file(os.path.join(folder, STATE_FILE), ('\n'.join(lines) + '\n').encode())
-    what = 'the file %s was damaged or gone' % os.path.join(folder, STATE_FILE)
-    if faults:
-        what = '%s is damaged (%s)' % (' and '.join(damaged for damaged, _ in faults), faults[0][1])
-        if kept:
-            what += ', kept as %s*' % os.path.join(folder, DAMAGED)
+    what = '%s is damaged (%s)' % (' and '.join(damaged for damaged, _ in faults), faults[0][1]) if faults else \
+        'the file %s was damaged or gone' % os.path.join(folder, STATE_FILE)
+    what += ', kept as %s*' % os.path.join(folder, DAMAGED) if kept else ''
     logging.warning('%s; going on from %s, the newest checkpoint that reads whole', what, prefix)
     return prefix
 
 
 def checkpoint_steps(folder):
     """The steps of the checkpoints in a folder that have an index."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', name) for name in names)
+    matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', os.path.basename(path))
+               for path in glob.glob(os.path.join(glob.escape(folder), '*.index')))
     return {int(match.group(1)) for match in matches if match}
 
 

@@ -20,7 +20,7 @@ import uuid
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pose_errors import Stopped, UserError, printable
+from pose_errors import Stopped, UserError, printable, reason_of
 from remote.protocol import LINK_TIMEOUT
 
 DIVERGED_EXIT_CODE = 3  # NaN: all processes see it at the same step
@@ -105,6 +105,10 @@ class _Other:
         self.gone_since = None  # when its connection broke; None while it stands
         self.state = {}  # what it published last
 
+    def is_done(self):
+        """Whether it has done all steps, or is gone as it should."""
+        return self.state.get('left') or 'end' in self.state.get('facts', {})
+
 
 class MultiProcess(SingleProcess):
     """The other processes of a run, from the first contact to the end of training.
@@ -135,18 +139,14 @@ class MultiProcess(SingleProcess):
             if k != cluster.index:
                 self._others.append(self._subscribe(cluster.workers[k], 'tcp://%s:%d' % (host, port), link_timeout))
         logging.info('worker %d of %d; listening on %s:%d', cluster.index, cluster.size, *_own_address(cluster))
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _subscribe(self, name, address, link_timeout):
         subscriber = self._context.socket(zmq.SUB)
-        subscriber.setsockopt(zmq.LINGER, 0)
-        subscriber.setsockopt(zmq.RECONNECT_IVL, 1000)
-        subscriber.setsockopt(zmq.HEARTBEAT_IVL, int(link_timeout * 250))
-        subscriber.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000))
-        subscriber.setsockopt(zmq.IPV6, '[' in address)
-        subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        subscriber.setsockopt(zmq.SUBSCRIBE, b'')
+        for option, value in ((zmq.LINGER, 0), (zmq.RECONNECT_IVL, 1000), (zmq.HEARTBEAT_IVL, int(link_timeout * 250)),
+                              (zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000)), (zmq.IPV6, '[' in address),
+                              (zmq.MAXMSGSIZE, MAX_MESSAGE), (zmq.SUBSCRIBE, b'')):
+            subscriber.setsockopt(option, value)
         other = _Other(name, subscriber)
         subscriber.connect(address)
         return other
@@ -199,9 +199,10 @@ class MultiProcess(SingleProcess):
                 # All must have received all before the first one leaves.
                 self.all_gather(topic + ' compared', {}, barrier=True)
                 self._end_alike = True
+                listed = [', '.join('%s=%s' % (name, json.dumps(each.get(name))) for name in differing)
+                          for each in (first, other)]
                 raise UserError('the workers differ: %s has %s, %s has %s; start all with the same command, code and '
-                                'data' % (self.cluster.workers[0], _listed(first, differing), worker,
-                                          _listed(other, differing)))
+                                'data' % (self.cluster.workers[0], listed[0], worker, listed[1]))
 
     def wait_for_failure(self):
         """The process ends meanwhile if another one is lost."""
@@ -235,9 +236,8 @@ class MultiProcess(SingleProcess):
         if alike or error is None or isinstance(error, Stopped):
             self._wait_for_others()
         else:
-            reason = str(error).strip().splitlines() or ['']
-            self._state['failed'] = '%s%s' % ('' if isinstance(error, UserError) else kind.__name__ + ': ',
-                                              reason[0][:300])
+            prefix = '' if isinstance(error, UserError) else kind.__name__ + ': '
+            self._state['failed'] = prefix + reason_of(error)[:300]
         with self._lock:
             self._closing.set()
             self._state['left'] = True
@@ -253,9 +253,7 @@ class MultiProcess(SingleProcess):
         """What the last step sent may still be on its way to slower ones."""
         self._state['facts'] = dict(self._state['facts'], end={})
         deadline = time.monotonic() + FAREWELL_SECONDS
-        while time.monotonic() < deadline and not all(
-                other.state.get('left') or 'end' in other.state.get('facts', {}) for other in self._others
-                if other.state):
+        while time.monotonic() < deadline and not all(other.is_done() for other in self._others if other.state):
             time.sleep(POLL_SECONDS)
         time.sleep(2 * BEAT_SECONDS)  # so that they receive it too
 
@@ -291,7 +289,7 @@ class MultiProcess(SingleProcess):
             event = recv_monitor_message(other.monitor)['event']
             other.gone_since = None if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else \
                 other.gone_since or time.monotonic()
-        if not other.incarnation or other.state.get('left') or 'end' in other.state.get('facts', {}):
+        if not other.incarnation or other.is_done():
             other.gone_since = None  # not come yet, or gone as it should
 
     def _take_state(self, other):
@@ -315,10 +313,6 @@ class MultiProcess(SingleProcess):
         os._exit(LOST_EXIT_CODE)
 
 
-def _listed(facts, names):
-    return ', '.join('%s=%s' % (name, json.dumps(facts.get(name))) for name in names)
-
-
 def _bind(publisher, address):
     """Bind, for BIND_SECONDS again and again: what tries to connect to a port of its own machine on which nobody
     listens yet may be given that very port to come from, and holds it for a moment."""
@@ -339,17 +333,13 @@ def _own_address(cluster):
     the others are reached.
     """
     host, port = cluster.addresses[cluster.index]
-    address = _resolve(host)
+    address = host if host.startswith('[') else socket.gethostbyname(host)
     others = [other for other, _ in cluster.addresses if other != host]
     if address.startswith('127.') and others and host != address and host != 'localhost':
         with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-            probe.connect((_resolve(others[0]), port))  # sends nothing
+            probe.connect((others[0], port))  # sends nothing
             address = probe.getsockname()[0]
     return address, port
-
-
-def _resolve(host):
-    return host if host.startswith('[') else socket.gethostbyname(host)
 
 
 def _straggler(workers, seconds):

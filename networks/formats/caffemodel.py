@@ -88,7 +88,7 @@ def _blob(message):
         shape = [old_shape.get(axis, 1) for axis in OLD_AXES]
     # Floats may also come one by one, or in several pieces.
     chunk = chunks[0] if len(chunks) == 1 else b''.join(bytes(chunk) for chunk in chunks)
-    size = np.prod(shape, dtype=object) * np.dtype(dtype).itemsize  # in Python's integers, which do not overflow
+    size = np.prod(np.array(shape, object)) * np.dtype(dtype).itemsize  # in Python's integers, which do not overflow
     if len(shape) > MAX_DEPTH or len(chunk) != size:
         raise _Broken('a blob of shape %s has %d bytes' % (tuple(shape[:MAX_DEPTH]), len(chunk)))
     return np.frombuffer(chunk, dtype).reshape(shape)

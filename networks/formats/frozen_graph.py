@@ -47,7 +47,7 @@ def read(path):
 
 
 def _array(path, name, tensor):
-    elements = np.prod([max(dim.size, 0) for dim in tensor.tensor_shape.dim], dtype=object)
+    elements = np.prod(np.array([max(dim.size, 0) for dim in tensor.tensor_shape.dim], object))
     if elements > MAX_ELEMENTS:
         raise UserError('%s: %s has %d elements; this is no file of weights' % (path, name, elements))
     try:
