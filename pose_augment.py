@@ -38,11 +38,7 @@ def augmentation_matrix(augmentation, bbox, input_width, input_height):
     """The 2x3 float64 affine from image pixels to input pixels.
 
     Scales the person to PERSON_HEIGHT * augmentation.scale of the input's height, rotates about the centre of its
-    bounding box, moves the crop and mirrors it.
-
-    Args:
-        augmentation: an Augmentation.
-        bbox: x, y, width, height of the main person in image pixels; the height must be positive.
+    bounding box (bbox: x, y, width, height in image pixels, the height positive), moves the crop and mirrors it.
     """
     x, y, width, height = map(float, bbox)
     scale = PERSON_HEIGHT * input_height / height * augmentation.scale
@@ -89,7 +85,12 @@ def transform_joints(joints, matrix, skeleton):
     A matrix that mirrors (negative determinant) also swaps the left and right parts, as seen from the new image.
     """
     moved = joints @ matrix[:, :2].T + matrix[:, 2]
-    return moved[:, list(skeleton.flip_order)] if _determinant(matrix) < 0 else moved
+    return moved[:, list(skeleton.flip_order)] if is_mirrored(matrix) else moved
+
+
+def is_mirrored(matrix):
+    """Whether an affine mirrors the image."""
+    return _determinant(matrix) < 0
 
 
 def _determinant(matrix):

@@ -23,12 +23,10 @@ class StopSignal:
     after the current step; one more, later, kills as usual."""
 
     def __init__(self):
-        self._received = None
-        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._receive)
+        self._received, self._terminals = None, [fd for fd in (0, 1, 2) if os.isatty(fd)]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def __call__(self):
         """Whether to stop."""
@@ -40,28 +38,16 @@ class StopSignal:
             raise Stopped('stopped by a signal before the first step')
 
     def _receive(self, number, _):
-        if number == signal.SIGHUP:
-            _silence(self._terminals)
+        if number == signal.SIGHUP:  # writing to a terminal that is gone is an error, which would end the run unsaved
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for fd in self._terminals:
+                os.dup2(nowhere, fd)
+            os.close(nowhere)
         if self._received is None:
             self._received = time.monotonic()
         elif time.monotonic() - self._received > 1:  # `timeout` and others signal both the process and its group
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-
-def _is_terminal(fd):
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
-
-
-def _silence(fds):
-    """Send these to /dev/null: writing to a terminal that is gone is an error, which would end the run unsaved."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for fd in fds:
-        os.dup2(nowhere, fd)
-    os.close(nowhere)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -166,61 +152,37 @@ def errors_in_one_line():
 
 def log_to_stderr(level=logging.INFO):
     """Send log records to stderr as `2017-09-27 15:58:50,307 INFO message`."""
+    def escape(record):  # what its arguments brought from files; no record is dropped
+        record.msg, record.args = '\n'.join(map(printable, record.getMessage().split('\n'))), None
+        return True
     logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_escape_message)
-
-
-def _escape_message(record):
-    """A logging filter that never drops a record, but escapes what its arguments brought from files."""
-    record.msg, record.args = '\n'.join(map(printable, record.getMessage().split('\n'))), None
-    return True
+        handler.addFilter(escape)
 
 
 def add_data_flags(parser, group=None):
-    """Add --datapath, which defaults to $COCO_DIR, and --imgpath.
-
-    Args:
-        group: of the parser, which gets --datapath where that excludes other flags.
-    """
+    """Add --datapath, to a group of the parser where it excludes other flags, and --imgpath."""
     (group or parser).add_argument('--datapath', default=os.environ.get('COCO_DIR'),
                                    help='COCO root or its annotations folder ($COCO_DIR)')
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
 
 
-def positive_int(text):
-    """argparse type: an integer from 1 to MAX_INT."""
-    return _int_in_range(text, 1, MAX_INT)
+def whole_number(minimum, maximum):
+    """An argparse type: an integer from minimum to maximum."""
+    def parse(text):
+        try:
+            value = int(text) if len(text) < 30 else None
+        except ValueError:
+            value = None
+        if value is None or not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError('%.40r is not a whole number from %d to %d' % (text, minimum, maximum))
+        return value
+    return parse
 
 
-def non_negative_int(text):
-    """argparse type: an integer from 0 to MAX_INT."""
-    return _int_in_range(text, 0, MAX_INT)
-
-
-def process_count(text):
-    """argparse type: an integer from 0 to MAX_PROCESSES."""
-    return _int_in_range(text, 0, MAX_PROCESSES)
-
-
-def positive_process_count(text):
-    """argparse type: an integer from 1 to MAX_PROCESSES."""
-    return _int_in_range(text, 1, MAX_PROCESSES)
-
-
-def seed(text):
-    """argparse type: an integer from 0 to MAX_SEED."""
-    return _int_in_range(text, 0, MAX_SEED)
-
-
-def _int_in_range(text, minimum, maximum):
-    try:
-        value = int(text) if len(text) < 30 else None
-    except ValueError:
-        value = None
-    if value is None or not minimum <= value <= maximum:
-        raise argparse.ArgumentTypeError('%.40r is not a whole number from %d to %d' % (text, minimum, maximum))
-    return value
+positive_int, non_negative_int = whole_number(1, MAX_INT), whole_number(0, MAX_INT)
+positive_process_count, process_count = whole_number(1, MAX_PROCESSES), whole_number(0, MAX_PROCESSES)
+seed = whole_number(0, MAX_SEED)
 
 
 def size(text):

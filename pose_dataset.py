@@ -40,12 +40,10 @@ Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augment
 
 
 class PoseDataset:
-    """The samples of one split of a COCO folder, at one input size and output stride.
+    """The samples of one split of a COCO folder, at one input size (pixels, multiples of stride) and output stride.
 
     Args:
         datapath, split, imgpath: as in annotations.images.find_split.
-        input_width, input_height: of the network's input, in pixels; multiples of stride.
-        stride: the network's output stride.
         ranges: pose_augment.Ranges of the augmentation.
         category: as for annotations.coco.read_dataset.
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
@@ -75,11 +73,7 @@ class PoseDataset:
         return len(self.annotations.sample_image) + self._negatives
 
     def training_sample(self, index, rng):
-        """Sample number index, 0 <= index < len(self), with an augmentation drawn from rng (a RandomState).
-
-        Raises:
-            BadSample: the image cannot be used.
-        """
+        """Sample number index, 0 <= index < len(self), augmented as rng (a RandomState) draws. Raises BadSample."""
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
         if index < len(self.annotations.sample_image):
             image = self.annotations.sample_image[index]
@@ -98,11 +92,7 @@ class PoseDataset:
         return os.path.join(self.image_folder, name)
 
     def validation_sample(self, index):
-        """Image number index, 0 <= index < len(self.validation_images), fitted into the input without randomness.
-
-        Raises:
-            BadSample: the image cannot be used.
-        """
+        """Image number index, 0 <= index < len(validation_images), fitted into the input. Raises BadSample."""
         image = self.validation_images[index]
         width, height = self.annotations.image_size[image]
         return self._sample(image, pose_augment.fit_matrix(width, height, self.input_width, self.input_height), None)
@@ -124,27 +114,19 @@ class PoseDataset:
 
 
 class BadSampleCounter:
-    """Counts bad samples, names each file once in the log, and ends the run when there are too many.
-
-    That is when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them.
-
-    Args:
-        samples: the number of samples in the data set.
-    """
+    """Counts bad samples of a data set of so many, names each file once in the log, and ends the run, with a UserError,
+    when over BAD_SAMPLE_LIMIT of the samples, from more than one file, were bad, or all of them."""
 
     def __init__(self, samples):
         self.min_attempts = min(MIN_ATTEMPTS, samples)
         self.attempts = self.bad = 0
-        self.names = set()
-        self.last = None
+        self.names, self.last = set(), None
 
     def add_good(self, samples):
-        """Raises UserError when there were too many bad ones."""
         self.attempts += samples
         self._check()
 
     def add_bad(self, path, reason):
-        """Raises UserError when there were too many bad ones."""
         self.attempts += 1
         self.bad += 1
         self.last = '%s %s' % (path, reason)
@@ -161,40 +143,27 @@ class BadSampleCounter:
 
 
 def training_samples(dataset, rng, counter=None):
-    """All samples of a PoseDataset once, in random order, as a generator of Samples; bad ones are skipped.
+    """All samples of a PoseDataset once, in the random order of rng (a RandomState), as a generator of Samples.
 
-    Args:
-        rng: a RandomState, for the order and the augmentations.
-        counter: the BadSampleCounter of several passes; without it this pass has its own.
-    Raises:
-        UserError: too many bad samples.
+    Bad ones are skipped; too many raise UserError. counter: the BadSampleCounter of several passes.
     """
     return _good_samples(lambda index: dataset.training_sample(index, rng), rng.permutation(len(dataset)),
                          counter or BadSampleCounter(len(dataset)))
 
 
 def validation_samples(dataset, threads=1):
-    """All validation images of a PoseDataset in order, as a generator of Samples; bad ones are skipped.
-
-    Args:
-        threads: that make samples, ahead of the one that is taken.
-    Raises:
-        UserError: too many bad samples.
-    """
+    """All validation images of a PoseDataset in order, made by so many threads ahead of their turn, as a generator of
+    Samples. Bad ones are skipped; too many raise UserError."""
     images = len(dataset.validation_images)
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        made = _submitted(executor, dataset.validation_sample, range(images), AHEAD * threads)
-        yield from _good_samples(lambda future: future.result(), made, BadSampleCounter(images))
-
-
-def _submitted(executor, function, arguments, ahead):
-    """Futures of function(argument), one for each argument, of which at most `ahead` have begun before their turn."""
-    waiting = collections.deque()
-    for argument in arguments:
-        waiting.append(executor.submit(function, argument))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+        def futures():
+            waiting = collections.deque()
+            for index in range(images):
+                waiting.append(executor.submit(dataset.validation_sample, index))
+                if len(waiting) > AHEAD * threads:
+                    yield waiting.popleft()
+            yield from waiting
+        yield from _good_samples(lambda future: future.result(), futures(), BadSampleCounter(images))
 
 
 def _good_samples(make_sample, indices, counter):
@@ -211,8 +180,7 @@ def _good_samples(make_sample, indices, counter):
 def check_input_size(input_width, input_height, stride, flag=None):
     """Raise UserError when a side of the input is not a multiple of the output stride.
 
-    Args:
-        flag: the one flag, if any, that gives both sides as WxH; without it these are --input-width and --input-height.
+    flag: the one that gives both sides as WxH; without it these are --input-width and --input-height.
     """
     both = flag and '%s=%dx%d: ' % (flag, input_width, input_height)
     for name, side in (('--input-width', input_width), ('--input-height', input_height)):
@@ -223,13 +191,9 @@ def check_input_size(input_width, input_height, stride, flag=None):
 
 
 def get_dataflow(datapath, split, input_width, input_height, stride, is_train, imgpath=None, seed=None):
-    """Single samples as a tensorpack DataFlow, for code that is built of these; tensorpack imports TensorFlow.
+    """training_samples or validation_samples as a tensorpack DataFlow, for code that is built of these.
 
-    Training goes once through all samples in random order, validation once through all images in their own order. Bad
-    samples are skipped, counted and named.
-
-    Returns:
-        a DataFlow of [image uint8 (H, W, 3), heatmap float32 (h, w, 19), paf (h, w, 38), mask (h, w, 1)].
+    Of [image uint8 (H, W, 3), heatmap float32 (h, w, 19), paf (h, w, 38), mask (h, w, 1)]. It imports TensorFlow.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is no TensorFlow, where there is none
         from tensorpack.dataflow import RNGDataFlow

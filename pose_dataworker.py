@@ -33,13 +33,10 @@ PAUSE_SECONDS = 1.0  # between connections
 
 
 def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEOUT):
-    """Send batches to whichever trainer listens at master, until one says that training is over.
+    """Send batches to whichever trainer listens at master (tcp://HOST:PORT), until one says that training is over.
 
-    Args:
-        master: tcp://HOST:PORT.
-        open_loader: function from the trainer's settings to (a batches.loader.BatchLoader, the digest of its data set).
-    Raises:
-        UserError: bad keys, a trainer of another version, or the loader's.
+    open_loader: function from the trainer's settings to (a batches.loader.BatchLoader, the digest of its data set).
+    Raises UserError: bad keys, a trainer of another version, or the loader's.
     """
     name = '%s:%d' % (ascii(socket.gethostname()).strip("'")[:80], os.getpid())
     loader, data, welcome = None, None, None
@@ -69,11 +66,7 @@ def serve_trainers(master, open_loader, curve_keys=None, link_timeout=LINK_TIMEO
 
 
 def greet(connection, master, name):
-    """Wait for the trainer and introduce this worker.
-
-    Returns:
-        The trainer's welcome (settings), or None when training is over.
-    """
+    """Wait for the trainer and introduce this worker. Returns the welcome (settings), or None when training is over."""
     logging.info('connecting to the trainer at %s', master)
     next_line, trouble = time.monotonic() + WAIT_LINE_SECONDS, connection.trouble
     while True:
@@ -91,13 +84,9 @@ def greet(connection, master, name):
 
 
 def send_batches(connection, loader, data):
-    """Send the batches that the trainer asks for. Returns True when training is over.
+    """Send the batches that the trainer asks for; True when training is over. data: the digest of the data set.
 
-    Args:
-        data: the digest of the loader's data set.
-    Raises:
-        ConnectionLost.
-        UserError: a trainer that asks for more than it may.
+    Raises ConnectionLost, and UserError for a trainer that asks for more than it may.
     """
     loader.forget()  # what an earlier connection asked for
     connection.send('ready', samples=loader.samples, data=data)

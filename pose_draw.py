@@ -31,16 +31,12 @@ def part_colours(skeleton):
 
 
 def draw_skeletons(image, keypoints, skeleton, opacity=0.8):
-    """Draw people in OpenPose's colours, with strokes in proportion to each person's size.
+    """Draw people in OpenPose's colours, with strokes in proportion to each person's size: a new image.
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        keypoints: (people, parts, 2) or (people, parts, 3) of x, y(, score) in image pixels, NaN where absent.
+        keypoints: (people, parts, 2 or 3) of x, y(, score) in image pixels, NaN where absent; else ValueError.
         opacity: 0..1, how much of the photograph the strokes cover.
-    Returns:
-        a new uint8 (H, W, 3) image.
-    Raises:
-        ValueError: keypoints of another shape.
     """
     keypoints = np.asarray(keypoints, np.float64)
     if keypoints.ndim != 3 or keypoints.shape[1] != len(skeleton.parts) or keypoints.shape[2] not in (2, 3):
@@ -92,8 +88,6 @@ def overlay_heatmap(image, heatmap, opacity=0.75):
         image: uint8 (H, W, 3) BGR.
         heatmap: (h, w, parts + 1), the background in the last channel; values are clipped to 0..1.
         opacity: of a certain part, 0..1.
-    Returns:
-        a new uint8 (H, W, 3) image.
     """
     heat = _grow(np.clip(heatmap[:, :, :-1].max(axis=2), 0, 1), image)
     colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_JET)
@@ -110,16 +104,13 @@ def overlay_paf(image, paf, opacity=0.7):
         image: uint8 (H, W, 3) BGR.
         paf: (h, w, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
         opacity: of a vector of length 1 or more, 0..1.
-    Returns:
-        a new uint8 (H, W, 3) image.
     """
     vectors = np.asarray(paf, np.float32).reshape(paf.shape[0], paf.shape[1], -1, 2)
     magnitudes = np.hypot(vectors[..., 0], vectors[..., 1])
     strongest = magnitudes.argmax(axis=2)[:, :, None]
-    x, y = (np.take_along_axis(vectors[..., axis], strongest, axis=2)[:, :, 0] for axis in (0, 1))
     # The vectors are enlarged rather than the colours: hues have a seam at 360 degrees. Between two limbs of opposite
     # directions they cancel, and the overlay fades out.
-    x, y = _grow(x, image), _grow(y, image)
+    x, y = (_grow(np.take_along_axis(vectors[..., axis], strongest, axis=2)[:, :, 0], image) for axis in (0, 1))
     hue = np.rad2deg(np.arctan2(y, x)) % 360
     full = np.ones_like(hue)
     colours = cv2.cvtColor(np.dstack([hue, full, full]), cv2.COLOR_HSV2BGR) * 255
@@ -127,14 +118,7 @@ def overlay_paf(image, paf, opacity=0.7):
 
 
 def shade_mask(image, mask):
-    """Darken and hatch what the loss leaves out.
-
-    Args:
-        image: uint8 (H, W, 3) BGR.
-        mask: (h, w, 1), 1 where the loss counts, 0 where it does not.
-    Returns:
-        a new uint8 (H, W, 3) image.
-    """
+    """Darken and hatch in an image uint8 (H, W, 3) BGR what a mask (h, w, 1), 1 where the loss counts, leaves out."""
     ignored = 1 - np.clip(_grow(mask[:, :, 0], image), 0, 1)
     rows, columns = np.indices(ignored.shape)
     period = max(8, min(ignored.shape) // 24)
@@ -144,14 +128,7 @@ def shade_mask(image, mask):
 
 
 def caption(image, text):
-    """Put a line of text on a paper-coloured strip below the image, smaller where it would not fit.
-
-    Args:
-        image: uint8 (H, W, 3) BGR.
-        text: ASCII (OpenCV's fonts know no other letters).
-    Returns:
-        a new, higher uint8 image of the same width.
-    """
+    """An image uint8 (H, W, 3) BGR with a line of ASCII text on a white strip below, smaller where it would not fit."""
     width = image.shape[1]
     scale = float(np.clip(width / 640, 0.4, 1.5))
     (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
@@ -166,15 +143,9 @@ def caption(image, text):
 
 
 def contact_sheet(rows, margin=6):
-    """Lay images out in rows and columns, centred in their places, with a margin between and around them.
+    """Lay images out in rows and columns, centred in their places, with a margin (pixels) between and around them.
 
-    Args:
-        rows: list of lists of uint8 (H, W, 3) images; sizes and lengths of rows may differ.
-        margin: in pixels.
-    Returns:
-        one uint8 image.
-    Raises:
-        ValueError: there is no image.
+    rows: list of lists of uint8 (H, W, 3) images; sizes and lengths of rows may differ. Without any: ValueError.
     """
     rows = [row for row in rows if row]
     if not rows:
@@ -198,7 +169,7 @@ def contact_sheet(rows, margin=6):
 
 def _stroke_width(points, image_shape):
     """Of a person's limbs in pixels: a fortieth of the person's size, within what the picture can show."""
-    size = np.hypot(*(points.max(axis=0) - points.min(axis=0)))
+    size = np.hypot(*np.ptp(points, axis=0))
     short_edge = min(image_shape[:2])
     return float(np.clip(size / 40, max(1.5, short_edge / 250), max(2.5, short_edge / 55)))
 

@@ -51,10 +51,8 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
                       **options):
     """AP on a data set: table and summary, which is the last line on stdout, results file and picture.
 
-    Args:
-        dataset: the annotations.coco.Dataset of annotation_file.
-        split: gives the files of output_dir their names.  pictures: the number of images in the picture.
-        predict_maps, image_folder, limit, options: as for inference.metrics.evaluate.
+    split: gives the files of output_dir their names.  pictures: the number of images in the picture.  The others: as
+        for inference.metrics.evaluate.
     """
     summary, results, table = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
                                        **options)
@@ -99,10 +97,8 @@ def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=N
                      **setting):
     """Skeletons on each photograph, and a JSON file beside each in the manner of OpenPose; prints a summary.
 
-    Args:
-        paths: of the photographs, below root.
-        predict_maps, skeleton, decoders, batchsize: as for inference.predictor.Predictor.
-        setting: as for inference.predictor.make_transforms.
+    paths: of the photographs, below root.  setting: as for inference.predictor.make_transforms, the others for
+        Predictor.
     """
     paths = paths[:limit]
     outputs = output_prefixes(paths, root, output_dir)
@@ -135,11 +131,11 @@ def output_prefixes(paths, root, output_dir):
 
     Outputs lie in output_dir as the photographs do below root; two that differ in their endings alone keep these.
     """
-    names = {path: os.path.relpath(path, root) for path in paths}
-    count = collections.Counter(os.path.splitext(name)[0] for name in names.values())
-    prefixes = {path: name if count[os.path.splitext(name)[0]] > 1 else os.path.splitext(name)[0]
-                for path, name in names.items()}
-    return {path: (os.path.join(output_dir, prefixes[path]), names[path]) for path in paths}
+    names = [os.path.relpath(path, root) for path in paths]
+    stems = [os.path.splitext(name)[0] for name in names]
+    count = collections.Counter(stems)
+    return {path: (os.path.join(output_dir, name if count[stem] > 1 else stem), name)
+            for path, name, stem in zip(paths, names, stems)}
 
 
 def photograph_reader(path, setting):
@@ -155,16 +151,13 @@ def photograph_reader(path, setting):
 
 
 def write_photograph(prefix, name, pixels, keypoints, scores, skeleton):
+    """A picture with skeletons, and people as OpenPose's JSON, in image pixels."""
     pose_files.make_folder(os.path.dirname(prefix))
     write_picture(prefix + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton))
-    pose_files.write_json(prefix + '_keypoints.json', openpose_json(name, pixels.shape, keypoints, scores, skeleton))
-
-
-def openpose_json(name, shape, keypoints, scores, skeleton):
-    """People as OpenPose's JSON, in image pixels; keypoints as from inference.decode.keypoint_lists."""
-    return {'image': name, 'width': shape[1], 'height': shape[0], 'part_names': list(skeleton.parts),
-            'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person}
-                       for person, score in zip(keypoint_lists(keypoints), scores)]}
+    pose_files.write_json(prefix + '_keypoints.json', {
+        'image': name, 'width': pixels.shape[1], 'height': pixels.shape[0], 'part_names': list(skeleton.parts),
+        'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person}
+                   for person, score in zip(keypoint_lists(keypoints), scores)]})
 
 
 def scales(text):
@@ -230,10 +223,8 @@ def parse_flags():
         parser.error('--show goes with --video')
     if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
-    for side in args.input_size or ():
-        if side % SIZE_MULTIPLE:
-            parser.error('--input-size=%dx%d: both sides must be multiples of %d'
-                         % (*args.input_size, SIZE_MULTIPLE))
+    if any(side % SIZE_MULTIPLE for side in args.input_size or ()):
+        parser.error('--input-size=%dx%d: both sides must be multiples of %d' % (*args.input_size, SIZE_MULTIPLE))
     if args.images and args.output_dir and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
         parser.error('--output-dir is the folder of the photographs; give another one')
     check_network(parser, args)
@@ -252,10 +243,9 @@ def check_network(parser, args):
         raise UserError('there is no file of weights %s; give one that scripts/export_weights.py wrote, or a '
                         'checkpoint with --checkpoint' % args.weights)
     if args.checkpoint or args.weights:
-        default = DEFAULT_MODEL if args.weights else None
         args.checkpoint = args.checkpoint or args.weights
         find_checkpoint(args.checkpoint)
-        args.model = args.model or model_of(args.checkpoint) or default
+        args.model = args.model or model_of(args.checkpoint) or args.weights and DEFAULT_MODEL
         if not args.model:
             parser.error('--checkpoint needs --model, the network it was trained with')
         networks.entry(args.model)

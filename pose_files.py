@@ -19,19 +19,16 @@ PATTERN_CHARACTERS = '*?[]\\'
 
 
 def read_file(path, most):
-    """The bytes of a file.
+    """The bytes of a file; one longer than `most` bytes is refused before any of it is read. path: text or bytes.
 
-    Args:
-        path: text or bytes.
-        most: bytes; a longer file is refused before any of it is read.
-    Raises:
-        OSError: it cannot be read, is not a regular file, or is longer; strerror says which.
+    Raises OSError when it cannot be read, is not a regular file, or is longer; strerror says which.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = b'' if size > most else file.read(size + 1)  # of a longer one it would ask for all the memory at once
         if size > most or len(data) > size:
-            raise OSError(errno.EFBIG, 'it grows, or is longer than the %s that are read' % _text(most), path)
+            limit = '%d MB' % (most >> 20) if most >> 20 else '%d bytes' % most
+            raise OSError(errno.EFBIG, 'it grows, or is longer than the %s that are read' % limit, path)
         return data
 
 
@@ -50,17 +47,11 @@ def open_file(path):
         raise
 
 
-def _text(size):
-    return '%d MB' % (size >> 20) if size >> 20 else '%d bytes' % size
-
-
 def check_tensorflow_path(path, what):
-    """Raise UserError for a path that TensorFlow cannot name a file by.
+    """Raise UserError for a path that TensorFlow cannot name a file by. what: the flag or file, for the message.
 
     TensorFlow takes text only, and looks checkpoints up as patterns: those of models/th* would be those of models/thin
     too, and old ones of both would be removed; those of run[1] would never be found again.
-
-    what: of the flag or file, for the message.
     """
     try:
         path.encode()
@@ -72,10 +63,7 @@ def check_tensorflow_path(path, what):
 
 
 def sources_digest(*patterns):
-    """A checksum of source files of this project: 12 characters, the same on all machines with the same code.
-
-    patterns: of paths from the project's root, as 'networks/*.py'.
-    """
+    """A checksum of source files of this project ('networks/*.py', ...): 12 characters, equal wherever the code is."""
     digest, root = hashlib.sha1(), os.path.dirname(os.path.abspath(__file__))
     for path in sorted(path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(root), pattern))):
         with open(path, 'rb') as file:
@@ -96,22 +84,25 @@ def make_folder(path):
 
 def check_folder(path):
     """Raise UserError when make_folder could not make this folder, or write in it; nothing is created."""
-    parent = os.path.abspath(path)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
+    *_, parent = _missing_folders(path)
     if not os.path.isdir(parent):
         raise UserError('cannot create the folder %s: %s is no folder; choose another' % (path, parent))
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError('cannot write in the folder %s; choose another' % path)
 
 
+def _missing_folders(path):
+    """A path and its parents as far as they are not there, and the first parent that is."""
+    folders = [os.path.abspath(path)]
+    while not os.path.lexists(folders[-1]):
+        folders.append(os.path.dirname(folders[-1]))
+    return folders
+
+
 @contextlib.contextmanager
 def output_folder(path):
     """A folder for what a command writes; gone again if that fails before anything is in it. Raises UserError."""
-    made, parent = [], os.path.abspath(path)
-    while not os.path.lexists(parent):
-        made.append(parent)
-        parent = os.path.dirname(parent)
+    *made, _ = _missing_folders(path)
     make_folder(path)
     try:
         yield path
@@ -147,21 +138,16 @@ def write_file(path, data):
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        _remove_temporaries(folder, name)
+        for other in os.listdir(folder):
+            match = re.match(r'\.%s\.(\d+)\.tmp$' % re.escape(name), other)
+            if match and not os.path.exists('/proc/%s' % match.group(1)):
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(folder, other))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'mend that'
         raise UserError('cannot write %s: %s; %s, or choose another place' % (path, error.strerror, remedy))
-
-
-def _remove_temporaries(folder, name):
-    """Remove temporary files of write_file for this name whose process is gone."""
-    for other in os.listdir(folder):
-        match = re.match(r'\.%s\.(\d+)\.tmp$' % re.escape(name), other)
-        if match and not os.path.exists('/proc/%s' % match.group(1)):
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(folder, other))
 
 
 def write_json(path, value, indent=None, sort_keys=True):
@@ -170,10 +156,7 @@ def write_json(path, value, indent=None, sort_keys=True):
 
 
 def usable_cores(root='/'):
-    """How many cores this process may use: those of its affinity (taskset, Slurm) within its control group's quota.
-
-    root: where /proc and /sys are.
-    """
+    """How many cores this process may use: those of its affinity (taskset, Slurm) within its control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     quotas = [line.split() for line in _control_group(root, 'cpu', 'cpu.max')]
     quotas += zip(_control_group(root, 'cpu', 'cpu.cfs_quota_us'), _control_group(root, 'cpu', 'cpu.cfs_period_us'))
@@ -189,16 +172,14 @@ def usable_memory(root='/'):
 
 
 def _control_group(root, controller, name):
-    """The first lines of the files `name` of this process's control group and of those that it lies in.
-
-    Of version 2, whose groups have all controllers, or 1, which mounts each controller by itself.
-    """
+    """The first lines of the files `name` of this process's control group and of those that it lies in: of version 2,
+    whose groups have all controllers, or 1, which mounts each controller by itself. root: where /proc and /sys are."""
     lines = []
     try:
         with open(os.path.join(root, 'proc/self/cgroup')) as file:
             groups = [line.rstrip('\n').split(':', 2) for line in file]
     except OSError:
-        return []
+        groups = []
     for _, controllers, group in groups:
         if controllers and controller not in controllers.split(','):
             continue

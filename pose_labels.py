@@ -19,10 +19,9 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0, skeleton=COCO_SKEL
     """Confidence maps of all parts: the maximum over people of exp(-d^2 / (2 sigma^2)), and the background.
 
     Args:
-        joints: (people, parts, 2) in input pixels, NaN where not labelled.
+        joints: (people, parts, 2) in input pixels, NaN where not labelled.  sigma: in input pixels.
         height, width: of the maps, in cells.
         stride: input pixels per cell; cell g has its centre at stride * g + stride / 2 - 0.5.
-        sigma: in input pixels.
     Returns:
         float32 (height, width, parts + 1); the last channel = 1 - the maximum of the others (Cao et al., equation 7).
     """
@@ -71,8 +70,7 @@ def render_pafs(joints, height, width, stride, skeleton=COCO_SKELETON):
 
     Args:
         joints: (people, parts, 2) in input pixels, NaN where not labelled.
-        height, width: of the maps, in cells.
-        stride: input pixels per cell.
+        height, width: of the maps, in cells.  stride: input pixels per cell.
     Returns:
         float32 (height, width, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
     """
@@ -87,10 +85,8 @@ def render_pafs(joints, height, width, stride, skeleton=COCO_SKELETON):
 
 
 def _limb_segments(joints, limbs, height, width, half_width):
-    """The limbs of all people that may cover a cell of the grid.
+    """The limbs of all people, joints (people, parts, 2) in cells, that may cover a cell of the grid.
 
-    Args:
-        joints: (people, parts, 2) in cells.  limbs: pairs of parts.  half_width: of a limb, in cells.
     Returns:
         limb: int64 (segments,), the index in limbs.
         segments: float64 (segments, 4, 2), x and y of the start, of the unit vector, and of the first and the last
@@ -109,13 +105,8 @@ def _limb_segments(joints, limbs, height, width, half_width):
 
 
 def _cells_of_segments(segments, half_width):
-    """The cells within half_width of each segment and in its box.
-
-    Args:
-        segments: as from _limb_segments.
-    Returns:
-        owner, x, y: int64 (cells,), the index of the segment and its cell; a cell may belong to several segments.
-    """
+    """The cells within half_width of each segment and in its box: owner, x, y, int64 (cells,) each, the index of the
+    segment and its cell; a cell may belong to several segments."""
     # Walk along the axis in which the segment is longer: at each step only a few cells across it can belong to it. From
     # here on the last axis is not x and y, but along and across.
     steep = np.abs(segments[:, 1, 1]) > np.abs(segments[:, 1, 0])
@@ -156,12 +147,10 @@ def render_mask(polygons, bitmaps, labelled, matrix, height, width, stride):
     """Where the loss counts: 1, but 0 over people that nobody labelled, averaged down to the grid.
 
     Args:
-        polygons: list of (points, 2) arrays in image pixels, regions to leave out of the loss.
-        bitmaps: list of uint8 (image height, image width) arrays, 1 on pixels to leave out of the loss.
+        polygons, bitmaps: to leave out: lists of (points, 2) arrays in image pixels, of uint8 (image height, width).
         labelled: list of polygons whose inside counts all the same.
         matrix: 2x3 affine, image pixels -> input pixels.
-        height, width: of the mask, in cells.
-        stride: input pixels per cell.
+        height, width: of the mask, in cells.  stride: input pixels per cell.
     Returns:
         float32 (height, width, 1) in 0..1; 1 outside the image.
     """

@@ -21,7 +21,7 @@ import numpy as np
 from pose_errors import UserError
 from pose_files import write_file
 
-from .coco import read_dataset, summary_of
+from .coco import box_outline, read_dataset, summary_of
 from .images import BadSample, image_finder, image_size
 from .skeleton import flip_notes, parse_skeleton
 
@@ -52,14 +52,11 @@ Annotations = collections.namedtuple('Annotations', (
 def read_annotations(annotation_file, image_folder, category=None):
     """Read a COCO keypoint annotation file, from its cache when there is a valid one.
 
-    Images that are not in image_folder are left out, counted and named in the log.
+    Images that are not in image_folder are left out, counted and named in the log; file names are those that it has.
+    Raises UserError when the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are
+    missing.
 
-    Args:
-        category: as for annotations.coco.read_dataset.
-    Returns:
-        Annotations, whose file names are those of files in image_folder.
-    Raises:
-        UserError: the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are missing.
+    category: as for annotations.coco.read_dataset.
     """
     arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category, image_folder), path),
                          '%d %s %s' % (CACHE_VERSION, category or '', os.path.realpath(image_folder)))
@@ -99,11 +96,8 @@ def images_without_people(annotations, image_folder):
 
 
 def samples_digest(annotations):
-    """32 characters that are the same only for the same samples, people and images (by name and size) in one order.
-
-    The digest is that of what a batch's number stands for; it does not depend on platform, Python, or in which folders
-    the images lie.
-    """
+    """32 characters for what a batch's number stands for: the same for the same samples, people and images (by name and
+    size) in one order, on every platform, in whatever folders the images lie."""
     hashed = hashlib.blake2b(digest_size=16)
     names = np.array([os.path.basename(name) for name in annotations.file_name.tolist()], np.bytes_)
     for values in annotations._replace(file_name=names):
@@ -115,11 +109,10 @@ def samples_digest(annotations):
 
 
 def ignored_regions(annotations, image):
-    """The regions of one image in which people are not labelled.
+    """The regions of one image in which people are not labelled: (polygons, bitmaps, labelled).
 
-    Returns:
-        (polygons, bitmaps, labelled): a list of float32 (points, 2) arrays in image pixels, a list of uint8
-        (height, width), and polygons of labelled people, which count although they lie in such a region.
+    Lists of float32 (points, 2) arrays in image pixels, of uint8 (height, width), and of the polygons of labelled
+    people, which count although they lie in such a region.
     """
     a = annotations
     width, height = a.image_size[image]
@@ -127,14 +120,12 @@ def ignored_regions(annotations, image):
     for region in range(a.region_start[image], a.region_start[image + 1]):
         numbers = a.numbers[a.number_start[region]:a.number_start[region + 1]]
         kind = a.region_kind[region]
-        regions[kind].append(_bitmap(numbers, height, width) if kind == BITMAP
-                             else numbers.view(np.float32).reshape(-1, 2))
+        if kind == BITMAP:
+            runs = np.repeat(np.arange(len(numbers), dtype=np.uint8) & 1, numbers)
+            regions[kind].append(np.ascontiguousarray(runs.reshape(width, height).T))
+        else:
+            regions[kind].append(numbers.view(np.float32).reshape(-1, 2))
     return regions
-
-
-def _bitmap(run_lengths, height, width):
-    values = np.arange(len(run_lengths), dtype=np.uint8) & 1
-    return np.ascontiguousarray(np.repeat(values, run_lengths).reshape(width, height).T)
 
 
 def min_keypoints(skeleton):
@@ -145,14 +136,11 @@ def min_keypoints(skeleton):
 def select_main_people(num_keypoints, area, bbox, min_labelled=MAIN_MIN_KEYPOINTS):
     """The main people of one image, for each of which there is one sample (Cao et al.'s training code).
 
-    A main person has at least 5 labelled keypoints and an area of at least 32 * 32, and no earlier main person (largest
-    first) whose centre is nearer than 0.3 times that person's longer bounding box side.
+    A main person has at least min_labelled keypoints and an area of at least 32 * 32, and no earlier main person
+    (largest first) whose centre is nearer than 0.3 times that person's longer bounding box side.
 
-    Args:
-        num_keypoints (people,), area (people,), bbox (people, 4) of the people of one image; no crowds.
-        min_labelled: keypoints of a main person, see min_keypoints.
-    Returns:
-        list of indices, largest first.
+    num_keypoints (people,), area (people,), bbox (people, 4): of the people of one image; no crowds.
+    Returns a list of indices, largest first.
     """
     chosen, circles = [], []  # x, y and radius: no other main person has its centre in there
     for person in sorted(range(len(area)), key=lambda person: -area[person]):
@@ -166,34 +154,35 @@ def select_main_people(num_keypoints, area, bbox, min_labelled=MAIN_MIN_KEYPOINT
 
 
 def build_arrays(dataset, annotation_file):
-    """A annotations.coco.Dataset -> the arrays of Annotations, `skeleton`, and `summary`, lines for the log.
+    """An annotations.coco.Dataset -> the arrays of Annotations, and `summary`, lines for the log.
 
     Raises UserError, which counts the causes, when there is nobody to train on.
     """
     images, skeleton = dataset.images, dataset.skeleton
     row_of_image = {image['id']: row for row, image in enumerate(images)}
-    people = [annotation for annotation in dataset.annotations if annotation['num_keypoints']]
-    order, person_start = _group_by_image([row_of_image[person['image_id']] for person in people], len(images))
-    people = [people[k] for k in order]
+    people = sorted((annotation for annotation in dataset.annotations if annotation['num_keypoints']),
+                    key=lambda person: row_of_image[person['image_id']])
+    starts = np.arange(len(images) + 1)
+    person_start = np.searchsorted([row_of_image[person['image_id']] for person in people], starts)
     boxes = np.array([person['bbox'] for person in people], np.float64).reshape(-1, 4)
-    samples = _select_samples(person_start, min_keypoints(skeleton), [person['num_keypoints'] for person in people],
-                              [person['area'] for person in people], boxes.tolist())
-    if not len(samples[0]):
+    columns = [person['num_keypoints'] for person in people], [person['area'] for person in people], boxes.tolist()
+    samples = [(row, first + person) for row, (first, last) in enumerate(zip(person_start[:-1], person_start[1:]))
+               for person in select_main_people(*(column[first:last] for column in columns), min_keypoints(skeleton))]
+    if not samples:
         raise UserError(_nobody(dataset, people, annotation_file))
-    regions = _regions(dataset.annotations, row_of_image)
-    region_order, region_start = _group_by_image([row for row, _, _ in regions], len(images))
-    regions = [regions[k] for k in region_order]
-    numbers = [numbers for _, _, numbers in regions]
+    sample_image, sample_person = np.array(samples, np.int64).T
+    regions = sorted(_regions(dataset.annotations, row_of_image), key=lambda region: region[0])
+    region_rows, kinds, numbers = ([region[k] for region in regions] for k in range(3))
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
         'file_name': np.array([image['file_name'].encode() for image in images], np.bytes_),
         'image_size': np.array([(image['width'], image['height']) for image in images], np.int32).reshape(-1, 2),
-        'person_start': person_start, 'joints': skeleton.joints([person['keypoints'] for person in people]),
-        'bbox': boxes.astype(np.float32),
-        'region_start': region_start, 'region_kind': np.array([kind for _, kind, _ in regions], np.uint8),
+        'person_start': person_start.astype(np.int64), 'bbox': boxes.astype(np.float32),
+        'joints': skeleton.joints([person['keypoints'] for person in people]),
+        'region_start': np.searchsorted(region_rows, starts).astype(np.int64), 'region_kind': np.array(kinds, np.uint8),
         'number_start': np.cumsum([0] + list(map(len, numbers)), dtype=np.int64),
         'numbers': np.concatenate(numbers + [np.zeros(0, np.uint32)]),
-        'sample_image': samples[0], 'sample_person': samples[1],
+        'sample_image': sample_image, 'sample_person': sample_person,
         'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
         'summary': np.array([line.encode() for line in [summary_of(dataset)] if line], np.bytes_),
     }
@@ -235,43 +224,16 @@ def _regions(annotations, row_of_image):
     for annotation in annotations:
         row = row_of_image[annotation['image_id']]
         if annotation['num_keypoints'] and row in ignored:
-            regions += [(row, LABELLED, _points(polygon)) for polygon in _outlines(annotation)]
+            outlines = annotation['segmentation']
+            if not outlines or isinstance(outlines, dict):
+                outlines = box_outline(annotation['bbox'])
+            regions += [(row, LABELLED, _points(polygon)) for polygon in outlines]
     return regions
 
 
 def _points(polygon):
     """COCO's polygons count from the corner of the first pixel, everything else here from its centre."""
     return (np.array(polygon, np.float32) - np.float32(0.5)).view(np.uint32)
-
-
-def _outlines(person):
-    """The polygons of a person, else the corners of the box."""
-    if person['segmentation'] and isinstance(person['segmentation'], list):
-        return person['segmentation']
-    x, y, width, height = person['bbox']
-    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
-
-
-def _select_samples(person_start, min_labelled, *columns):
-    """The main people of all images: their images and themselves, int64 (samples,) each.
-
-    Args:
-        person_start: as in Annotations.  min_labelled: keypoints of a main person.
-        columns: what select_main_people takes, lists of all people in the order of the images.
-    """
-    samples = []
-    for row, (first, last) in enumerate(zip(person_start[:-1].tolist(), person_start[1:].tolist())):
-        if last > first:
-            chosen = select_main_people(*(column[first:last] for column in columns), min_labelled=min_labelled)
-            samples += [(row, first + person) for person in chosen]
-    return np.array(samples, np.int64).reshape(-1, 2).T
-
-
-def _group_by_image(image_rows, images):
-    """A stable order that puts rows of one image together, and where each image starts in it, int64 (images + 1)."""
-    image_rows = np.array(image_rows, np.int64)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(image_rows, minlength=images))])
-    return np.argsort(image_rows, kind='stable'), starts.astype(np.int64)
 
 
 def _find_images(annotations, annotation_file, image_folder):
@@ -283,34 +245,26 @@ def _find_images(annotations, annotation_file, image_folder):
     rows, find = np.unique(annotations.sample_image), image_finder(image_folder)
     names = [name.decode() for name in annotations.file_name[rows]]
     found = [name if name in present else find(name) for name in names]
-    if found == names:
-        return annotations
     uses = collections.Counter(found)  # of images of the same name in different folders one may be there: whose?
-    missing = np.array([new is None or uses[new] > 1 and new != name for new, name in zip(found, names)])
-    files = annotations.file_name.tolist()
-    for row, name, is_missing in zip(rows.tolist(), found, missing.tolist()):
-        if not is_missing:
-            files[row] = name.encode()
-    annotations = annotations._replace(file_name=np.array(files, np.bytes_))
-    if not missing.any():
-        return annotations
-    examples = ', '.join([name for name, is_missing in zip(names, missing.tolist()) if is_missing][:3])
-    message = ('%d of the %d images with people of %s are not in %s (%s ...)'
-               % (missing.sum(), len(rows), annotation_file, image_folder, examples))
-    if missing.mean() > MISSING_LIMIT:
-        raise UserError('%s; give the folder with the images by --imgpath' % message)
-    logging.warning('%s: they are left out', message)
-    keep = ~np.isin(annotations.sample_image, rows[missing])
-    return annotations._replace(sample_image=annotations.sample_image[keep],
+    files, missing = annotations.file_name.tolist(), {}
+    for row, name, new in zip(rows.tolist(), names, found):
+        if new is None or uses[new] > 1 and new != name:
+            missing[row] = name
+        else:
+            files[row] = new.encode()
+    keep = ~np.isin(annotations.sample_image, list(missing))
+    if missing:
+        message = '%d of the %d images with people of %s are not in %s (%s ...)' % (
+            len(missing), len(rows), annotation_file, image_folder, ', '.join(list(missing.values())[:3]))
+        if len(missing) / len(rows) > MISSING_LIMIT:
+            raise UserError('%s; give the folder with the images by --imgpath' % message)
+        logging.warning('%s: they are left out', message)
+    return annotations._replace(file_name=np.array(files, np.bytes_), sample_image=annotations.sample_image[keep],
                                 sample_person=annotations.sample_person[keep])
 
 
 def log_turned_images(image_folder, names, sizes):
-    """One line when EXIF headers turn images; a few of them tell.
-
-    Args:
-        names: of the images, as in the annotation file.  sizes: (width, height) that it gives them.
-    """
+    """One line when EXIF headers turn images; a few of them tell. names, sizes: as in the annotation file."""
     turned, find, step = [], image_finder(image_folder), max(1, len(names) // HEADERS)
     for name, size in list(zip(names, sizes))[::step]:
         with contextlib.suppress(BadSample):  # counted when it is to be used
@@ -323,13 +277,9 @@ def log_turned_images(image_folder, names, sizes):
 
 
 def _from_cache(annotation_file, make, version):
-    """The arrays that make(annotation_file) gives, from the user's cache when it has those of this very file.
+    """The dict of arrays that make(annotation_file) gives, from the user's cache when it has those of this very file.
 
-    Args:
-        make: function (annotation_file) -> dict of arrays; it runs in a process of its own and may raise UserError.
-        version: text, another one when make returns other arrays for the same file.
-    Raises:
-        UserError: the annotation file cannot be read, from make, or its process was killed.
+    version: text, another one when make returns other arrays for the same file.
     """
     key = _key(annotation_file, version)
     try:
@@ -363,8 +313,7 @@ def _make_in_child(annotation_file, make, version, key):
     logging.info('reading %s (later starts read a cache)', annotation_file)
     context = multiprocessing.get_context('fork')
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_make_and_send, daemon=True,
-                            args=(annotation_file, make, version, key, here, there))
+    child = context.Process(target=_make_and_send, args=(annotation_file, make, version, key, here, there), daemon=True)
     child.start()
     there.close()
     try:

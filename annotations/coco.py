@@ -35,13 +35,13 @@ Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferre
 
 
 def read_dataset(annotation_file, category=None, image_folder=None):
-    """The images and annotations of one category of a COCO annotation file.
+    """The Dataset of one category of a COCO annotation file.
+
+    Annotations without keypoints have num_keypoints 0: nobody labelled these people.
 
     Args:
         category: its name; None for the only one with keypoints, or `person`; `all` for all that have the same ones.
         image_folder: where to look for the sizes of images that the file does not give.
-    Returns:
-        Dataset. Annotations without keypoints have num_keypoints 0: nobody labelled these people.
     Raises:
         UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
@@ -70,9 +70,8 @@ def summary_of(dataset):
     parts = []
     for verb, counts in (('derived', dataset.inferred), ('left out', dataset.skipped)):
         counts = ['%d %s' % (count, what) for what, count in sorted(counts.items()) if count]
-        if counts:
-            parts.append('%s %s' % (verb, ', '.join(counts[:MAX_COUNTS] + ['...'] * (len(counts) > MAX_COUNTS))))
-    return '; '.join(parts + [dataset.implausible] * bool(dataset.implausible))
+        parts.append(counts and '%s %s' % (verb, ', '.join(counts[:MAX_COUNTS] + ['...'] * (len(counts) > MAX_COUNTS))))
+    return '; '.join(filter(None, parts + [dataset.implausible]))
 
 
 def load_json(annotation_file):
@@ -90,10 +89,8 @@ def load_json(annotation_file):
                         % (annotation_file, error.reason, error.start))
     except (ValueError, RecursionError) as error:  # also absurd numbers
         raise UserError('%s is not valid JSON (%s); download it again, or export it anew' % (annotation_file, error))
-    if isinstance(content, dict) and 'annotations' not in content:
-        content['annotations'] = []
-    if not isinstance(content, dict) or not (
-            isinstance(content.get('images'), list) and isinstance(content.get('annotations'), list)):
+    lists = [content.get('images'), content.setdefault('annotations', [])] if isinstance(content, dict) else [None]
+    if not all(isinstance(entries, list) for entries in lists):
         raise UserError('%s is not a COCO annotation file: it needs the lists "images" and "annotations"'
                         % annotation_file)
     return content
@@ -111,13 +108,10 @@ def as_pycocotools(dataset):
 
 
 def choose_category(content, annotation_file, name=None):
-    """The skeleton of the category to train on, and ids.
+    """The category to train on: (its skeleton, its id as it is in the file, the keys of the ids whose annotations are
+    meant (None: any will do), the keys of those that look like them and are left out of the loss).
 
-    Returns:
-        (skeleton, the category's id as it is in the file, the keys of the ids whose annotations are meant (None: any
-        will do), the keys of those that look like them and are left out of the loss).
-    Raises:
-        UserError: there is none of that name, or there are several with keypoints and nothing to tell which.
+    Raises UserError when there is none of that name, or there are several with keypoints and nothing to tell which.
     """
     categories = [entry for entry in _as_list(content.get('categories')) if isinstance(entry, dict)]
     with_keypoints = [entry for entry in categories if _as_list(entry.get('keypoints'))]
@@ -213,8 +207,7 @@ def _size_of_file(image_folder, found):
 def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):
     """Whether an annotation is a new one of a category that is meant or masked; else it is counted.
 
-    Args:
-        repeated: ids that several have: some tools count anew in each image.  seen: texts of such annotations.
+    repeated: ids that several have: some tools count anew in each image.  seen: texts of such annotations.
     """
     if not isinstance(entry, dict):
         skipped['annotations that are no objects'] += 1
@@ -239,10 +232,13 @@ def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred
     is_crowd = int(entry.get('iscrowd') is True or key(entry.get('iscrowd')) == '1')
     is_masked = bool(masked_keys) and key(entry.get('category_id')) in masked_keys
     segmentation = _regular_segmentation(entry.get('segmentation'), image, skipped)
-    points = None if is_crowd or is_masked else _regular_keypoints(entry.get('keypoints'), keypoints)
+    given = entry.get('keypoints')
+    points = None if is_crowd or is_masked else _numbers(given, 3 * keypoints)
     claimed = number(entry.get('num_keypoints'))
-    if points is None and (claimed or entry.get('keypoints') and claimed is None) and not is_crowd and not is_masked:
-        skipped['people with broken keypoints' + _lengths(entry.get('keypoints'), 3 * keypoints)] += 1
+    if points is None and (claimed or given and claimed is None) and not is_crowd and not is_masked:
+        differ = isinstance(given, list) and len(given) != 3 * keypoints
+        lengths = ' (%d numbers, not %d)' % (len(given), 3 * keypoints) if differ else ''
+        skipped['people with broken keypoints' + lengths] += 1
         is_masked = True  # or they would be learned as background
     labelled = sum(map(is_labelled, points[2::3])) if points else 0
     if labelled and not claimed:
@@ -252,21 +248,20 @@ def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred
         inferred['boxes'] += bool(labelled)
         box = _box_of(points if labelled else [], segmentation, image)
     if is_masked and not segmentation and box:
-        x, y, width, height = box
-        segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        segmentation = box_outline(box)
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
         inferred['areas'] += 1
-        area = _area_of(segmentation, box, image)
+        area = float(coco_mask.area(_encoded(segmentation, image)) if segmentation else box[2] * box[3])
     return {'id': identity, 'image_id': image['id'], 'category_id': 1, 'iscrowd': is_crowd,
             'segmentation': segmentation, 'keypoints': points if labelled else [0] * (3 * keypoints),
             'num_keypoints': labelled, 'bbox': box or [0, 0, 0, 0], 'area': min(area or 0, float(MAX_COORDINATE ** 2))}
 
 
-def _lengths(values, expected):
-    """The numbers that are there and that are expected, where these differ."""
-    differ = isinstance(values, list) and len(values) != expected
-    return ' (%d numbers, not %d)' % (len(values), expected) if differ else ''
+def box_outline(box):
+    """The polygons of a segmentation that is a box x, y, width, height."""
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
 def _implausible(annotations, sizes, annotation_file):
@@ -308,24 +303,26 @@ def _implausible(annotations, sizes, annotation_file):
     return line
 
 
-def _regular_keypoints(values, count):
-    """x, y, v of each keypoint as a list of numbers, or None when they are not."""
-    if not isinstance(values, list) or len(values) != 3 * count:
+def _numbers(values, count):
+    """A list of so many coordinates as numbers, also when some are written as text; None for anything else."""
+    if not isinstance(values, list) or len(values) != count:
         return None
-    if not _are_numbers_below(values, MAX_COORDINATE):
+    if not _are_coordinates(values):
         values = [number(value) for value in values]
-        if None in values or not _are_numbers_below(values, MAX_COORDINATE):
-            return None
-    return values
+    return values if _are_coordinates(values) else None
+
+
+def _are_coordinates(values):
+    try:
+        return -MAX_COORDINATE < min(values) and max(values) < MAX_COORDINATE and sum(values) * 0 == 0  # not for a NaN
+    except TypeError:
+        return False
 
 
 def _regular_box(values):
     """x, y, width, height as a list of numbers, or None when they are not."""
-    if not isinstance(values, list) or len(values) != 4:
-        return None
-    values = [number(value) for value in values]
-    usable = None not in values and _are_numbers_below(values, MAX_COORDINATE) and values[2] >= 0 and values[3] >= 0
-    return values if usable else None
+    values = _numbers([number(value) for value in _as_list(values)], 4)
+    return values if values and values[2] >= 0 and values[3] >= 0 else None
 
 
 def _regular_segmentation(segmentation, image, skipped):
@@ -338,13 +335,12 @@ def _regular_segmentation(segmentation, image, skipped):
         return {'size': [image['height'], image['width']], 'counts': counts}
     polygons = []
     for polygon in segmentation if isinstance(segmentation, list) else [segmentation] if segmentation else []:
-        if isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0:
-            if not _are_numbers_below(polygon, MAX_COORDINATE):
-                polygon = [number(value) for value in polygon]
-            if None not in polygon and _are_numbers_below(polygon, MAX_COORDINATE):
-                polygons.append(polygon)
-                continue
-        skipped['broken polygons'] += 1
+        length = len(_as_list(polygon))
+        points = _numbers(polygon, length) if length >= 6 and length % 2 == 0 else None
+        if points:
+            polygons.append(points)
+        else:
+            skipped['broken polygons'] += 1
     return polygons
 
 
@@ -353,24 +349,17 @@ def _box_of(points, segmentation, image):
     box = [float(side) for side in coco_mask.toBbox(_encoded(segmentation, image))] if segmentation else [0] * 4
     if box[2] and box[3] or not points:
         return box
-    xs = [x for x, v in zip(points[0::3], points[2::3]) if is_labelled(v)]
-    ys = [y for y, v in zip(points[1::3], points[2::3]) if is_labelled(v)]
-    margin = 0.1 * max(max(xs) - min(xs), max(ys) - min(ys), 10)
-    left, top = max(min(xs) - margin, 0), max(min(ys) - margin, 0)
-    right, bottom = min(max(xs) + margin, image['width']), min(max(ys) + margin, image['height'])
-    return [left, top, max(right - left, 0), max(bottom - top, 0)]
-
-
-def _area_of(segmentation, box, image):
-    """The area of a segmentation, else of the box."""
-    return float(coco_mask.area(_encoded(segmentation, image))) if segmentation else float(box[2] * box[3])
+    points = np.array(points, np.float64).reshape(-1, 3)
+    places = points[is_labelled(points[:, 2]), :2]
+    margin = 0.1 * max(np.ptp(places, axis=0).max(), 10)
+    low = np.maximum(places.min(axis=0) - margin, 0)
+    high = np.minimum(places.max(axis=0) + margin, (image['width'], image['height']))
+    return low.tolist() + np.maximum(high - low, 0).tolist()
 
 
 def _encoded(segmentation, image):
-    size = image['height'], image['width']
-    if isinstance(segmentation, dict):
-        return coco_mask.frPyObjects(segmentation, *size)
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    encoded = coco_mask.frPyObjects(segmentation, image['height'], image['width'])
+    return encoded if isinstance(segmentation, dict) else coco_mask.merge(encoded)
 
 
 def run_lengths(segmentation, image):
@@ -399,13 +388,6 @@ def _unpack_counts(text):
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value, shift = 0, 0
     return counts
-
-
-def _are_numbers_below(values, limit):
-    try:
-        return -limit < min(values) and max(values) < limit and sum(values) * 0 == 0  # the last is False with a NaN
-    except TypeError:
-        return False
 
 
 def _as_list(value):

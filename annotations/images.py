@@ -5,6 +5,7 @@ the many formats that OpenCV knows most are hardly ever used and little tested. 
 their headers are checked before they are decoded.
 """
 import collections
+import functools
 import json
 import logging
 import os
@@ -65,14 +66,11 @@ class BadSample(Exception):
 
 
 def read_image(path, size, scale):
-    """Read an image of a data set, reduced as far as a later warp by `scale` allows.
+    """Read an image of a data set, reduced as far as a later warp by `scale` (pixels that one becomes) allows.
 
     It is turned as its EXIF header says where the annotations give the turned size, as labelling tools show it; where
-    they give the stored size alone, as COCO does, it is not.
+    they give the stored size alone, as COCO does, it is not. size: the (width, height) that the annotations give.
 
-    Args:
-        size: the (width, height) that the annotations give.
-        scale: how many pixels one image pixel becomes in the warp that follows.
     Returns:
         (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
     Raises:
@@ -92,11 +90,7 @@ def read_image(path, size, scale):
 
 
 def read_photograph(path):
-    """The pixels of an image file, uint8 (H, W, 3) BGR, turned as its EXIF header says.
-
-    Raises:
-        BadSample: missing, empty, truncated, too large, or not an image.
-    """
+    """The pixels of an image file, uint8 (H, W, 3) BGR, turned as its EXIF header says. Raises BadSample."""
     data, _, orientation = _read(path)
     return _decode(path, data, cv2.IMREAD_COLOR, orientation)
 
@@ -105,8 +99,7 @@ def image_size(path):
     """(width, height) of an image file as viewers show it, and whether its EXIF header turns it. Raises BadSample."""
     try:
         with open_file(path) as file:
-            start = file.read(HEADER_BYTES)
-        stored, orientation = tuple(_size(start)), _orientation(start)
+            stored, orientation, *_ = _read_header(file.read(HEADER_BYTES))
     except (OSError, struct.error, AttributeError, TypeError):  # damaged, or what is wanted lies further behind
         _, stored, orientation = _read(path)
     return _upright_size(stored, orientation), orientation > 1
@@ -129,15 +122,12 @@ def image_finder(folder):
     itself is tried first, then what is left of it without its first folders. Folders are listed once, when a name is
     not there.
     """
-    listings = {}
-
+    @functools.lru_cache(maxsize=None)
     def listing(parent):
-        if parent not in listings:
-            names = collections.defaultdict(list)
-            for name in _names_in(os.path.join(folder, parent)):
-                names[_plain(name)].append(name)
-            listings[parent] = names
-        return listings[parent]
+        names = collections.defaultdict(list)
+        for name in _names_in(os.path.join(folder, parent)):
+            names[_plain(name)].append(name)
+        return names
 
     def find(name):
         parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
@@ -170,10 +160,7 @@ def write_picture(path, pixels):
 
 
 def _read(path):
-    """(bytes, (width, height) as stored, orientation as in EXIF) of an image file that may be decoded.
-
-    Raises BadSample for others.
-    """
+    """(bytes, size as stored, orientation as in EXIF) of an image file that may be decoded, else BadSample."""
     try:
         data = read_file(path, MAX_BYTES)
     except OSError as error:
@@ -183,11 +170,7 @@ def _read(path):
     if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:] and not _has_end(data):
         raise BadSample(path, 'is a truncated JPEG')
     try:
-        width, height = _size(data)
-        orientation = _orientation(data)
-        animated = data[12:16] == b'VP8X' and int.from_bytes(data[20:21], 'little') & WEBP_ANIMATED
-        if data.startswith(PNG_START):
-            data, animated = _picture_of_png(data)
+        (width, height), orientation, animated, data = _read_header(data)
     except (struct.error, AttributeError, TypeError):
         raise BadSample(path, 'is not an image (JPEG, PNG, BMP or WebP), or a damaged one')
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
@@ -216,32 +199,41 @@ def _upright_size(size, orientation):
     return size[::-1] if orientation > 4 else size
 
 
-def _size(data):
-    """(width, height) from the header of a JPEG, PNG, BMP or WebP file; None or struct.error for anything else."""
+def _read_header(data):
+    """((width, height), orientation as in EXIF, whether it is animated, the bytes to decode) of an image file.
+
+    Raises struct.error, AttributeError or TypeError for what is no JPEG, PNG, BMP or WebP, or ends too early.
+    """
+    exif, animated = b'', False
     if data.startswith(JPEG_START):
-        return next((struct.unpack_from('>HH', data, at + 5)[::-1] for code, at in _segments(data) if code in FRAMES),
-                    None)
-    if data.startswith(PNG_START) and data[12:16] == b'IHDR':
-        return struct.unpack_from('>II', data, 16)
-    if data.startswith(b'BM'):
+        segments = list(_segments(data))
+        size = struct.unpack_from('>HH', data, 5 + next((at for code, at in segments if code in FRAMES), None))[::-1]
+        exif = next((data[at + 4:_after(data, at)] for code, at in segments
+                     if code == APP1 and data.startswith(EXIF_START, at + 4)), b'')
+    elif data.startswith(PNG_START) and data[12:16] == b'IHDR':
+        size, chunks = struct.unpack_from('>II', data, 16), list(_chunks(data))
+        exif = next((data[at + 8:end] for kind, at, end in chunks if kind == b'eXIf'), b'')
+        animated = any(kind in ANIMATION_CHUNKS for kind, _, _ in chunks)
+        # The picture alone: other chunks may ask for gigabytes and are not needed.
+        data = PNG_START + b''.join(data[at:end] for kind, at, end in chunks if kind in PICTURE_CHUNKS)
+    elif data.startswith(b'BM'):
         if struct.unpack_from('<I', data, 14)[0] == 12:  # the header of OS/2
-            return struct.unpack_from('<HH', data, 18)
-        width, height = struct.unpack_from('<ii', data, 18)
-        return width, abs(height)  # negative where the first row is the upper one
-    if data.startswith(b'RIFF') and data[8:12] == b'WEBP':
-        return _webp_size(data)
-    return None
-
-
-def _webp_size(data):
-    if data[12:16] == b'VP8X':
-        return tuple(1 + int.from_bytes(data[at:at + 3], 'little') for at in (24, 27))
-    if data[12:16] == b'VP8L':
+            size = struct.unpack_from('<HH', data, 18)
+        else:
+            width, height = struct.unpack_from('<ii', data, 18)
+            size = width, abs(height)  # negative where the first row is the upper one
+    elif data.startswith(b'RIFF') and data[8:16] == b'WEBPVP8X':
+        size = tuple(1 + int.from_bytes(data[at:at + 3], 'little') for at in (24, 27))
+        exif = next((data[at + 8:end] for kind, at, end in _chunks(data) if kind == b'EXIF'), b'')
+        animated = bool(int.from_bytes(data[20:21], 'little') & WEBP_ANIMATED)
+    elif data.startswith(b'RIFF') and data[8:16] == b'WEBPVP8L':
         bits = struct.unpack_from('<I', data, 21)[0]
-        return 1 + (bits & 0x3fff), 1 + (bits >> 14 & 0x3fff)
-    if data[12:16] == b'VP8 ':
-        return tuple(side & 0x3fff for side in struct.unpack_from('<HH', data, 26))
-    return None
+        size = 1 + (bits & 0x3fff), 1 + (bits >> 14 & 0x3fff)
+    elif data.startswith(b'RIFF') and data[8:16] == b'WEBPVP8 ':
+        size = tuple(side & 0x3fff for side in struct.unpack_from('<HH', data, 26))
+    else:
+        raise TypeError
+    return size, _orientation(exif), animated, data
 
 
 def _chunks(data):
@@ -264,24 +256,9 @@ def _chunks(data):
     raise struct.error
 
 
-def _picture_of_png(data):
-    """(a PNG's picture alone, whether it is animated): other chunks may ask for gigabytes and are not needed."""
-    chunks = list(_chunks(data))
-    picture = PNG_START + b''.join(data[at:end] for kind, at, end in chunks if kind in PICTURE_CHUNKS)
-    return picture, any(kind in ANIMATION_CHUNKS for kind, _, _ in chunks)
-
-
-def _orientation(data):
+def _orientation(exif):
     """How an image has to be turned to be upright, as in EXIF: 1 (not at all) to 8."""
-    tiff = b''
-    if data.startswith(JPEG_START):
-        tiff = next((data[at + 4:_after(data, at)] for code, at in _segments(data)
-                     if code == APP1 and data.startswith(EXIF_START, at + 4)), b'')
-    elif data.startswith(PNG_START):
-        tiff = next((data[at + 8:end] for kind, at, end in _chunks(data) if kind == b'eXIf'), b'')
-    elif data[12:16] == b'VP8X':
-        tiff = next((data[at + 8:end] for kind, at, end in _chunks(data) if kind == b'EXIF'), b'')
-    tiff = tiff[len(EXIF_START):] if tiff.startswith(EXIF_START) else tiff
+    tiff = exif[len(EXIF_START):] if exif.startswith(EXIF_START) else exif
     order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
     if not order:
         return 1
@@ -326,11 +303,9 @@ def _after(data, at):
 def image_paths(path, skip=None):
     """The images below a folder, its own folders included, sorted; of a file, this file.
 
-    Images of other kinds are passed over: one line of the log counts them.
+    Images of other kinds are passed over: one line of the log counts them. skip: a folder that is left out.
 
-    skip: a folder that is left out, as the one for outputs.
-    Raises:
-        UserError: there is no such folder or file, or no image in it.
+    Raises UserError when there is no such folder or file, or no image in it.
     """
     if os.path.isfile(path):
         return [path]
@@ -356,24 +331,19 @@ def image_paths(path, skip=None):
 
 
 def find_split(datapath, split, imgpath=None):
-    """Find the annotation file and the image folder of a split.
+    """(annotation file, image folder) of a split. Raises UserError, naming what is missing.
 
     Args:
         datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
         split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
         imgpath: overrides where the image folders are.
-    Returns:
-        (annotation file, image folder).
-    Raises:
-        UserError: naming what is missing.
     """
     if not os.path.isdir(datapath):
         raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
                         % (datapath, split))
     if split.endswith('.json'):
-        candidates = [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
-        split = _split_of_file(split)
-        name = candidates[0]
+        name, candidates = split, [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
+        split = re.sub('^person_keypoints_', '', os.path.splitext(os.path.basename(split))[0])
     else:
         name = 'person_keypoints_%s.json' % split
         candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
@@ -419,9 +389,3 @@ def _first_file_name(annotation_file):
         return json.loads(found.group(1)).replace('\0', '') if found else None
     except (OSError, ValueError):
         return None
-
-
-def _split_of_file(path):
-    """The split that an annotation file is named after: person_keypoints_train.json -> train."""
-    name = os.path.splitext(os.path.basename(path))[0]
-    return name[len('person_keypoints_'):] if name.startswith('person_keypoints_') else name

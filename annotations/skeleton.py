@@ -111,18 +111,16 @@ def parse_skeleton(text, origin):
 def skeleton_of_category(category, annotation_file):
     """The Skeleton of an entry of `categories` in an annotation file: COCO's own 17 keypoints give COCO.
 
-    Args:
-        category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1}; also 'sigmas', and who swaps in a
-            mirrored image: 'flip_pairs', as 'skeleton' or of names, or 'flip_idx', a number from 0 for each keypoint.
-    Raises:
-        UserError: names or limbs that make no skeleton; the line names the file and what to mend there.
+    category: {'name', 'keypoints': names, 'skeleton': pairs counted from 1}; also 'sigmas', and who swaps in a
+        mirrored image: 'flip_pairs', as 'skeleton' or of names, or 'flip_idx', a number from 0 for each keypoint.
+
+    Raises UserError for names or limbs that make no skeleton; the line names the file and what to mend there.
     """
     def refuse(problem):
         raise UserError('the category %.60r of %s %s' % (category.get('name'), annotation_file, problem))
 
     try:
-        keypoints = _names(category.get('keypoints'))
-        name = _names([category.get('name', 'object')])[0]
+        keypoints, (name,) = _names(category.get('keypoints')), _names([category.get('name', 'object')])
     except (AssertionError, TypeError):
         refuse('has no list of names in "keypoints"; write one name for each keypoint')
     if len(set(keypoints)) < len(keypoints):
@@ -158,11 +156,8 @@ def skeleton_of_category(category, annotation_file):
 
 
 def flip_order_of(names):
-    """For each name the index of its other side's name; its own where it has no side or the other side is missing.
-
-    >>> flip_order_of(('nose', 'left_eye', 'right_eye'))
-    (0, 2, 1)
-    """
+    """For each name, as ('nose', 'left_eye', 'right_eye'), the index of its other side's name, as (0, 2, 1); its own
+    where it has no side or the other side is missing."""
     index = {name: k for k, name in enumerate(names)}
     others = [next((index[other] for other in _other_sides(name) if other in index), index[name]) for name in names]
     return tuple(other if others[other] == k else k for k, other in enumerate(others))
@@ -218,13 +213,12 @@ def _other_sides(name):
             yield ''.join(swapped)
         for k in changed:
             yield ''.join(tokens[:k] + [swapped[k]] + tokens[k + 1:])
-    for pair in SIDES:
-        for old, new in (pair, pair[::-1]):
-            start, end = name[:len(old)], name[-len(old):]
-            if start.lower() == old:
-                yield _in_case_of(start, new) + name[len(old):]
-            if end.lower() == old:
-                yield name[:-len(old)] + _in_case_of(end, new)
+    for old, new in (pair[::step] for pair in SIDES for step in (1, -1)):
+        start, end = name[:len(old)], name[-len(old):]
+        if start.lower() == old:
+            yield _in_case_of(start, new) + name[len(old):]
+        if end.lower() == old:
+            yield name[:-len(old)] + _in_case_of(end, new)
 
 
 def _in_case_of(example, word):
@@ -236,13 +230,11 @@ def _in_case_of(example, word):
 
 def _sigmas(category, count):
     """The category's own sigmas where they are usable, else DEFAULT_SIGMA for all."""
-    sigmas = category.get('sigmas')
     try:
-        sigmas = tuple(float(sigma) for sigma in sigmas)
-        usable = len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas)
+        sigmas = tuple(map(float, category.get('sigmas')))
     except (ValueError, TypeError):
-        usable = False
-    return sigmas if usable else (DEFAULT_SIGMA,) * count
+        sigmas = ()
+    return sigmas if len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas) else (DEFAULT_SIGMA,) * count
 
 
 def _connected_components(limbs, parts):

@@ -7,6 +7,7 @@ by its number: any process on any machine can make it, and make it again. A run 
 size, trains each position that was not trained before, once.
 """
 import collections
+import functools
 import logging
 
 import numpy as np
@@ -21,25 +22,17 @@ START = Sequence((), 0)
 
 
 class SampleOrder:
-    """The sequence of samples.
-
-    Args:
-        samples: of the data set, at least 1.
-        seed: a whole number, at least 0.
-    """
+    """The sequence of samples. samples: of the data set, at least 1.  seed: a whole number, at least 0."""
 
     def __init__(self, samples, seed):
         self._samples, self._seed = samples, seed
-        self._permutations = collections.OrderedDict()
+        self._permutation = functools.lru_cache(KEPT_EPOCHS)(
+            lambda epoch: self._rng(PERMUTATION, epoch).permutation(samples))
 
     def index(self, position):
         """The number of the sample at a position."""
         epoch, k = divmod(position, self._samples)
-        if epoch not in self._permutations:
-            self._permutations[epoch] = self._rng(PERMUTATION, epoch).permutation(self._samples)
-            if len(self._permutations) > KEPT_EPOCHS:
-                self._permutations.popitem(last=False)
-        return int(self._permutations[epoch][k])
+        return int(self._permutation(epoch)[k])
 
     def draws(self, position):
         """Endless (sample number, RandomState for its augmentation): what belongs at the position, then what takes its
@@ -55,13 +48,8 @@ class SampleOrder:
 
 
 def batch_positions(number, batchsize, shard=0, num_shards=1, sequence=START):
-    """The positions of batch `number`, or those of one shard of it, as a list.
-
-    Args:
-        batchsize: samples of a shard.
-        shard, num_shards: batches hold num_shards * batchsize samples, of which this is shard number `shard`, from 0.
-        sequence: which batch 0 begins.
-    """
+    """The positions of shard number `shard`, from 0, of batch `number`, as a list. Batches hold num_shards * batchsize
+    samples; batch 0 begins the sequence."""
     first = (number * num_shards + shard) * batchsize
     return [position for start, stop in _ranges(sequence, first, first + batchsize) for position in range(start, stop)]
 
@@ -80,11 +68,7 @@ def _ranges(sequence, first, last):
 
 
 def remaining(sequence, batchsize, numbers):
-    """The Sequence that is left of another one when these batches of it have been trained.
-
-    Args:
-        batchsize: samples of a batch.  numbers: of the batches, any order.
-    """
+    """The Sequence that is left of another one when the batches of these numbers, in any order, have been trained."""
     numbers = np.unique(np.array(list(numbers), np.int64))
     top = int(numbers[-1]) + 1 if len(numbers) else 0
     in_gaps = sum(stop - start for start, stop in sequence.gaps)

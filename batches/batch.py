@@ -46,10 +46,7 @@ def check_memory(layout, batches):
 
 def product(shape):
     """How many items an array of this shape has, without overflow."""
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+    return np.prod(np.array(shape, object))
 
 
 def mask_steps(image, mask):
@@ -60,14 +57,10 @@ def mask_steps(image, mask):
 
 
 def encode_batch(image, heatmap, paf, mask):
-    """Dense arrays to a Batch.
+    """Dense arrays to a Batch. Raises ValueError for map values that are not in -1..1.
 
-    Args:
-        image: uint8 (B, H, W, 3).
-        heatmap: float32 (B, h, w, parts + 1) and paf: float32 (B, h, w, 2 limbs), in -1..1.
-        mask: float32 (B, h, w, 1), in 0..1.
-    Raises:
-        ValueError: map values that are not in -1..1.
+    image: uint8 (B, H, W, 3); heatmap: float32 (B, h, w, parts + 1) and paf: (B, h, w, 2 limbs), in -1..1; mask:
+        float32 (B, h, w, 1), in 0..1.
     """
     return Batch(image, (mask * mask_steps(image, mask) + 0.5).astype(np.uint8),
                  *encode_maps(heatmap, HEATMAP_ITEM), *encode_maps(paf, PAF_ITEM))
@@ -76,10 +69,7 @@ def encode_batch(image, heatmap, paf, mask):
 def encode_maps(maps, item):
     """Where maps float32 (B, h, w, channels) differ from empty ones, and their values there.
 
-    Args:
-        item: HEATMAP_ITEM or PAF_ITEM.
-    Returns:
-        (positions int32 (n,), rising; values uint16 (n,) or (n, 2)).
+    item: HEATMAP_ITEM or PAF_ITEM.  Returns (positions int32 (n,), rising; values uint16 (n,) or (n, 2)).
     """
     items = np.ascontiguousarray(maps, np.float32).reshape(len(maps), -1).view(item)
     positions = np.flatnonzero(items != empty_map(maps.shape[1:], item).reshape(-1).view(item))
@@ -121,11 +111,8 @@ def decode_values(values):
 
 
 class BatchBuffer:
-    """Memory for one batch, which is written sample by sample, perhaps by another process, and read as a Batch.
-
-    Args:
-        layout: see batch_layout.
-        allocate: a function from shape and dtype to an array; memory that is never touched should cost nothing.
+    """Memory for one batch of a batch_layout, which is written sample by sample, perhaps by another process, and read
+    as a Batch. allocate: a function from shape and dtype to an array; memory that is never touched should cost nothing.
     """
 
     def __init__(self, layout, allocate=np.empty):

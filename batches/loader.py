@@ -48,17 +48,13 @@ LOADERS_GONE = 'the loader processes were killed; start the command again'
 
 
 class BatchLoader:
-    """Training batches, made by `workers` processes. What is in them depends on seed and number alone.
+    """Training batches, made by `workers` processes, at least 1. What is in them depends on seed and number alone.
 
     Args:
-        dataset: a pose_dataset.PoseDataset.
-        batchsize: samples per batch.
-        workers: number of processes, at least 1.
-        seed: None draws one.
+        dataset: a pose_dataset.PoseDataset.  seed: None draws one.
         first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
-        shard, num_shards: which part of each batch this loader makes, see batch_positions.
-        sequence: a Sequence, which batch 0 begins.
+        batchsize, shard, num_shards, sequence: as for batch_positions.
     Attributes:
         samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
         number: of the batch that get() returned last.
@@ -112,11 +108,10 @@ class BatchLoader:
         self._ready = {}
 
     def get(self, timeout=None):
-        """The next batch, or None when none came within timeout seconds.
+        """The next batches.batch.Batch, or None when none came within timeout seconds.
 
-        Returns:
-            A batches.batch.Batch. The arrays are valid until the next call but one: a batch can be on its way to a
-            device or a socket while the next one is prepared.
+        Its arrays are valid until the next call but one: a batch can be on its way to a device or a socket while the
+        next one is prepared.
         """
         if len(self._held) == HELD_SLOTS:
             self._free.add(self._held.popleft())
@@ -128,9 +123,10 @@ class BatchLoader:
             if left <= 0:
                 return None
             self._receive(left)
-        self.number = self._next if self._next is not None else min(self._ready)
-        if self._next is not None:
-            self._next += 1
+        if self._next is None:
+            self.number = min(self._ready)
+        else:
+            self.number, self._next = self._next, self._next + 1
         self._held.append(self._ready.pop(self.number))
         return self._slots[self._held[-1]].read()
 
@@ -142,9 +138,8 @@ class BatchLoader:
 
     def report(self):
         """Lines for the trainer's log: bad samples so far."""
-        if not self._counter.bad:
-            return []
-        return ['%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))]
+        line = '%d bad samples skipped, from %d files' % (self._counter.bad, len(self._counter.names))
+        return [line] if self._counter.bad else []
 
     def diagnosis(self):
         """What may help when no batch comes."""
@@ -156,7 +151,12 @@ class BatchLoader:
             return
         with contextlib.suppress(ConnectionError):
             self._control.send(b'stop')
-        _wait_or_kill(self._supervisor, CLOSE_SECONDS)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        os.kill(self._supervisor, signal.SIGCONT)  # it may have been stopped
+        while os.waitpid(self._supervisor, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(self._supervisor, signal.SIGKILL)
+            time.sleep(0.01)
         self._supervisor = None
         self._selector.close()
         for own in self._sockets + (self._control,):
@@ -190,11 +190,9 @@ class BatchLoader:
         while events:
             for key, _ in events:
                 message = _read_packet(key.fileobj)
-                if message is None:
-                    continue
-                if key.data is None:
+                if message is not None and key.data is None:
                     self._replace(**message)
-                else:
+                elif message is not None:
                     self._handle(key.data, message)
             events = self._selector.select(0)
 
@@ -213,10 +211,9 @@ class BatchLoader:
     def _replace(self, worker, generation, status):
         """A worker died and the supervisor has forked another: what its predecessor was to make is handed out again."""
         self._deaths[worker] += 1
-        message = _read_packet(self._sockets[worker])
-        while message is not None:  # what it had sent before it died; its successor has been offered nothing yet
+        # What it had sent before it died; its successor has been offered nothing yet.
+        for message in iter(lambda: _read_packet(self._sockets[worker]), None):
             self._handle(worker, message)
-            message = _read_packet(self._sockets[worker])
         self._generation[worker] = generation
         lost, self._slots_of[worker] = self._slots_of[worker], {}
         place, remedy = '', 'check the memory of this machine, or start with fewer --workers'
@@ -231,18 +228,6 @@ class BatchLoader:
                             % (worker, self._deaths[worker], status, place, remedy))
         self._free |= set(lost)
         self.request(lost.values())
-
-
-def _wait_or_kill(pid, seconds):
-    """Wait for a child that is to end; one that is stopped goes on, one that does not answer is killed."""
-    deadline = time.monotonic() + seconds
-    os.kill(pid, signal.SIGCONT)
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return
-        time.sleep(0.01)
 
 
 def _packet_pair():
@@ -277,9 +262,8 @@ def _run_and_exit(function, *args):
     code = 1
     try:
         # The trainer decides when loading ends: signals to the whole process group are its business.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         function(*args)
         code = 0
     except BaseException:
@@ -289,10 +273,8 @@ def _run_and_exit(function, *args):
 
 
 def _supervise(control, worker_ends, slots, dataset, seed, part):
-    """Keep one process per worker alive until the trainer closes the control socket or dies.
-
-    part: shard, num_shards and sequence of batch_positions.
-    """
+    """Keep one process per worker alive until the trainer closes the control socket or dies. part: shard, num_shards
+    and sequence of batch_positions."""
     worker_of = {}
 
     def start(worker, generation):
@@ -323,15 +305,11 @@ def _supervise(control, worker_ends, slots, dataset, seed, part):
         os.waitpid(pid, 0)
 
 
-def _die_with_parent():
-    """Have Linux kill this process when its parent is gone, also when it is stopped and cannot check by itself."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _work(trainer, slots, dataset, seed, part, generation):
     """Fill the slots that the trainer offers, until it or the supervisor is gone."""
-    _die_with_parent()
+    # Linux kills this process when its parent is gone, also when it is stopped and cannot check by itself.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)
     supervisor = os.getppid()
     order = SampleOrder(len(dataset), seed)

@@ -4,8 +4,6 @@ A network's forward pass needs few ops. A frozen graph is checked against their 
 TensorFlow has seen it, which computes with constants as soon as it imports a graph.
 """
 import collections
-import functools
-import operator
 
 import numpy as np
 
@@ -13,7 +11,8 @@ from networks.formats import MAX_ELEMENTS
 from networks.tensorflow import tf
 from pose_errors import UserError
 
-from .graphdef import INPUT, OUTPUT, RUN_TIME_BRANCHES, input_shape, like, node_name, port, set_input_shape
+from .graphdef import INPUT, OUTPUT, RUN_TIME_BRANCHES, drop_attributes, input_shape, like, node_name, port, \
+    set_input_shape
 
 ALLOWED_OPS = frozenset((
     'Const Placeholder PlaceholderWithDefault Identity CheckNumerics StopGradient PreventGradient Snapshot '
@@ -42,13 +41,8 @@ TRIAL_SIZE = 368  # of the input, to see the shapes of a graph for any size
 
 
 def check_nodes(graph):
-    """Refuse a graph that is anything but a network's forward pass. Nothing of it is run.
-
-    Args:
-        graph: a frozen GraphDef after graphdef.strip_unused, whose functions are dropped by the caller.
-    Raises:
-        UserError: naming the node and the op.
-    """
+    """Refuse a graph that is anything but a network's forward pass, with a UserError that names node and op. Nothing of
+    it is run. graph: a frozen GraphDef after graphdef.strip_unused, whose functions are dropped by the caller."""
     if len(graph.node) > MAX_NODES:
         raise UserError('it has %d nodes; this is no network' % len(graph.node))
     for node in graph.node:
@@ -94,7 +88,7 @@ def _constant_elements(node):
     if tensor.dtype not in ALLOWED_TYPES or tensor.dtype != node.attr['dtype'].type or tensor.tensor_shape.unknown_rank:
         raise UserError('the constant %s is not an array of numbers' % node.name)
     dtype, sides = tf.as_dtype(tensor.dtype), [dim.size for dim in tensor.tensor_shape.dim]
-    elements = _product(sides)
+    elements = np.prod(np.array(sides, object))  # in Python's integers, which do not overflow
     if sides and min(sides) < 0:
         raise UserError('the constant %s has a side of %d' % (node.name, min(sides)))
     if elements > (MAX_INTEGERS if dtype in INTEGERS else MAX_ELEMENTS):
@@ -132,19 +126,14 @@ def _order(graph):
 
 
 def check_shapes(graph):
-    """Refuse a graph whose tensors are too large, or whose output is not maps (batch, rows, columns, channels).
+    """Refuse a graph, one that check_nodes accepts, whose tensors are too large, or whose output is not maps (batch,
+    rows, columns, channels), with a UserError that names the node.
 
     Only shapes are computed, of the graph without its large constants; at TRIAL_SIZE where it takes any size.
-
-    Args:
-        graph: that check_nodes accepts.
-    Raises:
-        UserError: naming the node.
     """
-    found = input_shape(graph)
-    sides = found.as_list() if found.rank else [None] * 4
-    shape = [sides[0] or 1, sides[1] or TRIAL_SIZE, sides[2] or TRIAL_SIZE, 3]
-    if _product(shape) > MAX_ELEMENTS:
+    batch, height, width, _ = _sides(input_shape(graph))
+    shape = [batch or 1, height or TRIAL_SIZE, width or TRIAL_SIZE, 3]
+    if np.prod(np.array(shape, object)) > MAX_ELEMENTS:
         raise UserError('it takes images of %dx%d, %d at once; no network here takes as large ones'
                         % (shape[2], shape[1], shape[0]))
     names = _order(graph)
@@ -158,13 +147,11 @@ def check_shapes(graph):
 
 def _numbered(graph, names):
     """The nodes in the order of names, called 0, 1, ...: names with slashes collide when a graph comes in parts."""
-    numbers = {name: str(number) for number, name in enumerate(names)}
-    numbered = like(graph)
-    for node in sorted(graph.node, key=lambda node: int(numbers[node.name])):
-        copy = numbered.node.add()
-        copy.CopyFrom(node)
-        copy.name = numbers[node.name]
-        copy.input[:] = ['%s:%d' % (numbers[node_name(ref)], port(ref)) for ref in node.input]
+    numbers = {name: number for number, name in enumerate(names)}
+    numbered = like(graph, sorted(graph.node, key=lambda node: numbers[node.name]))
+    for node in numbered.node:
+        node.name = str(numbers[node.name])
+        node.input[:] = ['%d:%d' % (numbers[node_name(ref)], port(ref)) for ref in node.input]
     return numbered
 
 
@@ -174,13 +161,11 @@ def _parts(graph):
     To know a shape that others' values give, TensorFlow computes them during the import. So these must have been found
     small before what takes them is imported.
     """
-    part = like(graph)
-    for node in graph.node:
-        part.node.add().CopyFrom(node)
-        if node.op != 'Const' and _computes_integers(node):
-            yield part
-            part = like(graph)
-    yield part
+    first = 0
+    for number, node in enumerate(graph.node, start=1):
+        if number == len(graph.node) or node.op != 'Const' and _computes_integers(node):
+            yield like(graph, graph.node[first:number])
+            first = number
 
 
 def _computes_integers(node):
@@ -202,7 +187,7 @@ def _check_sizes(op, name):
         known = [side for side in tensor.shape.as_list() if side] if tensor.shape.rank else []
         if op.type == 'Fill' and not tensor.shape.is_fully_defined():
             raise UserError('the node %s (Fill) makes as much as other nodes say' % name)
-        if _product(known) > (MAX_INTEGERS if tensor.dtype in INTEGERS else MAX_ELEMENTS):
+        if np.prod(np.array(known, object)) > (MAX_INTEGERS if tensor.dtype in INTEGERS else MAX_ELEMENTS):
             raise UserError('the node %s (%s) makes %s, too much for a network here' % (name, op.type, tensor.shape))
 
 
@@ -210,25 +195,23 @@ def _check_output(op, shape):
     tensor = op.outputs[0] if op.outputs else None
     if tensor is None or tensor.dtype not in FLOATS or tensor.shape.rank not in (None, 4):
         raise UserError('the output %s is not maps of floats (batch, rows, columns, channels)' % OUTPUT)
-    sides = tensor.shape.as_list() if tensor.shape.rank else [None] * 4
+    sides = _sides(tensor.shape)
     if 0 in sides or any((side or 1) > limit for side, limit in zip(sides[:3], shape)):
         raise UserError('the output %s has shape %s for an input of %s; maps have at least one cell, and no more than '
                         'the image has pixels' % (OUTPUT, tensor.shape, tuple(shape)))
 
 
-def _product(sides):
-    return functools.reduce(operator.mul, sides, 1)  # of Python's integers, which do not overflow
+def _sides(shape):
+    """The sides of a tf.TensorShape of rank 4, or of one that is unknown."""
+    return shape.as_list() if shape.rank else [None] * 4
 
 
 def _without_large_constants(graph):
     """The graph with inputs of the same shape in place of large constants: for shapes, no value of these matters."""
-    light = like(graph)
-    for node in graph.node:
-        copy = light.node.add()
+    light = like(graph, graph.node)
+    for node in light.node:
         if node.op == 'Const' and _constant_elements(node) > MAX_INTEGERS:
-            copy.name, copy.op = node.name, 'Placeholder'
-            copy.attr['dtype'].CopyFrom(node.attr['dtype'])
-            copy.attr['shape'].shape.CopyFrom(node.attr['value'].tensor.tensor_shape)
-        else:
-            copy.CopyFrom(node)
+            node.op = 'Placeholder'
+            node.attr['shape'].shape.CopyFrom(node.attr['value'].tensor.tensor_shape)
+            drop_attributes(node, [name for name in node.attr if name not in ('dtype', 'shape')])
     return light

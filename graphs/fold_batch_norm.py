@@ -60,20 +60,15 @@ def fold_batch_norm(graph):
         # The sum takes the name of the last node it replaces, so that what comes after need not change.
         last = chain[-1]
         bias = view.add_constant(last.name + '/folded_bias', shift.astype(weights.dtype))
-        name, dtype, data_format = last.name, linear.attr['T'].type, data_format_of(linear).encode()
-        last.Clear()
-        last.name, last.op = name, 'BiasAdd'
-        last.input.extend([linear.name, bias])
-        last.attr['T'].type = dtype
-        last.attr['data_format'].s = data_format
+        last.CopyFrom(tf.NodeDef(name=last.name, op='BiasAdd', input=[linear.name, bias]))
+        last.attr['T'].type = linear.attr['T'].type
+        last.attr['data_format'].s = data_format_of(linear).encode()
     return strip_unused(view.graph)
 
 
 def channel_affine(view, node, source, linear, channels):
-    """(scale, shift), each (channels,) float64, when node only scales and shifts the channels of source; else None.
-
-    source has the layout of linear, the convolution or matrix product that it is computed from.
-    """
+    """(scale, shift), each (channels,) float64, when node only scales and shifts the channels of source, which has the
+    layout of linear, the convolution or matrix product that it is computed from; else None."""
     operands = [node_name(ref) for ref in node.input]
     if node.op in BATCH_NORM:
         if (operands[0] != source.name or is_training(node) or data_format_of(node) != data_format_of(linear)
@@ -163,13 +158,9 @@ def estimate_batch_norm(graph, images):
     """Fused batch norm in training mode becomes that of inference, with the statistics of its input over images.
 
     Layer by layer: what a layer sees depends on those before it, so these have theirs first. Mean and variance are
-    those of all pixels of all images, exactly.
+    those of all pixels of all images, exactly. Batch norm that is written out as single operations stays as it is.
 
-    Args:
-        graph: a frozen GraphDef that takes images of these sizes.
-        images: a sequence of uint8 (height, width, 3), of any sizes.
-    Returns:
-        a new GraphDef; batch norm that is written out as single operations stays as it is.
+    images: a sequence of uint8 (height, width, 3), of any sizes that the frozen graph takes.
     """
     view = GraphView(graph)
     waiting = [view.node(node.name) for node in training_batch_norms(graph) if node.op in BATCH_NORM]
@@ -206,11 +197,9 @@ def _channel_moments(graph, nodes, images):
         for node in nodes:
             x = tf.cast(tf_graph.get_operation_by_name(node.name).inputs[0], tf.float64)
             axes = [0, 2, 3] if data_format_of(node) == 'NCHW' else [0, 1, 2]
-            channels = tf.shape(x)[1 if data_format_of(node) == 'NCHW' else 3]
-            sums.append([tf.cast(tf.size(x) / channels, tf.float64), tf.reduce_sum(x, axes),
-                         tf.reduce_sum(tf.square(x), axes)])
-        totals = [[0.0, 0.0, 0.0] for _ in nodes]
+            ones = tf.ones_like(x)
+            sums.append([tf.reduce_sum(each, axes) for each in (ones, x, tf.square(x))])
+        totals = [np.zeros((3, 1))] * len(nodes)
         for image in images:
-            found = session.run(sums, {INPUT + ':0': image[None]})
-            totals = [[a + b for a, b in zip(*pair)] for pair in zip(totals, found)]
+            totals = [total + found for total, found in zip(totals, session.run(sums, {INPUT + ':0': image[None]}))]
     return [(total / count, squares / count - (total / count) ** 2) for count, total, squares in totals]

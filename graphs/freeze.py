@@ -69,10 +69,7 @@ def save_graph(graph, path, text=False):
 
 def with_skeleton(graph, skeleton):
     """The graph with a constant that tells what it finds; nothing is computed from it."""
-    marked = tf.GraphDef()
-    marked.CopyFrom(graph)
-    marked.node.add().CopyFrom(constant_node(SKELETON, np.array(skeleton.to_json().encode())))
-    return marked
+    return like(graph, list(graph.node) + [constant_node(SKELETON, np.array(skeleton.to_json().encode()))])
 
 
 def skeleton_text(graph):
@@ -84,13 +81,7 @@ def skeleton_text(graph):
 
 
 def network_graph(model, skeleton, input_size=None):
-    """The inference graph of a network.
-
-    Args:
-        model: one of networks.NAMES.
-        skeleton: what it finds.
-        input_size: (width, height) of the input in pixels, or None for any.
-    """
+    """The inference graph of a network (one of networks.NAMES) for inputs of this (width, height), or of any."""
     width, height = input_size or (None, None)
 
     def build():
@@ -119,12 +110,10 @@ def inference_graph(build):
 
 
 def freeze(graph, checkpoint):
-    """Replace the variables of an inference graph by constants with a checkpoint's values.
+    """Replace the variables of an inference graph by constants with the values of a checkpoint (a prefix or another
+    file of weights, as from networks.pretrained.find_checkpoint).
 
-    checkpoint: a prefix or another file of weights, as from networks.pretrained.find_checkpoint.
-
-    Raises:
-        UserError: the checkpoint is damaged, or has another model's variables (names the first that does not match).
+    Raises UserError when it is damaged, or has another model's variables (names the first that does not match).
     """
     try:
         if pretrained.is_weights_file(checkpoint):
@@ -136,10 +125,9 @@ def freeze(graph, checkpoint):
         else:
             reader = tf.train.load_checkpoint(checkpoint)
             shapes, value_of = reader.get_variable_to_shape_map(), reader.get_tensor
-        frozen = like(graph)
-        for node in graph.node:
+        frozen = like(graph, graph.node)
+        for node in frozen.node:
             if node.op not in VARIABLES:
-                frozen.node.add().CopyFrom(node)
                 continue
             wanted = [dim.size for dim in node.attr['shape'].shape.dim]
             found = shapes.get(node.name)
@@ -148,7 +136,7 @@ def freeze(graph, checkpoint):
                                 'was trained with'
                                 % (checkpoint, node.name, 'is missing' if found is None else
                                    'has shape %s, not %s' % (found, wanted)))
-            frozen.node.add().CopyFrom(constant_node(node.name, value_of(node.name)))
+            node.CopyFrom(constant_node(node.name, value_of(node.name)))
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen
@@ -158,12 +146,9 @@ def save_saved_model(graph, folder):
     """Write a frozen graph as the SavedModel folder; one that is there already gives way when the new one is complete.
 
     Its signature SIGNATURE takes IMAGE, float32 pixels (batch, height, width, 3) BGR, and gives MAPS, float32.
+    TensorFlow Serving wants the folder's name to be a number, the version: models/NAME/1.
 
-    Args:
-        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
-        folder: TensorFlow Serving wants its name to be a number, the version: models/NAME/1.
-    Raises:
-        UserError: the folder cannot be written.
+    Raises UserError when the folder cannot be written.
     """
     temporary = '%s.%d.tmp' % (folder, os.getpid())
     try:
@@ -188,16 +173,16 @@ def run_transforms(graph, inputs, outputs, transforms):
 
     transforms: a list as ['fold_constants(ignore_errors=true)', 'quantize_weights'].
 
-    Raises:
-        UserError: the tool is missing here, or refuses the graph or the transforms.
+    Raises UserError when the tool is missing here, or refuses the graph or the transforms.
     """
     binary = os.environ.get('TRANSFORM_GRAPH')
     if not binary:
-        if _transform_graph() is None:
+        try:
+            from tensorflow.tools.graph_transforms import TransformGraph
+            return TransformGraph(graph, inputs, outputs, transforms)
+        except ImportError:
             raise UserError('TensorFlow %s has no graph transforms; use TF 1.15 (TF=1 bash scripts/setup_env.sh), or '
                             'set $TRANSFORM_GRAPH to a transform_graph binary' % tf.__version__)
-        try:
-            return _transform_graph()(graph, inputs, outputs, transforms)
         except (tf.errors.OpError, ValueError) as error:
             raise UserError('TransformGraph refuses: %s' % error)
     with tempfile.TemporaryDirectory() as folder:
@@ -215,11 +200,3 @@ def run_transforms(graph, inputs, outputs, transforms):
             raise UserError('$TRANSFORM_GRAPH=%s failed with exit code %d: %s'
                             % (binary, finished.returncode, last_line))
         return load_graph(result)
-
-
-def _transform_graph():
-    try:
-        from tensorflow.tools.graph_transforms import TransformGraph
-    except ImportError:
-        return None
-    return TransformGraph

@@ -41,14 +41,11 @@ def strip_unused(graph):
             raise UserError('the graph is incomplete: there is no node %s; copy or export it again' % name)
         needed.add(name)
         to_visit.extend(node_name(ref) for ref in nodes[name].input if not ref.startswith('^'))
-    stripped = like(graph)
-    for node in graph.node:
-        if node.name in needed:
-            copy = stripped.node.add()
-            copy.CopyFrom(node)
-            copy.input[:] = [ref for ref in node.input if not ref.startswith('^')]
-            copy.device = ''
-            drop_attributes(copy, [name for name in node.attr if name.startswith('_')])
+    stripped = like(graph, [node for node in graph.node if node.name in needed])
+    for node in stripped.node:
+        node.input[:] = [ref for ref in node.input if not ref.startswith('^')]
+        node.device = ''
+        drop_attributes(node, [name for name in node.attr if name.startswith('_')])
     return stripped
 
 
@@ -57,8 +54,7 @@ class GraphView:
     `users` still answers as before the changes."""
 
     def __init__(self, graph):
-        self.graph = like(graph)
-        self.graph.CopyFrom(graph)
+        self.graph = like(graph, graph.node)
         self._nodes = {node.name: node for node in self.graph.node}
         self._names = set(self._nodes)
         self._users = collections.defaultdict(list)
@@ -90,12 +86,11 @@ class GraphView:
         return node.name
 
 
-def like(graph):
-    """An empty GraphDef of the same version and with the same function library."""
-    empty = tf.GraphDef()
-    empty.versions.CopyFrom(graph.versions)
-    empty.library.CopyFrom(graph.library)
-    return empty
+def like(graph, nodes=()):
+    """A GraphDef of the same version and with the same function library, which has copies of these nodes."""
+    copy = tf.GraphDef(versions=graph.versions, library=graph.library)
+    copy.node.extend(nodes)
+    return copy
 
 
 def import_graph(graph):
@@ -122,15 +117,13 @@ def set_input_shape(graph, shape):
     found = input_shape(graph)
     if shape and not found.is_compatible_with(shape):
         raise UserError('the graph takes an input of %s, not %s; give that size, or none' % (found, shape))
-    changed = like(graph)
-    for node in graph.node:
-        copy = changed.node.add()
-        copy.CopyFrom(node)
-        if node.name == INPUT:
-            copy.Clear()
-            copy.name, copy.op = INPUT, 'Placeholder'
-            copy.attr['dtype'].CopyFrom(node.attr['dtype'])
-            copy.attr['shape'].shape.CopyFrom((tf.TensorShape(shape) if shape else found).as_proto())
+    changed = like(graph, graph.node)
+    node = next(node for node in changed.node if node.name == INPUT)
+    dtype = node.attr['dtype'].type
+    node.Clear()
+    node.name, node.op = INPUT, 'Placeholder'
+    node.attr['dtype'].type = dtype
+    node.attr['shape'].shape.CopyFrom((tf.TensorShape(shape) if shape else found).as_proto())
     return changed
 
 
@@ -171,13 +164,11 @@ def drop_default_attributes(graph):
     with tf.Graph().as_default() as tf_graph:
         import_graph(graph)
         ops = {op.type: op.op_def for op in tf_graph.get_operations()}
-    changed = like(graph)
-    for node in graph.node:
-        copy = changed.node.add()
-        copy.CopyFrom(node)
-        drop_attributes(copy, [attribute.name for attribute in ops[node.op].attr
-                               if attribute.HasField('default_value') and attribute.name in copy.attr
-                               and copy.attr[attribute.name] == attribute.default_value])
+    changed = like(graph, graph.node)
+    for node in changed.node:
+        drop_attributes(node, [attribute.name for attribute in ops[node.op].attr
+                               if attribute.HasField('default_value') and attribute.name in node.attr
+                               and node.attr[attribute.name] == attribute.default_value])
     return changed
 
 
@@ -197,7 +188,6 @@ def _averages_batch(view, node):
 
 
 def drop_attributes(node, names):
-    """Remove attributes from a node."""
     for name in names:
         del node.attr[name]
 

@@ -27,9 +27,9 @@ def optimize(graph, input_shape=None):
     """Turn a frozen graph into one for inference alone.
 
     Batch norm, as FusedBatchNorm of any version or as multiplication and addition, goes into the weights of the
-    convolution before it and one BiasAdd; a 1x1 depthwise convolution goes into the weights of the one after it;
-    separable convolutions over the features are split (separable.py);
-    nodes that pass their input on, and all that OUTPUT does not need, go away.
+    convolution before it and one BiasAdd; a 1x1 depthwise convolution into the weights of the one after it; separable
+    convolutions over the features are split (separable.py); what passes its input on, and what OUTPUT does not need,
+    goes away.
 
     input_shape: [1, height, width, 3] fixes the size of the input, so that what depends on the size alone becomes
         constant; None leaves the input as it is.
@@ -60,28 +60,18 @@ def remove_pass_through(graph):
             ref = nodes[node_name(ref)].input[0]
         return ref
 
-    removed = like(graph)
-    for node in graph.node:
-        if node.op not in PASS_THROUGH or node.name in (INPUT, OUTPUT):
-            copy = removed.node.add()
-            copy.CopyFrom(node)
-            copy.input[:] = [source(ref) for ref in node.input]
-    output = nodes[OUTPUT]
-    if output.op in PASS_THROUGH and node_name(source(output.input[0])) != INPUT and port(source(output.input[0])) == 0:
-        removed = _rename_to_output(removed, node_name(source(output.input[0])))
-    return removed
-
-
-def _rename_to_output(graph, name):
-    """Give OUTPUT's name to the node `name`, which OUTPUT passes on."""
-    renamed = like(graph)
-    for node in graph.node:
-        if node.name == OUTPUT:
-            continue
-        copy = renamed.node.add()
-        copy.CopyFrom(node)
-        copy.name = OUTPUT if node.name == name else node.name
-        copy.input[:] = [reference(OUTPUT, port(ref)) if node_name(ref) == name else ref for ref in node.input]
+    removed = like(graph, [node for node in graph.node if node.op not in PASS_THROUGH or node.name in (INPUT, OUTPUT)])
+    for node in removed.node:
+        node.input[:] = [source(ref) for ref in node.input]
+    passed_on = source(nodes[OUTPUT].input[0]) if nodes[OUTPUT].op in PASS_THROUGH else INPUT
+    name = node_name(passed_on)
+    if name == INPUT or port(passed_on):
+        return removed
+    # The node that OUTPUT passes on takes its name.
+    renamed = like(graph, [node for node in removed.node if node.name != OUTPUT])
+    for node in renamed.node:
+        node.name = OUTPUT if node.name == name else node.name
+        node.input[:] = [reference(OUTPUT, port(ref)) if node_name(ref) == name else ref for ref in node.input]
     return renamed
 
 
@@ -105,19 +95,17 @@ def fold_constants(graph):
         with tf.Session() as session:
             values = session.run(wanted, fed)
     names = {node.name for node in graph.node}
-    folded, replaced = like(graph), {}
+    constants, replaced = [], {}
     for tensor, value in zip(wanted, values):
-        constant = constant_node(new_name(tensor.op.name + '/folded', names), value)
-        folded.node.add().CopyFrom(constant)
-        replaced[reference(tensor.op.name, tensor.value_index)] = constant.name
+        constants.append(constant_node(new_name(tensor.op.name + '/folded', names), value))
+        replaced[reference(tensor.op.name, tensor.value_index)] = constants[-1].name
     for op in tf_graph.get_operations():
         if op.name not in known and op.name != OUTPUT and _cuts_nothing(op):
             source = reference(op.inputs[0].op.name, op.inputs[0].value_index)
             replaced[op.name] = replaced.get(source, source)
-    for node in graph.node:
-        copy = folded.node.add()
-        copy.CopyFrom(node)
-        copy.input[:] = [replaced.get(ref, ref) for ref in map(canonical, node.input)]
+    folded = like(graph, constants + list(graph.node))
+    for node in folded.node:
+        node.input[:] = [replaced.get(ref, ref) for ref in map(canonical, node.input)]
     return folded
 
 
@@ -177,12 +165,11 @@ def find_unfolded(graph):
         import_graph(graph)
         stateful = {op.name for op in tf_graph.get_operations() if op.op_def.is_stateful}
     for node in graph.node:
-        if node.op in PASS_THROUGH and node.name != INPUT:
-            found.append(UnfoldedNode(node.name, node.op, 'it passes on its input'))
-        elif node.op == 'Placeholder' and node.name != INPUT:
-            found.append(UnfoldedNode(node.name, node.op, 'it is a second input'))
-        elif node.name in stateful:
-            found.append(UnfoldedNode(node.name, node.op, 'it has a state or is random, as in training'))
+        reason = ('it passes on its input' if node.op in PASS_THROUGH and node.name != INPUT else
+                  'it is a second input' if node.op == 'Placeholder' and node.name != INPUT else
+                  'it has a state or is random, as in training' if node.name in stateful else None)
+        if reason:
+            found.append(UnfoldedNode(node.name, node.op, reason))
     return found
 
 

@@ -23,10 +23,6 @@ MIN_SHARE_BEFORE_DOUBLING = 1 / 2
 # (1, 1, channels, n). name is the latter's.
 Layer = collections.namedtuple('Layer', 'name filters weights')
 
-# One of the four phases of the pixels of a doubled image: the cells of x that it takes, (B, rows, columns, C), and how
-# (matrices as from `taps`).
-Phase = collections.namedtuple('Phase', 'cells y_taps x_taps')
-
 
 def split_layers(graph, output):
     """Split separable layers that take a concatenation of channels into a sum of layers that take its parts.
@@ -34,50 +30,32 @@ def split_layers(graph, output):
     The large parts need not be copied then, and what is made of each fits better into the processor's caches. Features
     of half the resolution that were doubled are convolved before that (see `before_doubling`).
 
-    graph: a frozen GraphDef. output: the name of a node that stays.
-    Returns a GraphDef that computes the same. Nodes that nothing uses any more are still in it.
+    graph: a frozen GraphDef; nodes that nothing uses any more stay in it. output: the name of a node that stays.
     """
     with tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(graph, name='')
-        split, replaced, convolvers = set(), {}, {}
+        split, replaced = set(), {}
+        shared_convolver = functools.lru_cache(maxsize=None)(convolver)
         # From the last to the first: a concatenation may be a part of another, which does not need it once split.
         for concat in reversed([op for op in tf_graph.get_operations() if op.type == 'ConcatV2']):
-            layers = layers_over(concat, split, output)
-            groups = group_channels(concat) if layers else []
+            users = [user for user in concat.outputs[0].consumers() if user.name not in split]
+            layers = [separable_layer(user, concat.outputs[0]) for user in users]
+            needed_whole = any(layer is None or layer.name == output for layer in layers)
+            groups = group_channels(concat) if layers and not needed_whole else []
             if len(groups) < 2:
                 continue
             split.add(concat.name)
             for layer in layers:
-                replaced[layer.name] = sum_of_parts(layer, groups, convolvers).op.name
+                convolvers = [shared_convolver(tensor, *layer.filters.shape[:2]) for tensor, _ in groups]
+                with tf.name_scope(layer.name):
+                    total = tf.add_n([convolve(layer.filters[:, :, own], layer.weights[:, :, own])
+                                      for convolve, (_, own) in zip(convolvers, groups)], name='sum')
+                replaced[layer.name] = total.op.name
         changed = tf_graph.as_graph_def()
     changed.versions.CopyFrom(graph.versions)
     for node in changed.node:
         node.input[:] = [replaced.get(ref, ref) for ref in node.input]
     return changed
-
-
-def layers_over(concat, split, output):
-    """The Layers over a concatenation, or none when something else needs it whole.
-
-    split: the names of the concatenations that nothing needs any more. output: as in `split_layers`.
-    """
-    users = [user for user in concat.outputs[0].consumers() if user.name not in split]
-    layers = [separable_layer(user, concat.outputs[0]) for user in users]
-    return [] if any(layer is None or layer.name == output for layer in layers) else layers
-
-
-def sum_of_parts(layer, groups, convolvers):
-    """The output of a layer as a sum over groups of its input's channels, as from `group_channels`.
-
-    convolvers: a dict that keeps what layers over the same tensor share.
-    """
-    kernel = layer.filters.shape[:2]
-    for tensor, _ in groups:
-        if (tensor.name, kernel) not in convolvers:
-            convolvers[tensor.name, kernel] = convolver(tensor, *kernel)
-    with tf.name_scope(layer.name):
-        return tf.add_n([convolvers[tensor.name, kernel](layer.filters[:, :, own], layer.weights[:, :, own])
-                         for tensor, own in groups], name='sum')
 
 
 def group_channels(concat):
@@ -166,12 +144,26 @@ def before_doubling(doubled, kernel):
 
     Returns a function as `convolver` does. What does not depend on the filters is in the graph once for all its calls.
     """
-    phases = pixel_phases(doubled.op.inputs[0], kernel)
-    strips = edge_strips(doubled, kernel)
+    x = doubled.op.inputs[0]
+    (rows, columns), (height, width) = x.shape.as_list()[1:3], doubled.shape.as_list()[1:3]
+    border, reach = border_cells(kernel), kernel // 2
+    phases = []  # in the order of tf.depth_to_space: the cells of x that a phase takes, and how
+    for (top, y_taps), (left, x_taps) in itertools.product([taps(kernel, phase) for phase in (0, 1)], repeat=2):
+        cells = x[:, border + top:rows - border + top + len(y_taps) - 1,
+                  border + left:columns - border + left + len(x_taps) - 1]
+        phases.append((cells, y_taps, x_taps))
+    padded, edge = tf.pad(doubled, [[0, 0], [reach, reach], [reach, reach], [0, 0]]), 2 * border
+    # Top and bottom are as wide as the image; left and right lie between them.
+    strips = [padded[:, y0:y1 + 2 * reach, x0:x1 + 2 * reach]
+              for y0, y1, x0, x1 in ((0, edge, 0, width), (edge, height - edge, 0, edge),
+                                     (edge, height - edge, width - edge, width), (height - edge, height, 0, width))]
 
     def convolve(filters, weights):
-        weights = tf.constant(weights)
-        centre = convolve_phases(phases, filters, weights)
+        weights, convolved = tf.constant(weights), []
+        for cells, y_taps, x_taps in phases:
+            seen_from_x = np.einsum('ai,bj,ijcm->abcm', y_taps, x_taps, filters).astype(filters.dtype)
+            convolved.append(separable_conv2d(cells, seen_from_x, weights, 'VALID'))
+        centre = tf.depth_to_space(tf.concat(convolved, 3), 2)
         filters = tf.constant(filters)
         top, left, right, bottom = (separable_conv2d(strip, filters, weights, 'VALID') for strip in strips)
         return tf.concat([top, tf.concat([left, centre, right], 2), bottom], 1)
@@ -179,52 +171,9 @@ def before_doubling(doubled, kernel):
     return convolve
 
 
-def pixel_phases(x, kernel):
-    """The four phases of the pixels away from the edges, in the order of `tf.depth_to_space`, as Phases of x."""
-    (rows, columns), border = x.shape[1:3].as_list(), border_cells(kernel)
-    phases = []
-    even_and_odd = [taps(kernel, phase) for phase in (0, 1)]
-    for (top, y_taps), (left, x_taps) in itertools.product(even_and_odd, even_and_odd):
-        cells = x[:, border + top:rows - border + top + len(y_taps) - 1,
-                  border + left:columns - border + left + len(x_taps) - 1]
-        phases.append(Phase(cells, y_taps, x_taps))
-    return phases
-
-
-def convolve_phases(phases, filters, weights):
-    """The phases, each convolved with the filters as x sees them, put together at the doubled resolution.
-
-    filters: array (k, k, channels, 1) for the doubled image. weights: tensor (1, 1, channels, n).
-    """
-    convolved = [separable_conv2d(phase.cells, filters_before_doubling(filters, phase), weights, 'VALID')
-                 for phase in phases]
-    return tf.depth_to_space(tf.concat(convolved, 3), 2)
-
-
-def filters_before_doubling(filters, phase):
-    """What filters (k, k, channels, 1) over the doubled image are over x in a phase: (rows, columns, channels, 1)."""
-    return np.einsum('ai,bj,ijcm->abcm', phase.y_taps, phase.x_taps, filters).astype(filters.dtype)
-
-
-def edge_strips(doubled, kernel):
-    """What a kernel needs, zeros outside included, for the pixels near the edges: [top, left, right, bottom].
-
-    The top and bottom strips are as wide as the image; left and right lie between them.
-    """
-    height, width = doubled.shape[1:3].as_list()
-    edge, reach = 2 * border_cells(kernel), kernel // 2
-    padded = tf.pad(doubled, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
-    return [padded[:, y0:y1 + 2 * reach, x0:x1 + 2 * reach]
-            for y0, y1, x0, x1 in ((0, edge, 0, width), (edge, height - edge, 0, edge),
-                                   (edge, height - edge, width - edge, width), (height - edge, height, 0, width))]
-
-
 def taps(kernel, phase):
-    """How an even (phase 0) or odd (phase 1) row of a doubled image, convolved, depends on the rows of the original.
-
-    Returns (start, matrix (n, kernel)): row 2 i + phase takes rows i + start, ..., i + start + n - 1, with the weights
-    matrix @ filter.
-    """
+    """How an even (phase 0) or odd (phase 1) row of a doubled image, convolved, depends on the rows of the original:
+    (start, matrix (n, kernel)). Row 2 i + phase takes rows i + start, ..., i + start + n - 1 by matrix @ filter."""
     reach = kernel // 2
     original = np.arange((phase - reach) // 2, (phase + reach + 1) // 2 + 1)
     distance = np.abs(phase + np.arange(-reach, reach + 1) - 2 * original[:, None])

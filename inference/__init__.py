@@ -53,12 +53,10 @@ def _tensorflow_runtime(file):
 
 
 def read_skeleton(graph_file=None, checkpoint=None):
-    """What a network finds, as its file or its neighbour says; None when nothing says so.
+    """What a network finds, as its file or its neighbour says; None when nothing says so. Raises UserError.
 
     A frozen graph has it in a constant of its own, a .tflite file at its end, graphs of before that in skeleton.json
     beside them, a checkpoint in run.json, weights that scripts/export_weights.py wrote in themselves.
-
-    Raises UserError when it is damaged.
     """
     if graph_file:
         if graph_file.endswith('.tflite'):
@@ -76,13 +74,8 @@ def read_skeleton(graph_file=None, checkpoint=None):
 
 
 def choose_skeleton(own, labelled, datapath):
-    """What a network finds: own, as its file says (read_skeleton); else what its data has labelled; else COCO's.
-
-    Args:
-        own, labelled: Skeletons or None.  datapath: what errors call the data.
-    Raises:
-        UserError: network and data have different keypoints.
-    """
+    """What a network finds: own, as its file says (read_skeleton); else what its data (datapath) has labelled; else
+    COCO's. Raises UserError when network and data have different keypoints."""
     if own and labelled and own.keypoints != labelled.keypoints:
         raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
                         % (', '.join(own.keypoints), datapath, ', '.join(labelled.keypoints)))

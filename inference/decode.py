@@ -38,8 +38,13 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
     Raises:
         UserError: maps of another shape, or with NaN or infinity in them.
     """
-    maps = _checked_maps(maps, skeleton)
-    parts = len(skeleton.parts)
+    maps, parts = np.asarray(maps, np.float32), len(skeleton.parts)
+    if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
+        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
+                        'this project' % (maps.shape, skeleton.map_channels, skeleton.heatmap_channels,
+                                          skeleton.paf_channels))
+    if not np.isfinite(maps).all():
+        raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
     part, position, peak_score = find_peaks(maps[:, :, :parts], stride)
     limb, start, end, limb_score = score_limbs(part, position, maps[:, :, skeleton.heatmap_channels:], stride,
                                                skeleton.limbs)
@@ -68,17 +73,6 @@ def keypoint_lists(keypoints):
     return [person.ravel().tolist() for person in points]
 
 
-def _checked_maps(maps, skeleton):
-    maps = np.asarray(maps, np.float32)
-    if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
-        raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
-                        'this project' % (maps.shape, skeleton.map_channels, skeleton.heatmap_channels,
-                                          skeleton.paf_channels))
-    if not np.isfinite(maps).all():
-        raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
-    return maps
-
-
 def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
     """Local maxima of the heatmaps in their 3x3 neighbourhood, refined to a fraction of a cell.
 
@@ -97,7 +91,9 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
     part, row, column = np.nonzero(is_peak.transpose(2, 0, 1))
     score = heatmaps[row, column, part]
     if len(part) > MAX_PEAKS_PER_PART:
-        keep = _best_of_each_part(part, score)
+        order = np.lexsort((-score, part))
+        rank = np.arange(len(part)) - np.searchsorted(part, part)  # part is ascending
+        keep = np.sort(order[rank < MAX_PEAKS_PER_PART])
         part, row, column, score = part[keep], row[keep], column[keep], score[keep]
 
     height, width = heatmaps.shape[:2]
@@ -118,13 +114,6 @@ def _refine(cell, size, score, value_at, stride):
     curvature = before - 2 * peak + after
     offset = (before - after) / (2 * np.minimum(curvature, -1e-6))
     return stride * (cell + np.clip(offset, -0.5, 0.5)) + stride / 2 - 0.5
-
-
-def _best_of_each_part(part, score):
-    """Indices, ascending, of the MAX_PEAKS_PER_PART best peaks of each part."""
-    order = np.lexsort((-score, part))
-    rank = np.arange(len(part)) - np.searchsorted(part, part)  # part is ascending
-    return np.sort(order[rank < MAX_PEAKS_PER_PART])
 
 
 def score_limbs(part, position, pafs, stride, limbs):
@@ -190,13 +179,8 @@ def integrals(limb, start, end, position, pafs, stride, steps):
 
 
 def match_limbs(limb, start, end, score):
-    """Greedy matching: the best candidates first, and each peak in at most one limb of a kind.
-
-    Returns:
-        indices of the chosen candidates, best first.
-    """
-    taken = set()
-    chosen = []
+    """Greedy matching, each peak in at most one limb of a kind: indices of the chosen candidates, best first."""
+    taken, chosen = set(), []
     order = np.argsort(-score, kind='stable')
     for index, k, a, b in zip(order.tolist(), limb[order].tolist(), start[order].tolist(), end[order].tolist()):
         if (k, a) not in taken and (k, b) not in taken:  # no limb joins a part to itself: a and b cannot be mixed up
@@ -211,10 +195,8 @@ def assemble_people(part, start, end):
     Taking limbs by score instead of in a fixed order lets the certain limbs decide who is who: the limbs to the ears
     and shoulders are redundant, and where they disagree with others the better one wins.
 
-    Args:
-        part: (peaks,); start, end: (limbs,) indices of peaks.
-    Returns:
-        list of people, each a list of indices of peaks with no part twice; a peak without limbs is a person too.
+    part: (peaks,); start, end: (limbs,) indices of peaks.
+    Returns a list of people, lists of indices of peaks with no part twice; a peak without limbs is a person too.
     """
     people = [[peak] for peak in range(len(part))]
     owner = list(range(len(part)))
@@ -237,11 +219,8 @@ def join_pieces(people, part, position, limbs):
     Two pieces belong together when both lack the same part, both have a neighbour of it, no part is in both, and the
     two neighbours are near each other in terms of the pieces' longest limb. The nearest ones are joined first.
 
-    Args:
-        people: as from assemble_people; part (peaks,), position (peaks, 2): as from find_peaks.
+    people: as from assemble_people, and so is what is returned; part (peaks,), position (peaks, 2): as from find_peaks;
         limbs: pairs of parts.
-    Returns:
-        people in the same form.
     """
     parts = max(map(max, limbs)) + 1
     first, second = zip(*limbs)
@@ -277,9 +256,8 @@ def join_pieces(people, part, position, limbs):
 def _gaps_between(ends, owner, has, position, length):
     """Which pieces may belong together around an absent part: [(gap in lengths of a limb, piece, other piece)].
 
-    Args:
-        ends: peaks of the absent part's neighbours, in pieces that lack it.
-        owner (peaks,): their pieces; has (pieces, parts): what these have; length (pieces,): their longest limbs.
+    ends: peaks of the absent part's neighbours, in pieces that lack it.
+    owner (peaks,): their pieces; has (pieces, parts): what these have; length (pieces,): their longest limbs.
     """
     if len(set(owner[ends].tolist())) < 2:
         return []

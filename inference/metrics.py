@@ -42,14 +42,10 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     A TensorFlow session is used as `lambda images: session.run(output, {image: images})`.
 
     Args:
-        predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels); None with an oracle_stride.
+        predict_maps, batchsize, decoders: as for Predictor; predict_maps is None with an oracle_stride.
         annotation_file, image_folder: COCO, as from annotations.images.find_split.
-        input_size: (width, height) of the network's input; or short_edge: images keep their shape.
-        limit: only the first so many images, by id.
-        batchsize: images of equal input size that go through the network at once, at most.
-        progress: whether to show a progress bar.
-        scales, flip: the maps of the input at these scales, and of its mirror images, are averaged.
-        decoders: as from inference.predictor.start_decoders.
+        input_size, short_edge, scales, flip: as for make_transforms.
+        limit: only the first so many images, by id.  progress: whether to show a progress bar.
         dataset: the annotations.coco.Dataset of annotation_file, if it has been read.
         oracle_stride: input pixels per cell of the label maps that take the place of a network's.
     Returns:

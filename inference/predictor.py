@@ -59,10 +59,10 @@ _Item = collections.namedtuple('_Item', 'key image inputs size')
 
 
 def fitted_size(image_width, image_height, input_size=None, short_edge=None, scale=1.0):
-    """The network input's (width, height) for an image: input_size, or the image's shape with the given short edge.
+    """The network input's (width, height) for an image: input_size, or the image's shape with the given short edge and
+    a longer one of at most MAX_ASPECT times that; both times `scale`.
 
-    Both times `scale`. Sides are rounded up to multiples of SIZE_MULTIPLE; the image is letterboxed into them, never
-    distorted. With a short edge the longer one has at most MAX_ASPECT times its length.
+    Sides are rounded up to multiples of SIZE_MULTIPLE; the image is letterboxed into them, never distorted.
     """
     if short_edge is None:
         sides = input_size or DEFAULT_SIZE
@@ -84,17 +84,8 @@ def make_transforms(image_width, image_height, input_size=None, short_edge=None,
     return transforms
 
 
-def is_mirrored(transform):
-    """Whether an InputTransform mirrors the image."""
-    return np.linalg.det(transform.matrix[:, :2]) < 0
-
-
 def transform_image(pixels, transform, reduction=1):
-    """The network's input by a transform: uint8 (height, width, 3).
-
-    Args:
-        pixels: uint8 (H, W, 3), the image at 1 / reduction of its size.
-    """
+    """The network's input, uint8 (height, width, 3), of an image uint8 (H, W, 3) at 1 / reduction of its size."""
     factor = max(1, int(MAX_WARP_SCALE / (pose_augment.matrix_scale(transform.matrix) * reduction)))
     matrix = pose_augment.reduced_matrix(transform.matrix, factor * reduction)
     return pose_augment.warp_image(shrink(pixels, factor), matrix, transform.width, transform.height)
@@ -112,7 +103,7 @@ def average_maps(maps, transforms, skeleton):
         (float32 (h, w, channels), stride, matrix): the maps, input pixels per cell, and the 2x3 affine from image
         pixels to the input pixels that they refer to.
     """
-    upright = [k for k, transform in enumerate(transforms) if not is_mirrored(transform)]
+    upright = [k for k, transform in enumerate(transforms) if not pose_augment.is_mirrored(transform.matrix)]
     reference = max(upright, key=lambda k: transforms[k].width)
     target, shape = transforms[reference], maps[reference].shape
     stride = target.width / shape[1]
@@ -123,7 +114,7 @@ def average_maps(maps, transforms, skeleton):
     total = np.zeros(shape, np.float32)
     weight = np.zeros(shape[2], np.float32)
     for single, transform in zip(maps, transforms):
-        if not is_mirrored(transform):
+        if not pose_augment.is_mirrored(transform.matrix):
             weight += 1
         else:
             single = np.concatenate([single[:, :, heat_order], single[:, :, heat + paf_order] * paf_sign], axis=2)
@@ -131,9 +122,11 @@ def average_maps(maps, transforms, skeleton):
         # A cell g of the heatmaps stands for the input pixel stride * g + stride / 2 - 0.5, one of the PAFs for
         # stride * g: that is how the labels are made.
         for channels, shift in ((slice(0, heat), 0.5), (slice(heat, None), 0.0)):
-            cells = [_input_cells(axis, shape[1 - axis], single.shape[1 - axis], target, transform, shift)
-                     for axis in (0, 1)]
-            total[:, :, channels] += _resampled(single[:, :, channels], *cells)
+            part = np.asarray(single[:, :, channels], np.float32)
+            for axis in (0, 1):  # rows, then columns
+                cells = _input_cells(1 - axis, shape[axis], single.shape[axis], target, transform, shift)
+                part = interpolated(part, cells, axis)
+            total[:, :, channels] += part
     return total / weight, stride, target.matrix
 
 
@@ -144,19 +137,14 @@ def mirrored_channels(skeleton):
         heat_order (heatmap channels,) and paf_order (PAF channels,): indices; paf_sign (PAF channels,): the factor of
         each PAF channel, -1 for x, and 0 for a limb without a counterpart.
     """
-    heat_order = np.array(list(skeleton.flip_order) + [skeleton.background])
+    places = {limb[::-1]: (k, -1) for k, limb in enumerate(skeleton.limbs)}  # of limbs and their directions
+    places.update({limb: (k, 1) for k, limb in enumerate(skeleton.limbs)})
     paf_order, paf_sign = [], []
     for a, b in skeleton.limbs:
-        mirrored = skeleton.flip_order[a], skeleton.flip_order[b]
-        for limb, sign in ((mirrored, 1), (mirrored[::-1], -1)):
-            if limb in skeleton.limbs:
-                first = 2 * skeleton.limbs.index(limb)
-                paf_order += [first, first + 1]
-                paf_sign += [-sign, sign]
-                break
-        else:
-            paf_order += [0, 0]
-            paf_sign += [0, 0]
+        k, sign = places.get((skeleton.flip_order[a], skeleton.flip_order[b]), (0, 0))
+        paf_order += [2 * k, 2 * k + 1]
+        paf_sign += [-sign, sign]
+    heat_order = np.array(list(skeleton.flip_order) + [skeleton.background])
     return heat_order, np.array(paf_order), np.array(paf_sign, np.float32)
 
 
@@ -171,14 +159,6 @@ def _input_cells(axis, target_cells, input_cells, target, transform, shift):
     pixel = strides[0] * np.arange(target_cells) + offsets[0]
     image = (pixel - target.matrix[axis, 2]) / target.matrix[axis, axis]
     return (transform.matrix[axis, axis] * image + transform.matrix[axis, 2] - offsets[1]) / strides[1]
-
-
-def _resampled(maps, columns, rows):
-    """maps (h, w, channels) at the given columns and rows, in cells: float32 (len(rows), len(columns), channels)."""
-    maps = np.asarray(maps, np.float32)
-    for axis, positions in ((0, rows), (1, columns)):
-        maps = interpolated(maps, positions, axis)
-    return maps
 
 
 def interpolated(maps, positions, axis):
@@ -228,29 +208,31 @@ class Predictor:
         """
         decoding = collections.deque()
         items = _read_ahead(requests, self._ahead + self._batchsize)
-        with contextlib.closing(self._batches_of(items)) as batches:
-            for batch, waited in batches:
-                begin = time.perf_counter()
-                maps = self._run(batch)
-                network = time.perf_counter() - begin
-                begin = time.perf_counter()
-                for item, item_maps in zip(batch, maps):
-                    decoding.append((item, self._decode(item_maps, item.image.transforms)))
-                while decoding and (len(decoding) > self._ahead or decoding[0][1].done()
-                                    or sum(item.size for item, _ in decoding) > MAX_HELD_BYTES):
+        try:
+            with contextlib.closing(self._batches_of(items)) as batches:
+                for batch, waited in batches:
+                    begin = time.perf_counter()
+                    maps = self._run(batch)
+                    network = time.perf_counter() - begin
+                    begin = time.perf_counter()
+                    for item, item_maps in zip(batch, maps):
+                        decoding.append((item, self._decode(item_maps, item.image.transforms)))
+                    while decoding and (len(decoding) > self._ahead or decoding[0][1].done()
+                                        or sum(item.size for item, _ in decoding) > MAX_HELD_BYTES):
+                        yield self._decoded(decoding.popleft())
+                    self._batches.append((len(batch), network, waited + time.perf_counter() - begin))
+                while decoding:
                     yield self._decoded(decoding.popleft())
-                self._batches.append((len(batch), network, waited + time.perf_counter() - begin))
-            while decoding:
-                yield self._decoded(decoding.popleft())
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
 
     def timings(self):
         """{'network_ms', 'decode_ms': means an image, 'waiting': the share of the time in which the network had nothing
         to do}, without the first batch, which warms up."""
         if not self._batches:
             return {'decode_ms': None, 'network_ms': None, 'waiting': None}
-        batches = np.array(self._batches[1:] or self._batches).reshape(-1, 3)
-        images, network, waited = batches.sum(axis=0)
-        first = int(self._batches[0][0]) if len(self._batches) > 1 else 0
+        images, network, waited = np.sum(self._batches[1:] or self._batches, axis=0)
+        first = self._batches[0][0] if len(self._batches) > 1 else 0
         return {'decode_ms': round(1000 * float(np.mean(self._decode_seconds[first:])), 3),
                 'network_ms': round(1000 * network / images, 3),
                 'waiting': round(waited / max(waited + network, 1e-9), 3)}
@@ -288,48 +270,28 @@ class Predictor:
 
     def _decode(self, maps, transforms):
         arguments = maps, transforms, self._min_parts, self._skeleton
-        try:
-            if self._decoders:
-                return self._decoders.submit(average_and_decode, *arguments)
-            return _Done(average_and_decode(*arguments))
-        except concurrent.futures.process.BrokenProcessPool:
-            raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
+        if self._decoders:
+            return self._decoders.submit(average_and_decode, *arguments)
+        done = concurrent.futures.Future()
+        done.set_result(average_and_decode(*arguments))
+        return done
 
     def _decoded(self, item):
         (key, image, *_), future = item
-        try:
-            keypoints, scores, seconds = future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise UserError('a process that decodes maps died; is the memory full? Give --decoders=1')
+        keypoints, scores, seconds = future.result()
         self._decode_seconds.append(seconds)
         return key, image, keypoints, scores
 
 
 def average_and_decode(maps, transforms, min_parts, skeleton):
-    """Average the maps of an image's inputs and decode them.
-
-    Returns:
-        keypoints (people, parts, 3) of x, y in image pixels and score; scores (people,); seconds that it took.
-    """
+    """Average the maps of an image's inputs and decode them: keypoints (people, parts, 3) of x, y in image pixels and
+    score; scores (people,); seconds that it took."""
     begin = time.perf_counter()
     averaged, stride, matrix = average_maps(maps, transforms, skeleton)
     keypoints, scores = decode_people(averaged, stride, min_parts, skeleton)
     inverse = cv2.invertAffineTransform(matrix)
     keypoints[:, :, :2] = keypoints[:, :, :2] @ inverse[:, :2].T + inverse[:, 2]
     return keypoints, scores, time.perf_counter() - begin
-
-
-class _Done:
-    """A result that is there already, as a future."""
-
-    def __init__(self, value):
-        self._value = value
-
-    def done(self):
-        return True
-
-    def result(self):
-        return self._value
 
 
 def _read_ahead(requests, ahead):
@@ -363,11 +325,8 @@ def _read(request):
 
 @contextlib.contextmanager
 def start_decoders(count=None):
-    """An executor with processes that decode maps; they start while the caller goes on, as to load the network.
-
-    count: of processes; None for one less than the processor has cores, at most MAX_DECODERS; 0 gives None, which
-        decodes in the caller's process.
-    """
+    """An executor with so many processes that decode maps; they start while the caller goes on. None for one less than
+    the processor has cores, at most MAX_DECODERS; 0 gives None, which decodes in the caller's process."""
     if count is None:
         count = min(MAX_DECODERS, usable_cores() - 1)
     if not count:

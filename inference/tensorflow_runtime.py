@@ -17,11 +17,8 @@ def skeleton_text(graph_file):
 
 
 def limit_threads(threads):
-    """Hold TensorFlow to so many threads (None: all cores) in this process.
-
-    The first session of a process makes the pool of threads that all others use, whatever they ask for: to be called
-    before any other session is made.
-    """
+    """Hold TensorFlow to so many threads (None: all cores) in this process: the first session makes the pool of threads
+    that all others use, whatever they ask for, so this is to be called before any other is made."""
     tf.Session(graph=tf.Graph(), config=_config(threads)).close()
 
 

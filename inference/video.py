@@ -56,13 +56,10 @@ def part_sigmas(skeleton):
 
 
 def pose_similarity(poses, others, sigmas):
-    """OKS of each pose with each other one, over the parts that both have.
+    """OKS of each pose with each other one, over the parts that both have: float64 (A, B), 0 where two poses have fewer
+    than MIN_COMMON_PARTS parts in common.
 
-    Args:
-        poses: (A, parts, 2 or 3) of x, y in pixels, NaN where absent; others: (B, parts, 2 or 3).
-        sigmas: (parts,), as from part_sigmas.
-    Returns:
-        float64 (A, B), 0 where two poses have fewer than MIN_COMMON_PARTS parts in common.
+    poses: (A, parts, 2 or 3) of x, y in pixels, NaN where absent; others: (B, parts, 2 or 3); sigmas: (parts,).
     """
     poses, others = (np.asarray(people, np.float64)[:, :, :2] for people in (poses, others))
     area = np.maximum(_areas(poses)[:, None], _areas(others))
@@ -128,7 +125,8 @@ class Frames:
 
     def __init__(self, source):
         is_url = bool(URL.match(source))
-        is_camera = source.isdecimal() or _is_device(source)
+        is_camera = source.isdecimal() or (  # or the path of one, as /dev/video0, there or not
+            os.path.realpath(source).startswith('/dev/') and not os.path.isfile(source))
         if not (is_url or is_camera or os.path.isfile(source)):
             raise UserError('--video=%s: there is no such file; give a video, the number of a camera or its device, or '
                             'a URL' % source)
@@ -155,11 +153,7 @@ class Frames:
         self._thread.start()
 
     def __iter__(self):
-        while True:
-            frame = self._queue.get()
-            if frame is END:
-                return
-            yield frame
+        return iter(self._queue.get, END)
 
     def close(self):
         """Stop reading; the iteration ends."""
@@ -194,11 +188,6 @@ class Frames:
                     self._queue.get_nowait()
 
 
-def _is_device(path):
-    """Whether a path is a camera's, as /dev/video0, there or not."""
-    return os.path.realpath(path).startswith('/dev/') and not os.path.isfile(path)
-
-
 def output_name(source):
     """What the outputs of a source are called: a file's name without its ending, camera0, the end of a URL's path."""
     if source.isdecimal():
@@ -208,17 +197,14 @@ def output_name(source):
 
 
 class Output:
-    """A context: the annotated video and the JSON lines. They get their names when it ends, whole.
+    """A context: the annotated video and the JSON lines at prefix + ... They get their names when it ends, whole.
 
     After an error both stay under the names of unfinished files; nothing stays when no frame was written.
 
-    Args:
-        prefix: of both paths.
-        fps, width, height: of the video.
-        keeps_time: whether pictures are repeated, or left out, so that the video takes as long as its frames' times
-            say; else each frame is shown once.
-    Raises:
-        UserError: OpenCV cannot write the video.
+    keeps_time: whether pictures are repeated, or left out, so that the video takes as long as its frames' times say;
+        else each frame is shown once.
+
+    Raises UserError when they cannot be written.
     """
 
     def __init__(self, prefix, fps, width, height, keeps_time=False):
@@ -280,14 +266,11 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
 
     Args:
         predict_maps, skeleton, batchsize, decoders: as for inference.predictor.Predictor.
-        source: as for Frames.
+        source: as for Frames.  limit: only the first so many frames.  show: whether to open a window.
         stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
-        limit: only the first so many frames.  show: whether to open a window.
         input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.
     Returns:
         (path of the video, path of the JSON lines, summary as a dict).
-    Raises:
-        UserError: from Frames, Output and the network.
     """
     name = output_name(source)
     with contextlib.closing(Frames(source)) as frames:
@@ -329,16 +312,11 @@ def _requests(frames, transforms, stop, limit):
             return
 
 
-def frame_record(index, seconds, numbers, keypoints, scores):
-    """A frame's people for its JSON line: their number, score and keypoints, as from decode.keypoint_lists."""
-    return {'frame': index, 'time': round(seconds, 4),
-            'people': [{'id': number, 'score': round(float(score), 4), 'pose_keypoints_2d': person}
-                       for number, person, score in zip(numbers, keypoint_lists(keypoints), scores)]}
-
-
 def _draw_and_write(output, frame, keypoints, numbers, scores, skeleton):
     picture = draw_numbered(frame.pixels, keypoints, numbers, skeleton)
-    output.write(picture, frame.seconds, frame_record(frame.index, frame.seconds, numbers, keypoints, scores))
+    people = [{'id': number, 'score': round(float(score), 4), 'pose_keypoints_2d': person}
+              for number, person, score in zip(numbers, keypoint_lists(keypoints), scores)]
+    output.write(picture, frame.seconds, {'frame': frame.index, 'time': round(frame.seconds, 4), 'people': people})
     return picture
 
 

@@ -17,7 +17,6 @@ import os
 import resource
 import socket
 import struct
-import sys
 import threading
 import time
 
@@ -48,16 +47,12 @@ class _Connection:
 
 
 class ConnectionGuard:
-    """Watches the trainer's socket from before it binds until close().
+    """Watches the trainer's socket from before it binds until close(). Raises UserError for bad keys.
 
     Args:
-        zmq_socket, context: the trainer's.
-        log: a workers.WorkerStats.
-        curve_keys: folder of keys, or None.
+        zmq_socket, context: the trainer's.  log: a workers.WorkerStats.  curve_keys: folder of keys, or None.
         max_bytes: that may wait to be read from one worker.
         poll: a function that the guard's thread calls every TURN_SECONDS.
-    Raises:
-        UserError: bad keys.
     """
 
     def __init__(self, zmq_socket, context, log, curve_keys, max_bytes, poll):
@@ -95,16 +90,18 @@ class ConnectionGuard:
     def expire(self, descriptor, owner):
         """A worker is to leave: its connection has HELLO_SECONDS left, or until the next hello."""
         with self._lock:
-            connection = self._connections.get(descriptor)
-            if connection and connection.owner in (None, owner):
+            for connection in self._owned(descriptor, owner):
                 connection.owner, connection.since = None, time.monotonic()
 
     def disconnect(self, descriptor, owner):
         """End the connection that a message of `owner` came from, unless it has become another worker's."""
         with self._lock:
-            connection = self._connections.get(descriptor)
-            if connection and connection.owner in (None, owner):
+            for connection in self._owned(descriptor, owner):
                 self._disconnect(descriptor, connection)
+
+    def _owned(self, descriptor, owner):
+        connection = self._connections.get(descriptor)
+        return [connection] if connection and connection.owner in (None, owner) else []
 
     def close(self):
         """Stop watching."""
@@ -175,14 +172,15 @@ class ConnectionGuard:
     def _enforce_limits(self):
         """Disconnect whatever breaks the rules above, but for those of connecting."""
         now, accepted = time.monotonic(), self._accepted_keys()
+        violations = []
         with self._lock:
-            violations = [(descriptor, connection, violation) for descriptor, connection, violation in (
-                (descriptor, connection, self._violation(descriptor, connection, now, accepted))
-                for descriptor, connection in self._connections.items() if not connection.disconnected) if violation]
-            for descriptor, connection, _ in violations:
-                self._disconnect(descriptor, connection)
-        for _, connection, violation in violations:
-            self._log.dropped(connection.remote[0], violation)
+            for descriptor, connection in self._connections.items():
+                violation = not connection.disconnected and self._violation(descriptor, connection, now, accepted)
+                if violation:
+                    self._disconnect(descriptor, connection)
+                    violations.append((connection.remote[0], violation))
+        for host, violation in violations:
+            self._log.dropped(host, violation)
 
     def _violation(self, descriptor, connection, now, accepted):
         """The rule that a connection breaks, or None."""
@@ -229,10 +227,7 @@ def connection_limit():
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    try:
-        used = len(os.listdir('/proc/self/fd'))
-    except OSError:
-        used = 64
+    used = len(os.listdir('/proc/self/fd'))
     return min(MAX_CONNECTIONS, max(files - used - RESERVED_FILES, files // 4))
 
 
@@ -264,6 +259,5 @@ def _bytes_received(descriptor):
             info = its_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     except OSError:
         return 0
-    if not sys.platform.startswith('linux') or len(info) < TCP_INFO_BYTES_RECEIVED + 8:
-        return 0
-    return struct.unpack_from('=Q', info, TCP_INFO_BYTES_RECEIVED)[0]
+    known = len(info) >= TCP_INFO_BYTES_RECEIVED + 8
+    return struct.unpack_from('=Q', info, TCP_INFO_BYTES_RECEIVED)[0] if known else 0

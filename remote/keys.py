@@ -33,9 +33,8 @@ def make_pair(folder, name):
 
 def accept(folder, worker_folder, name):
     """Accept the worker whose pair lies in worker_folder, under a name."""
-    accepted = os.path.join(folder, ACCEPTED)
-    os.makedirs(accepted, mode=0o700, exist_ok=True)
-    shutil.copy(os.path.join(worker_folder, WORKER + PUBLIC), os.path.join(accepted, name + PUBLIC))
+    os.makedirs(os.path.join(folder, ACCEPTED), mode=0o700, exist_ok=True)
+    shutil.copy(os.path.join(worker_folder, WORKER + PUBLIC), os.path.join(folder, ACCEPTED, name + PUBLIC))
 
 
 def read_secret_key(folder, name):
@@ -49,20 +48,20 @@ def read_secret_key(folder, name):
     return public, secret
 
 
-def read_public_key(folder, name):
-    """A public key as bytes. Raises UserError."""
-    return _read_key_file(folder, os.path.join(folder, name + PUBLIC))[0]
-
-
 def _read_key_file(folder, path):
     try:
-        public, secret = zmq.auth.load_certificate(path)
-        if not _is_key(public):
-            raise ValueError
-        return public, secret
+        return _load(path)
     except (OSError, ValueError) as error:
         raise UserError('--curve-keys=%s: %s cannot be read (%s); %s'
                         % (folder, path, getattr(error, 'strerror', None) or 'it is not a key file', REMEDY))
+
+
+def _load(path):
+    """(public, secret or None) of a key file. Raises OSError, ValueError."""
+    public, secret = zmq.auth.load_certificate(path)
+    if not _is_key(public):
+        raise ValueError
+    return public, secret
 
 
 def _is_key(text):
@@ -74,31 +73,21 @@ def _is_key(text):
 
 
 def accepted_keys(folder):
-    """The set of public keys of the accepted workers. Broken files are named in the log.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
+    """The set of public keys of the accepted workers. Broken files are named in the log. Raises OSError."""
     accepted, accepted_now = os.path.join(folder, ACCEPTED), set()
     for name in sorted(os.listdir(accepted)):
         if name.endswith(PUBLIC):
             try:
-                key = zmq.auth.load_certificate(os.path.join(accepted, name))[0]
-                if not _is_key(key):
-                    raise ValueError
-                accepted_now.add(key.decode())
+                accepted_now.add(_load(os.path.join(accepted, name))[0].decode())
             except (OSError, ValueError):
                 logging.warning('%s is not a key file; it is ignored', os.path.join(accepted, name))
     return accepted_now
 
 
 def open_server(zmq_socket, context, folder):
-    """Make a socket, before it binds, accept only workers with accepted keys.
+    """Make a socket, before it binds, accept only workers with accepted keys. Raises UserError without any.
 
-    Returns:
-        The socket on which ZeroMQ asks which keys to accept, see answer.
-    Raises:
-        UserError: no keys, or no accepted worker.
+    Returns the socket on which ZeroMQ asks which keys to accept, see answer.
     """
     public, secret = read_secret_key(folder, TRAINER)
     if not os.path.isdir(os.path.join(folder, ACCEPTED)) or not accepted_keys(folder):
@@ -114,20 +103,15 @@ def open_server(zmq_socket, context, folder):
 def open_client(zmq_socket, folder):
     """Make a socket, before it connects, use the worker's keys. Raises UserError."""
     public, secret = read_secret_key(folder, WORKER)
-    server = read_public_key(folder, TRAINER)
+    server, _ = _read_key_file(folder, os.path.join(folder, TRAINER + PUBLIC))
     zmq_socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
     zmq_socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
     zmq_socket.setsockopt(zmq.CURVE_SERVERKEY, server)
 
 
 def answer(questions, folder):
-    """Answer one ZAP request (ZeroMQ RFC 27) by the accepted keys, which are read anew each time.
-
-    The key becomes the User-Id of all that its worker sends.
-
-    Returns:
-        None, or the address of the worker that was refused.
-    """
+    """Answer one ZAP request (ZeroMQ RFC 27) by the accepted keys, which are read anew each time. The key becomes the
+    User-Id of all that its worker sends. Returns None, or the address of the worker that was refused."""
     version, request_id, _, address, _, mechanism, *credentials = questions.recv_multipart()
     key = z85.encode(credentials[0]).decode() if mechanism == b'CURVE' and len(credentials) == 1 else None
     try:

@@ -20,7 +20,6 @@ The arrays are those of a batches.batch.Batch, little-endian: what the loader pr
 Nothing from the network is unpickled or evaluated. Whatever does not fit the trainer's settings to the byte is dropped,
 counted and reported with its sender.
 """
-import math
 import re
 
 import msgpack
@@ -60,9 +59,9 @@ HANDSHAKE_REMEDY = "give --curve-keys on both sides or on none, the worker's key
 MAX_SIDE, MAX_BATCHSIZE = 8192, 65536
 MAX_SEED = 1 << 63
 MAX_IMAGE_BYTES = 1 << 32  # of a batch
-SETTING_LIMITS = {'batchsize': MAX_BATCHSIZE, 'input_width': MAX_SIDE, 'input_height': MAX_SIDE, 'stride': MAX_SIDE}
-SETTINGS = frozenset(SETTING_LIMITS) | {'seed', 'augmentation', 'skeleton', 'category', 'code', 'negatives',
-                                        'sequence'}
+SETTING_LIMITS = {'batchsize': (1, MAX_BATCHSIZE), 'input_width': (1, MAX_SIDE), 'input_height': (1, MAX_SIDE),
+                  'stride': (1, MAX_SIDE), 'seed': (0, MAX_SEED - 1)}
+SETTINGS = frozenset(SETTING_LIMITS) | {'augmentation', 'skeleton', 'category', 'code', 'negatives', 'sequence'}
 # Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
 RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
@@ -79,37 +78,18 @@ class OtherVersion(BadMessage):
         self.header = header
 
 
-def is_name(value):
-    return type(value) is str and 0 < len(value) <= MAX_NAME and all(' ' <= c <= '~' for c in value)
-
-
-def is_count(value):
-    return type(value) is int and 0 < value <= MAX_SAMPLES
-
-
-def is_digest(value):
-    return type(value) is str and len(value) == DIGEST_LENGTH and value.isalnum()
-
-
-def is_map(value):
-    return type(value) is dict
-
-
-def is_reason(value):
-    return type(value) is str and len(value) <= MAX_REASON
-
-
-def is_request(value):
-    """Whether it is a list of the batches that a trainer may ask for at once."""
-    return (type(value) is list and 0 < len(value) <= MAX_CREDIT
-            and all(type(number) is int and 0 <= number < MAX_NUMBER for number in value))
-
-
-# {kind: {field: what its value must be}}; batches are apart, see check_frames.
-FROM_WORKER = {'hello': {'name': is_name}, 'ready': {'samples': is_count, 'data': is_digest}, 'pong': {},
-               'bye': {}}
-FROM_TRAINER = {'welcome': {'settings': is_map}, 'credit': {'batches': is_request}, 'ping': {}, 'end': {},
-                'refused': {'reason': is_reason}}
+# {kind: {field: (its type, whether a value of it is right)}}; batches are apart, see check_frames.
+FROM_WORKER = {
+    'hello': {'name': (str, lambda name: 0 < len(name) <= MAX_NAME and all(' ' <= c <= '~' for c in name))},
+    'ready': {'samples': (int, lambda count: 0 < count <= MAX_SAMPLES),
+              'data': (str, lambda digest: len(digest) == DIGEST_LENGTH and digest.isalnum())},
+    'pong': {}, 'bye': {}}
+FROM_TRAINER = {
+    'welcome': {'settings': (dict, lambda settings: True)},
+    'credit': {'batches': (list, lambda numbers: 0 < len(numbers) <= MAX_CREDIT and all(
+        type(number) is int and 0 <= number < MAX_NUMBER for number in numbers))},
+    'ping': {}, 'end': {},
+    'refused': {'reason': (str, lambda reason: len(reason) <= MAX_REASON)}}
 
 
 def pack(kind, **fields):
@@ -151,25 +131,21 @@ def _checked(header, kinds):
         raise BadMessage('%.20r, which is not expected here' % kind)
     if set(header) != {'version', 'type'} | set(fields):
         raise BadMessage('%r with wrong field names' % kind)
-    for name, is_right in fields.items():
-        if not is_right(header[name]):
+    for name, (kind_of_value, is_right) in fields.items():
+        if type(header[name]) is not kind_of_value or not is_right(header[name]):
             raise BadMessage('%r with %s=%.50r' % (kind, name, header[name]))
     return header
 
 
 def check_frames(header, frames, layout):
-    """Check a batch's frames against its header and the trainer's settings, before anything is read from them.
+    """Check a batch's frames (buffers) against its packed header and the batches.batch.batch_layout of the trainer's
+    settings, before anything is read from them: these leave one right header, byte for byte.
 
-    Args:
-        header: the packed header. The frames' lengths and the settings leave one right header, byte for byte.
-        frames: buffers.
-        layout: batches.batch.batch_layout of the trainer's settings.
-    Raises:
-        BadMessage: naming the first thing that does not fit.
+    Raises BadMessage, naming the first thing that does not fit.
     """
     if len(frames) != ARRAY_FRAMES:
         raise BadMessage('%d array frames, not %d' % (len(frames), ARRAY_FRAMES))
-    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
+    expected = _wire_layout(layout, frames)
     if header != batch_header(expected):
         raise BadMessage('version, array names, dtypes or shapes that do not fit the settings')
     for frame, (name, dtype, shape) in zip(frames, expected):
@@ -178,27 +154,23 @@ def check_frames(header, frames, layout):
             raise BadMessage('%s of %d bytes, not %d' % (name, len(frame), size))
 
 
-def wire_layout(layout, heatmap_items, paf_items):
-    """[(name, dtype, shape)] of a batch's frames, when so many items of its maps differ from empty ones."""
-    items = {'heatmap_positions': heatmap_items, 'heatmap_values': heatmap_items,
-             'paf_positions': paf_items, 'paf_values': paf_items}
-    return [(name, np.dtype(dtype).newbyteorder('<').str, (items.get(name, shape[0]),) + shape[1:])
-            for name, dtype, shape in layout]
+def _wire_layout(layout, frames):
+    """[(name, dtype, shape)] of a batch's frames, with as many items of its maps as there are positions."""
+    batchsize = layout[0][2][0]
+    counts = [batchsize] * 2 + [len(frames[2]) // 4] * 2 + [len(frames[4]) // 4] * 2
+    return [(name, np.dtype(dtype).newbyteorder('<').str, (count,) + shape[1:])
+            for (name, dtype, shape), count in zip(layout, counts)]
 
 
 def read_batch(frames, layout):
     """The batches.batch.Batch that lies in buffers which check_frames has checked, without a copy.
 
-    Raises:
-        BadMessage: positions or masks that no sample has.
+    Raises BadMessage for positions or masks that no sample has.
     """
-    expected = wire_layout(layout, len(frames[2]) // 4, len(frames[4]) // 4)
     batch = Batch(*(np.frombuffer(frame, dtype).reshape(shape)
-                    for frame, (_, dtype, shape) in zip(frames, expected)))
-    limits = {name: shape[0] for name, _, shape in layout}
-    for name in ('heatmap_positions', 'paf_positions'):
-        positions = getattr(batch, name)
-        if len(positions) and (positions[0] < 0 or positions[-1] >= limits[name]
+                    for frame, (_, dtype, shape) in zip(frames, _wire_layout(layout, frames))))
+    for positions, (_, _, largest) in ((batch.heatmap_positions, layout[2]), (batch.paf_positions, layout[4])):
+        if len(positions) and (positions[0] < 0 or positions[-1] >= largest[0]
                                or (positions[1:] <= positions[:-1]).any()):
             raise BadMessage('positions of map values out of order or range')
     if batch.mask.max() > mask_steps(batch.image, batch.mask):
@@ -206,19 +178,11 @@ def read_batch(frames, layout):
     return batch
 
 
-def max_frame_size(layout):
-    """Bytes of the largest frame that a batch may have, encrypted or not."""
-    return max([MAX_HEADER + CURVE_OVERHEAD] + _full_frames(layout))
-
-
-def max_batch_size(layout):
-    """Bytes of the largest batch that there may be, encrypted or not."""
-    return MAX_HEADER + CURVE_OVERHEAD + sum(_full_frames(layout))
-
-
-def _full_frames(layout):
-    """Bytes of the frames of a batch with full maps."""
-    return [product(shape) * np.dtype(dtype).itemsize + CURVE_OVERHEAD for _, dtype, shape in layout]
+def max_sizes(layout):
+    """Bytes, encrypted or not, of the largest frame that a batch may have, and of the largest batch."""
+    frames = [MAX_HEADER + CURVE_OVERHEAD] + [product(shape) * np.dtype(dtype).itemsize + CURVE_OVERHEAD
+                                              for _, dtype, shape in layout]
+    return max(frames), sum(frames)
 
 
 def batch_header(layout):
@@ -259,22 +223,18 @@ def set_limits(zmq_socket, max_frame_bytes):
 
 
 def check_settings(settings, sender='the trainer'):
-    """Check settings, before memory is allocated by them.
+    """Check settings, a dict with anything in it, before memory is allocated by them. sender: for the messages.
 
-    Args:
-        settings: a dict that came from a trainer: nothing is known about what is in it.
-        sender: of the settings, for the messages.
-    Raises:
-        UserError: out of range, or made by code that draws other samples.
+    Raises UserError when they are out of range, or made by code that draws other samples.
     """
     if set(settings) != SETTINGS:
         names = ', '.join(sorted('%.30s' % name for name in SETTINGS ^ set(settings)))
         raise UserError('%s sent other settings than this version of the code knows (%s); use the same version of the '
                         'code on both' % (sender, names))
-    for name, limit in SETTING_LIMITS.items():
+    for name, (low, high) in SETTING_LIMITS.items():
         value = settings[name]
-        if type(value) is not int or not 1 <= value <= limit:
-            raise UserError('%s asks for %s=%.20r; it must be from 1 to %d' % (sender, name, value, limit))
+        if type(value) is not int or not low <= value <= high:
+            raise UserError('%s asks for %s=%.20r; it must be from %d to %d' % (sender, name, value, low, high))
     check_input_size(settings['input_width'], settings['input_height'], settings['stride'])
     skeleton = skeleton_of_settings(settings)
     (_, _, image), *maps = batch_layout(*(settings[name] for name in
@@ -283,8 +243,6 @@ def check_settings(settings, sender='the trainer'):
         raise UserError('%s asks for batches of %d images of %dx%d, more than %d bytes or map values; take a smaller '
                         '--batchsize' % (sender, settings['batchsize'], settings['input_width'],
                                          settings['input_height'], MAX_IMAGE_BYTES))
-    if type(settings['seed']) is not int or not 0 <= settings['seed'] < MAX_SEED:
-        raise UserError('%s asks for seed=%.20r; it must be from 0 to %d' % (sender, settings['seed'], MAX_SEED - 1))
     if type(settings['negatives']) is not float or not 0 <= settings['negatives'] < 1:
         raise UserError('%s asks for negatives=%.20r; it must be from 0 to below 1' % (sender, settings['negatives']))
     augmentation_ranges(settings)
@@ -318,16 +276,14 @@ def augmentation_ranges(settings):
     """The pose_augment.Ranges among the settings that came from a trainer. Raises UserError."""
     augmentation = settings['augmentation']
     if type(augmentation) is dict and set(augmentation) == set(pose_augment.Ranges._fields) \
-            and all(_is_range(augmentation[name], *limits) for name, limits in RANGE_LIMITS.items()) \
-            and _is_number(augmentation['flip_probability'], 0, 1):
+            and all(_are_rising(augmentation[name], 2, *limits) for name, limits in RANGE_LIMITS.items()) \
+            and _are_rising([augmentation['flip_probability']], 1, 0, 1):
         return pose_augment.Ranges(**augmentation)
     raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?' % (augmentation,))
 
 
-def _is_range(value, low, high):
-    return (type(value) in (list, tuple) and len(value) == 2 and all(_is_number(end, low, high) for end in value)
-            and value[0] <= value[1])
-
-
-def _is_number(value, low, high):
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+def _are_rising(values, count, low, high):
+    """Whether these are so many numbers, one not below the other, from low to high; NaN is not."""
+    return (type(values) in (list, tuple) and len(values) == count
+            and all(type(value) in (int, float) and low <= value <= high for value in values)
+            and list(values) == sorted(values))

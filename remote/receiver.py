@@ -79,13 +79,9 @@ class BatchReceiver:
         self._scheduler = BatchScheduler(first, every, product(self.layout[0][2]))
         self._workers = {}  # routing id -> WorkerState
         self._queue = collections.deque()  # (WorkerState, number, frames) of batches not yet taken
-        self._log = WorkerStats()
-        self._pinged = time.monotonic()
+        self._log, self._lock = WorkerStats(), threading.Lock()
         self._ping_seconds, self._link_timeout = min(PING_SECONDS, link_timeout / 4), link_timeout
-        self._ending = False
-        self._lock = threading.Lock()
-
-        self._curve_keys = curve_keys
+        self._pinged, self._ending, self._curve_keys = time.monotonic(), False, curve_keys
         self._context = zmq.Context()
         self._socket, self._guard = self._context.socket(zmq.ROUTER), None
         try:
@@ -97,15 +93,15 @@ class BatchReceiver:
             raise
 
     def _open(self, address, host):
-        set_limits(self._socket, protocol.max_frame_size(self.layout))
+        max_frame, max_batch = protocol.max_sizes(self.layout)
+        set_limits(self._socket, max_frame)
         self._socket.setsockopt(zmq.IPV6, host.startswith('['))
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone fails at once
         if not self._curve_keys and not (host in ('localhost', '[::1]') or host.startswith('127.')):
             logging.warning('%s is open to everyone who can reach it, without encryption: on a network that you do not '
                             'trust, use --curve-keys', address)
         self._guard = ConnectionGuard(self._socket, self._context, self._log, self._curve_keys,
-                                      self._scheduler.max_credit * protocol.max_batch_size(self.layout),
-                                      self._poll_when_idle)
+                                      self._scheduler.max_credit * max_batch, self._poll_when_idle)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -113,11 +109,7 @@ class BatchReceiver:
                             % (address, error.strerror))
 
     def get(self, timeout=None):
-        """The next batch, or None when none came within timeout seconds.
-
-        Returns:
-            A batches.batch.Batch, of arrays that cannot be written.
-        """
+        """The next batches.batch.Batch, of read-only arrays; None when none came within timeout seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             if not self._socket.closed:
@@ -253,12 +245,13 @@ class BatchReceiver:
                     return
                 timeout = 0
                 continue
-            timeout, route, descriptor = 0, route.bytes, _descriptor(frames)
+            timeout, route = 0, route.bytes
+            descriptor, host = _property(frames, zmq.SRCFD, None), _property(frames, 'Peer-Address', 'unknown')
             self._guard.add_bytes_read(descriptor, sum(len(frame) + FRAME_OVERHEAD for frame in frames))
             try:
-                self._handle(route, descriptor, frames)
+                self._handle(route, descriptor, host, frames)
             except BadMessage as error:
-                self._drop(route, str(self._workers.get(route, _host(frames))), error, descriptor)
+                self._drop(route, str(self._workers.get(route, host)), error, descriptor)
 
     def _ping(self):
         """Ping the workers, and give those up that have a loader and answer no more."""
@@ -283,7 +276,7 @@ class BatchReceiver:
         elif descriptor is not None:
             self._guard.disconnect(descriptor, route)
 
-    def _handle(self, route, descriptor, frames):
+    def _handle(self, route, descriptor, host, frames):
         worker = self._workers.get(route)
         if worker:
             worker.pings = 0
@@ -295,10 +288,21 @@ class BatchReceiver:
         try:
             header = protocol.unpack_from_worker(frames[0].buffer)
         except OtherVersion as other:
-            self._refuse_version(route, other)
+            if other.header['type'] != 'hello':
+                raise
+            versions = protocol.VERSION, other.header['version']
+            self._send(route, 'refused', reason='the trainer speaks version %d of the wire, the worker version %d; use '
+                                                'the same version of the code on both' % versions)
+            raise Refused('a worker that speaks version %d of the wire, not %d, was refused; update the code there or '
+                          'here' % versions[::-1])
         kind = header['type']
         if kind == 'hello' and not worker:
-            self._welcome(route, descriptor, header, frames[0])
+            self._workers[route] = WorkerState(route, descriptor, header['name'], host)
+            self._guard.register(descriptor, route, frames[0].get('User-Id') if self._curve_keys else None)
+            if self._ending:
+                self._send(route, 'end')
+            else:
+                self._send(route, 'welcome', settings=self._settings)
         elif kind == 'ready' and worker and not worker.ready:
             self._accept(worker, header)
         elif kind == 'pong' and worker:
@@ -308,23 +312,6 @@ class BatchReceiver:
             self._guard.expire(worker.descriptor, route)
         else:
             raise BadMessage('%r out of turn' % kind)
-
-    def _refuse_version(self, route, other):
-        versions = protocol.VERSION, other.header['version']
-        if other.header['type'] != 'hello':
-            raise other
-        self._send(route, 'refused', reason='the trainer speaks version %d of the wire, the worker version %d; use the '
-                                            'same version of the code on both' % versions)
-        raise Refused('a worker that speaks version %d of the wire, not %d, was refused; update the code there or '
-                      'here' % versions[::-1])
-
-    def _welcome(self, route, descriptor, header, frame):
-        self._workers[route] = WorkerState(route, descriptor, header['name'], _host([frame]))
-        self._guard.register(descriptor, route, frame.get('User-Id') if self._curve_keys else None)
-        if self._ending:
-            self._send(route, 'end')
-        else:
-            self._send(route, 'welcome', settings=self._settings)
 
     def _accept(self, worker, header):
         """A worker's loader runs: it gets credit, unless its data are not those of the others."""
@@ -338,19 +325,15 @@ class BatchReceiver:
             raise Refused('a worker with %s was refused; give all the same data set' % numbers)
         if self._first_worker is None:
             self._first_worker, self._data, self.samples = worker, data, data[0]
-            self._log_data(worker)
+            steps = self.samples // self._settings['batchsize']  # which epochs and learning rates follow from
+            logging.info('%s has %d samples: %d steps per epoch', worker, self.samples, steps)
+            if steps < FEW_STEPS:
+                logging.warning('%d samples are few, and the length of an epoch follows from them: if this is not the '
+                                'whole data set, stop this run and mend that of %s; a trainer with training images in '
+                                '--datapath compares by itself', self.samples, worker)
         worker.ready = True
         self._log.joined(worker)
         self._grant(worker)
-
-    def _log_data(self, worker):
-        """Log the number of samples, which epochs and learning rates follow from; warn of one that is likely wrong."""
-        steps = self.samples // self._settings['batchsize']
-        logging.info('%s has %d samples: %d steps per epoch', worker, self.samples, steps)
-        if steps < FEW_STEPS:
-            logging.warning('%d samples are few, and the length of an epoch follows from them: if this is not the '
-                            'whole data set, stop this run and mend that of %s; a trainer with training images in '
-                            '--datapath compares by itself', self.samples, worker)
 
     def _enqueue(self, worker, frames):
         number = protocol.unpack_number(frames[1].bytes) if len(frames) > 1 else None
@@ -368,16 +351,9 @@ class BatchReceiver:
         self._queue.append((worker, number, frames[2:]))
 
 
-def _host(frames):
+def _property(frames, name, default):
+    """A property of the connection that a message came from: its host ('Peer-Address') or descriptor (zmq.SRCFD)."""
     try:
-        return frames[0].get('Peer-Address')
+        return frames[0].get(name)
     except (IndexError, zmq.ZMQError):
-        return 'unknown'
-
-
-def _descriptor(frames):
-    """The descriptor of the connection that a message came from, None when that is not known."""
-    try:
-        return frames[0].get(zmq.SRCFD)
-    except (IndexError, zmq.ZMQError):
-        return None
+        return default

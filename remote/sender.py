@@ -9,8 +9,6 @@ from pose_errors import UserError
 from . import keys, protocol
 from .protocol import HANDSHAKE_REMEDY, LINK_TIMEOUT, BadMessage, OtherVersion, check_address, set_limits
 
-NOT_OURS = '%s; is %s the trainer of this project, in the same version?'
-
 
 class ConnectionLost(Exception):
     """The trainer is gone, or the link to it."""
@@ -20,11 +18,9 @@ class TrainerConnection:
     """One connection of a data worker to a trainer; after ConnectionLost, make another.
 
     Args:
-        address: tcp://HOST:PORT of the trainer.
-        curve_keys: folder with worker.key_secret and trainer.key.
+        address: tcp://HOST:PORT of the trainer; UserError for others.
+        curve_keys: folder with worker.key_secret and trainer.key; UserError for bad ones.
         link_timeout: seconds without a sign of life after which the connection counts as dead.
-    Raises:
-        UserError: bad address, bad keys.
     """
 
     def __init__(self, address, curve_keys=None, link_timeout=LINK_TIMEOUT):
@@ -54,13 +50,10 @@ class TrainerConnection:
         self._poller.register(self._monitor, zmq.POLLIN)
 
     def receive(self, timeout):
-        """The trainer's next message, or None when none came within timeout seconds.
+        """The header, a dict, of the trainer's next message, or None when none came within timeout seconds. Type
+        `connected` means that a hello may be sent.
 
-        Returns:
-            The header, a dict. Type `connected` means that a hello may be sent.
-        Raises:
-            ConnectionLost.
-            UserError: the trainer refuses this worker, or speaks another version of the wire.
+        Raises ConnectionLost, and UserError when the trainer refuses this worker, or speaks another version.
         """
         events = dict(self._poller.poll(timeout * 1000))
         if self._socket in events:  # first: the last message may be followed by the end of the connection
@@ -86,7 +79,8 @@ class TrainerConnection:
                 raise UserError('the trainer speaks version %d of the wire, this worker version %d; use the same '
                                 'version of the code on both' % (header['version'], protocol.VERSION))
         except BadMessage as error:
-            raise UserError(NOT_OURS % ('%s from the trainer' % error, self._address))
+            raise UserError('%s from the trainer; is %s the trainer of this project, in the same version?'
+                            % (error, self._address))
         if header['type'] == 'refused':
             raise UserError('refused by the trainer: %.300s' % (header.get('reason'),))
         return header

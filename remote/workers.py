@@ -32,13 +32,9 @@ class WorkerState:
 
 
 class BatchScheduler:
-    """The numbers from `first` on, handed out to workers.
+    """The numbers first, first + every, ... of batches, handed out to workers.
 
-    Args:
-        first, every: the number of the first batch, and from each to the next.
-        batch_bytes: about how much one takes on the way.
-    Attributes:
-        max_credit: batches that may be on the way from one worker.
+    batch_bytes: about how much one takes on the way.  max_credit: batches that may be on the way from one worker.
     """
 
     def __init__(self, first, every, batch_bytes):

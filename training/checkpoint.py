@@ -5,7 +5,10 @@ else is written: a run that dies at any moment resumes from the last one that is
 checksum of each array, so reading all of it once, when a run starts, finds a cut file as well as a single wrong bit;
 then the newest whole one is used, and the damaged one is kept under another name.
 """
+import contextlib
 import errno
+import glob
+import itertools
 import json
 import logging
 import os
@@ -37,10 +40,7 @@ def saved_step(folder):
 
 
 def explain_failure(folder, error):
-    """Raise UserError, with the remedy, when an exception comes from a full memory, or a full or broken disk.
-
-    folder: of the run.
-    """
+    """Raise UserError, with the remedy, when an exception comes from a full memory, or a full or broken disk."""
     saved = latest_checkpoint(folder)
     state = 'it resumes from %s' % saved if saved else 'nothing was saved yet'
     reason = disk_trouble(error)  # first: TensorFlow reports a full disk as ResourceExhaustedError, too
@@ -56,10 +56,7 @@ def explain_failure(folder, error):
 
 
 def create_saver(keep, variables=None, like=None):
-    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations.
-
-    variables: what it saves (default: all).
-    """
+    """A tf.train.Saver that keeps the last `keep` checkpoints; with `like`, it shares that saver's operations."""
     definition = None
     if like:
         definition = tf.train.SaverDef()
@@ -93,9 +90,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     the whole graph to each one, which takes seconds.
 
     Args:
-        saver: see create_saver.
-        folder: --modelpath.
-        every: steps between checkpoints.
+        saver: see create_saver.  folder: --modelpath.  every: steps between checkpoints.
         training: a towers.Training, of which step, rate, finite_check and network.variables are watched.
         writes: whether this process saves. The others of a cluster only watch, and end at the same step.
         note_progress: function (session, step, alone), called in all processes before a checkpoint is saved; alone:
@@ -133,10 +128,7 @@ class CheckpointHook(tf.train.SessionRunHook):
         if step % self._every == 0:
             self._save(run_context.session, 'with lr=%g' % rate)
 
-    def end(self, session):
-        self._save_if_new(session)
-
-    def _save_if_new(self, session, alone=False):
+    def end(self, session, alone=False):
         if session.run(self._state)[0] != self._saved_step:
             self._save(session, 'at the end', alone)
 
@@ -146,7 +138,7 @@ class CheckpointHook(tf.train.SessionRunHook):
                 or isinstance(error, tf.errors.ResourceExhaustedError):  # a device in that state may never answer
             return
         try:
-            session.run_step_fn(lambda step_context: self._save_if_new(step_context.session, alone=True))
+            session.run_step_fn(lambda step_context: self.end(step_context.session, alone=True))
         except (UserError, OSError, RuntimeError, ValueError, tf.errors.OpError) as failure:
             logging.warning('could not save before the run ends: %s', reason_of(failure))
 
@@ -173,21 +165,15 @@ class CheckpointHook(tf.train.SessionRunHook):
 
 def _identity(folder):
     """What tells a folder from another one of the same name; None where there is none."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
 
 
 class BestCheckpoint:
-    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own.
+    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own in modelpath.
 
-    Args:
-        saver: the saver of the other checkpoints, whose operations it shares.
-        modelpath: where to put the folder.
-    Attributes:
-        loss_ll: the lowest so far, infinite before the first validation.
+    saver: of the other checkpoints, whose operations it shares.
     """
 
     def __init__(self, saver, modelpath):
@@ -198,13 +184,13 @@ class BestCheckpoint:
         try:
             self._resume()
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            kept = quarantine(self._folder)
             logging.warning('%s is damaged (%s), kept as %s; the next validation is the best so far', self._folder,
-                            reason_of(error), kept)
+                            reason_of(error), quarantine(self._folder))
             self._kept = None
 
     @property
     def loss_ll(self):
+        """The lowest so far, infinite before the first validation."""
         return self._kept['loss_ll'] if self._kept else np.inf
 
     def _resume(self):
@@ -243,44 +229,39 @@ def recover(folder):
 
     Does nothing when the one that it names is whole, or when there is none yet. Says in one line what it did.
 
-    Returns:
-        the prefix of the checkpoint to go on from, or None for a folder without any.
-    Raises:
-        UserError: checkpoints were there and none of them reads whole, or one cannot be read for want of rights.
+    Returns the prefix of the checkpoint to go on from, or None for a folder without any. Raises UserError when
+    checkpoints were there and none of them reads whole, or one cannot be read for want of rights.
     """
-    named = named_checkpoints(folder)
-    latest = named[-1] if named else None
+    latest = latest_checkpoint(folder)
     if latest and fault(latest) is None:
         return latest
     steps = checkpoint_steps(folder)
     if latest is None and not steps:
         # A file `checkpoint` that names nothing: of a new run that was cut short, or the rest of an old one.
-        if os.path.exists(os.path.join(folder, STATE_FILE)) and _has_orphans(folder):
+        if os.path.exists(os.path.join(folder, STATE_FILE)) and any(
+                re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder)):
             raise UserError('%s holds a damaged checkpoint and no whole one; bring its files back, or choose another '
                             '--modelpath' % folder)
         return None
-    last_named = step_of(latest) if latest else None
-    faults = []
-    if latest and step_of(latest) not in steps:
+    last_named, faults = step_of(latest or ''), []
+    if latest and last_named not in steps:
         faults.append((latest, fault(latest)))
-    for step in sorted(steps, reverse=True):
-        if last_named is not None and step > last_named:
-            continue  # a save that was cut short before it counted; remove_leftovers takes it away
-        prefix = os.path.join(folder, '%s-%d' % (BASENAME, step))
+    # Later ones are of a save that was cut short before it counted; remove_leftovers takes them away.
+    steps = sorted(step for step in steps if last_named is None or step <= last_named)
+    while steps:
+        prefix = os.path.join(folder, '%s-%d' % (BASENAME, steps[-1]))
         reason = fault(prefix)
         if reason is None:
-            return _go_on_from(prefix, faults, sorted(s for s in steps if s <= step))
+            return _go_on_from(prefix, faults, steps)
         faults.append((prefix, reason))
+        steps.pop()
     raise UserError('no checkpoint in %s reads whole (%s: %s); bring its files back, or choose another --modelpath'
                     % (folder, os.path.basename(faults[0][0]), faults[0][1]))
 
 
 def fault(prefix):
-    """Why a checkpoint cannot be used, in a few words; None when all of it can be read.
-
-    Raises:
-        UserError: its files are there, but this user may not read them.
-    """
+    """Why a checkpoint cannot be used, in a few words; None when all of it can be read. Raises UserError for files that
+    are there, but that this user may not read."""
     files = _files(prefix)
     for path in files:
         if not os.access(path, os.R_OK):
@@ -294,17 +275,16 @@ def fault(prefix):
     except MemoryError:
         raise UserError('not enough memory to read %s' % prefix)
     except Exception as error:  # damaged bytes fail in many ways, which differ between TensorFlows
-        return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return reason_of(error)[:200]
     return None
 
 
 def quarantine(path):
     """Rename a file or folder to damaged-NAME beside it, with a number where that is taken. Returns the new path."""
     folder, name = os.path.split(path)
-    target, number = os.path.join(folder, DAMAGED + name), 1
-    while os.path.lexists(target):
-        number += 1
-        target = os.path.join(folder, '%s%d-%s' % (DAMAGED, number, name))
+    numbers = itertools.chain([''], ('%d-' % number for number in itertools.count(2)))
+    targets = (os.path.join(folder, DAMAGED + number + name) for number in numbers)
+    target = next(target for target in targets if not os.path.lexists(target))
     try:
         os.rename(path, target)
     except OSError as error:
@@ -319,29 +299,20 @@ def _go_on_from(prefix, faults, steps):
     names = ['%s-%d' % (BASENAME, step) for step in steps]
     lines = ['model_checkpoint_path: "%s"' % names[-1]] + ['all_model_checkpoint_paths: "%s"' % name for name in names]
     write_file(os.path.join(folder, STATE_FILE), ('\n'.join(lines) + '\n').encode())
-    what = 'the file %s was damaged or gone' % os.path.join(folder, STATE_FILE)
-    if faults:
-        what = '%s is damaged (%s)' % (' and '.join(damaged for damaged, _ in faults), faults[0][1])
-        if kept:
-            what += ', kept as %s*' % os.path.join(folder, DAMAGED)
+    what = '%s is damaged (%s)' % (' and '.join(damaged for damaged, _ in faults), faults[0][1]) if faults else \
+        'the file %s was damaged or gone' % os.path.join(folder, STATE_FILE)
+    what += ', kept as %s*' % os.path.join(folder, DAMAGED) if kept else ''
     logging.warning('%s; going on from %s, the newest checkpoint that reads whole', what, prefix)
     return prefix
 
 
 def checkpoint_steps(folder):
     """The steps of the checkpoints in a folder that have an index."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', name) for name in names)
+    matches = (re.match(BASENAME + r'-(\d{1,18})\.index$', os.path.basename(path))
+               for path in glob.glob(os.path.join(glob.escape(folder), '*.index')))
     return {int(match.group(1)) for match in matches if match}
 
 
-def _has_orphans(folder):
-    return any(re.match(BASENAME + r'-\d+\.data-', name) for name in os.listdir(folder))
-
-
 def _files(prefix):
-    folder, name = os.path.split(prefix)
-    if not os.path.isdir(folder):
-        return []
-    return sorted(os.path.join(folder, other) for other in os.listdir(folder)
-                  if re.match(re.escape(name) + r'\.(index|data-\d+-of-\d+|meta)$', other))
+    return sorted(path for path in glob.glob(glob.escape(prefix) + '.*')
+                  if re.match(r'\.(index|data-\d+-of-\d+|meta)$', path[len(prefix):]))

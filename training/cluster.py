@@ -63,11 +63,8 @@ def split_address(address):
 
 
 def read_cluster(environment):
-    """The Cluster of these environment variables: TF_CONFIG, else those of a Slurm step; ALONE without them.
-
-    Raises:
-        UserError: they do not name a cluster of workers.
-    """
+    """The Cluster of these environment variables: TF_CONFIG, else those of a Slurm step; ALONE without them. Raises
+    UserError when they do not name a cluster of workers."""
     if environment.get('TF_CONFIG'):
         return _from_tf_config(environment['TF_CONFIG'])
     if environment.get('SLURM_STEP_NUM_TASKS', '1') != '1' and 'SLURM_PROCID' in environment:
@@ -126,10 +123,7 @@ def _from_slurm(environment):
 
 
 def expand_nodes(text):
-    """Slurm's list of nodes: 'n[1-2,07],m5' -> ['n1', 'n2', 'n07', 'm5'].
-
-    Raises AttributeError for what is no such list.
-    """
+    """Slurm's list of nodes: 'n[1-2,07],m5' -> ['n1', 'n2', 'n07', 'm5']. Raises AttributeError for others."""
     nodes = []
     for part in re.findall(r'(?:[^,\[]|\[[^\]]*\])+', text):
         prefix, numbers, suffix = re.match(r'([^\[\]]*)(?:\[([\d,-]+)\])?([^\[\]]*)$', part).groups()

@@ -20,7 +20,7 @@ import uuid
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pose_errors import Stopped, UserError, printable
+from pose_errors import Stopped, UserError, printable, reason_of
 from remote.protocol import LINK_TIMEOUT
 
 DIVERGED_EXIT_CODE = 3  # NaN: all processes see it at the same step
@@ -42,11 +42,7 @@ def open_coordinator(cluster, stop):
 
 
 class SingleProcess:
-    """A run of one process, which agrees with itself.
-
-    Args:
-        cluster: a cluster.Cluster.  stop: this process's StopSignal.
-    """
+    """A run of one process, which agrees with itself. cluster: a cluster.Cluster.  stop: its StopSignal."""
 
     def __init__(self, cluster, stop):
         self.cluster, self._stop = cluster, stop
@@ -109,17 +105,18 @@ class _Other:
         self.gone_since = None  # when its connection broke; None while it stands
         self.state = {}  # what it published last
 
+    def is_done(self):
+        """Whether it has done all steps, or is gone as it should."""
+        return self.state.get('left') or 'end' in self.state.get('facts', {})
+
 
 class MultiProcess(SingleProcess):
     """The other processes of a run, from the first contact to the end of training.
 
     All do the same steps: that one is told to stop, it tells the others in its next step's all-reduce.
 
-    Args:
-        cluster, stop: as for SingleProcess.
-        link_timeout, report_seconds: of a silent link, and between lines about missing processes.
-    Raises:
-        UserError: the address cannot be listened on.
+    link_timeout, report_seconds: of a silent link, and between lines about missing processes.
+    Raises UserError when the address cannot be listened on.
     """
 
     def __init__(self, cluster, stop, link_timeout=LINK_TIMEOUT, report_seconds=REPORT_SECONDS):
@@ -142,18 +139,14 @@ class MultiProcess(SingleProcess):
             if k != cluster.index:
                 self._others.append(self._subscribe(cluster.workers[k], 'tcp://%s:%d' % (host, port), link_timeout))
         logging.info('worker %d of %d; listening on %s:%d', cluster.index, cluster.size, *_own_address(cluster))
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _subscribe(self, name, address, link_timeout):
         subscriber = self._context.socket(zmq.SUB)
-        subscriber.setsockopt(zmq.LINGER, 0)
-        subscriber.setsockopt(zmq.RECONNECT_IVL, 1000)
-        subscriber.setsockopt(zmq.HEARTBEAT_IVL, int(link_timeout * 250))
-        subscriber.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000))
-        subscriber.setsockopt(zmq.IPV6, '[' in address)
-        subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        subscriber.setsockopt(zmq.SUBSCRIBE, b'')
+        for option, value in ((zmq.LINGER, 0), (zmq.RECONNECT_IVL, 1000), (zmq.HEARTBEAT_IVL, int(link_timeout * 250)),
+                              (zmq.HEARTBEAT_TIMEOUT, int(link_timeout * 1000)), (zmq.IPV6, '[' in address),
+                              (zmq.MAXMSGSIZE, MAX_MESSAGE), (zmq.SUBSCRIBE, b'')):
+            subscriber.setsockopt(option, value)
         other = _Other(name, subscriber)
         subscriber.connect(address)
         return other
@@ -162,18 +155,13 @@ class MultiProcess(SingleProcess):
         return self._stop() or any(other.state.get('stop') for other in self._others)
 
     def all_gather(self, topic, facts, barrier=False):
-        """Send facts to all the others, and wait until each has sent its own about the same topic.
+        """Send facts (a dict for JSON) to all the others, and wait until each has sent its own about the same topic.
 
-        Logs every report_seconds which processes are missing.
+        Logs every report_seconds which processes are missing. Returns the facts of all processes, in order. Raises
+        Stopped when one of them was told to stop.
 
-        Args:
-            topic: its name; NAME@20 takes the place of an earlier NAME@10, which all have received then.
-            facts: a dict for JSON.
-            barrier: a stop does not end the wait, nor keep from it: no process goes on alone then.
-        Returns:
-            the facts of all processes, in order.
-        Raises:
-            Stopped: one of the processes was told to stop.
+        topic: its name; NAME@20 takes the place of an earlier NAME@10, which all have received then.
+        barrier: a stop does not end the wait, nor keep from it: no process goes on alone then.
         """
         if not barrier:
             self.check()
@@ -195,13 +183,12 @@ class MultiProcess(SingleProcess):
         return theirs[:self.cluster.index] + [facts] + theirs[self.cluster.index:]
 
     def _who_is_missing(self, missing, seconds):
-        absent = [other.name for other in missing if not other.state]
-        busy = [other.name for other in missing if other.state]
-        parts = ['not heard of yet: %s (start the same command there; the ports of all workers, and the next ones, '
-                 'have to be open between them)' % ', '.join(absent)] if absent else []
-        parts += ['still preparing: %s' % ', '.join(busy)] if busy else []
+        absent = ', '.join(other.name for other in missing if not other.state)
+        busy = ', '.join(other.name for other in missing if other.state)
+        parts = [absent and 'not heard of yet: %s (start the same command there; the ports of all workers, and the '
+                 'next ones, have to be open between them)' % absent, busy and 'still preparing: %s' % busy]
         return 'waiting for %d of %d workers for %.0f s; %s' % (
-            len(missing), self.cluster.size, seconds, '; '.join(parts))
+            len(missing), self.cluster.size, seconds, '; '.join(filter(None, parts)))
 
     def assert_same(self, topic, facts):
         """Raise UserError, in all processes alike, naming what differs between them. facts: a dict for JSON."""
@@ -212,9 +199,10 @@ class MultiProcess(SingleProcess):
                 # All must have received all before the first one leaves.
                 self.all_gather(topic + ' compared', {}, barrier=True)
                 self._end_alike = True
+                listed = [', '.join('%s=%s' % (name, json.dumps(each.get(name))) for name in differing)
+                          for each in (first, other)]
                 raise UserError('the workers differ: %s has %s, %s has %s; start all with the same command, code and '
-                                'data' % (self.cluster.workers[0], _listed(first, differing), worker,
-                                          _listed(other, differing)))
+                                'data' % (self.cluster.workers[0], listed[0], worker, listed[1]))
 
     def wait_for_failure(self):
         """The process ends meanwhile if another one is lost."""
@@ -236,11 +224,8 @@ class MultiProcess(SingleProcess):
         return metrics
 
     def straggler_note(self, waited, busy):
-        """Publish this process's load, and name the process with the most of those that are known.
-
-        Args:
-            waited, busy: seconds of the interval in which this process waited for data, and computed gradients.
-        """
+        """Publish the seconds of the interval in which this process waited for data, and computed gradients, and name
+        the process with the most of those that are known."""
         self._state['seconds'] = [round(float(waited), 4), round(float(busy), 4)]
         theirs = [other.state.get('seconds') for other in self._others]
         seconds = theirs[:self.cluster.index] + [self._state['seconds']] + theirs[self.cluster.index:]
@@ -251,9 +236,8 @@ class MultiProcess(SingleProcess):
         if alike or error is None or isinstance(error, Stopped):
             self._wait_for_others()
         else:
-            reason = str(error).strip().splitlines() or ['']
-            self._state['failed'] = '%s%s' % ('' if isinstance(error, UserError) else kind.__name__ + ': ',
-                                              reason[0][:300])
+            prefix = '' if isinstance(error, UserError) else kind.__name__ + ': '
+            self._state['failed'] = prefix + reason_of(error)[:300]
         with self._lock:
             self._closing.set()
             self._state['left'] = True
@@ -269,9 +253,7 @@ class MultiProcess(SingleProcess):
         """What the last step sent may still be on its way to slower ones."""
         self._state['facts'] = dict(self._state['facts'], end={})
         deadline = time.monotonic() + FAREWELL_SECONDS
-        while time.monotonic() < deadline and not all(
-                other.state.get('left') or 'end' in other.state.get('facts', {}) for other in self._others
-                if other.state):
+        while time.monotonic() < deadline and not all(other.is_done() for other in self._others if other.state):
             time.sleep(POLL_SECONDS)
         time.sleep(2 * BEAT_SECONDS)  # so that they receive it too
 
@@ -307,7 +289,7 @@ class MultiProcess(SingleProcess):
             event = recv_monitor_message(other.monitor)['event']
             other.gone_since = None if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else \
                 other.gone_since or time.monotonic()
-        if not other.incarnation or other.state.get('left') or 'end' in other.state.get('facts', {}):
+        if not other.incarnation or other.is_done():
             other.gone_since = None  # not come yet, or gone as it should
 
     def _take_state(self, other):
@@ -331,10 +313,6 @@ class MultiProcess(SingleProcess):
         os._exit(LOST_EXIT_CODE)
 
 
-def _listed(facts, names):
-    return ', '.join('%s=%s' % (name, json.dumps(facts.get(name))) for name in names)
-
-
 def _bind(publisher, address):
     """Bind, for BIND_SECONDS again and again: what tries to connect to a port of its own machine on which nobody
     listens yet may be given that very port to come from, and holds it for a moment."""
@@ -355,17 +333,13 @@ def _own_address(cluster):
     the others are reached.
     """
     host, port = cluster.addresses[cluster.index]
-    address = _resolve(host)
+    address = host if host.startswith('[') else socket.gethostbyname(host)
     others = [other for other, _ in cluster.addresses if other != host]
     if address.startswith('127.') and others and host != address and host != 'localhost':
         with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-            probe.connect((_resolve(others[0]), port))  # sends nothing
+            probe.connect((others[0], port))  # sends nothing
             address = probe.getsockname()[0]
     return address, port
-
-
-def _resolve(host):
-    return host if host.startswith('[') else socket.gethostbyname(host)
 
 
 def _straggler(workers, seconds):

@@ -97,40 +97,32 @@ def hold_run_folder(modelpath, logpath, flags, weights):
         try:
             yield
         except BaseException:
-            if not _anything_made(modelpath, logpath):
-                forget_start(modelpath)
+            others = [os.path.join(modelpath, name) for name in os.listdir(modelpath)
+                      if name not in (LOCK_FILE, RUN_FILE)]
+            if not os.listdir(logpath) and all(os.path.samefile(path, logpath) for path in others):
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(modelpath, RUN_FILE))
             raise
-
-
-def _anything_made(modelpath, logpath):
-    """Whether there is more in the folders of a run than the notes of a start."""
-    others = [name for name in os.listdir(modelpath) if name not in (LOCK_FILE, RUN_FILE)]
-    return bool(os.listdir(logpath)) or any(
-        not os.path.samefile(os.path.join(modelpath, name), logpath) for name in others)
 
 
 def versions():
     """Versions of what computes here, and the revision of this code, for run.json."""
+    try:
+        revision = subprocess.check_output(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
+                                           cwd=os.path.dirname(os.path.abspath(__file__)), stderr=subprocess.DEVNULL,
+                                           universal_newlines=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = 'unknown'
     build = getattr(tf.sysconfig, 'get_build_info', dict)()
     return {'python': sys.version.split()[0], 'tensorflow': tf.__version__, 'numpy': np.__version__,
-            'opencv': cv2.__version__, 'cuda': build.get('cuda_version', 'unknown'), 'git': _git_revision()}
-
-
-def _git_revision():
-    try:
-        return subprocess.check_output(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
-                                       cwd=os.path.dirname(os.path.abspath(__file__)), stderr=subprocess.DEVNULL,
-                                       universal_newlines=True).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
+            'opencv': cv2.__version__, 'cuda': build.get('cuda_version', 'unknown'), 'git': revision}
 
 
 def note_start(modelpath, flags, skeleton, resumes, samples=None):
     """Add the exact command, flags (a dict) and versions to run.json; without `resumes` the run is a new one.
 
-    skeleton: what the network learns to find, which pose_eval.py and freezing read from there.
-    samples: of the training data; when a run that is resumed had another number, a line says what follows.
-    Raises UserError when the run that is resumed learned other keypoints.
+    skeleton: what the network learns to find, which pose_eval.py and freezing read from there; UserError when the run
+        that is resumed learned another.  samples: of the training data; when it had another number, a line says so.
     """
     path = os.path.join(modelpath, RUN_FILE)
     before = skeleton_of(modelpath) if resumes else None
@@ -149,28 +141,20 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
                         'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
                         'this run and mend the data', samples, had)
     if isinstance(last.get('flags'), dict):
-        _log_changes(last['flags'], flags)
+        old, new = common_flags(last['flags']), common_flags(flags)
+        changed = ['%s=%s (was %s)' % (flag, value, old[flag]) for flag, value in sorted(new.items())
+                   if flag in old and old[flag] != value]
+        if changed:
+            logging.info('changed since the last start: %s', ', '.join(changed))
     now = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     if resumes:
         now['progress'] = run.get('progress', {})
     pose_files.write_json(path, now, indent=1)
 
 
-def _log_changes(before, flags):
-    """Log which flags of training differ from those of the last start."""
-    before, flags = common_flags(before), common_flags(flags)
-    changed = ['%s=%s (was %s)' % (flag, value, before[flag]) for flag, value in sorted(flags.items())
-               if flag in before and before[flag] != value]
-    if changed:
-        logging.info('changed since the last start: %s', ', '.join(changed))
-
-
 def note_progress(modelpath, step, sequence, loss_scale):
-    """Add to run.json what a run that resumes from the checkpoint of a step needs besides its variables.
-
-    Args:
-        sequence: the batches.Sequence that is left.  loss_scale: of mixed precision, or 0.
-    """
+    """Add to run.json what a run that resumes from the checkpoint of a step needs besides its variables: the
+    batches.Sequence that is left, and the loss scale of mixed precision, or 0."""
     run = read_run(modelpath)
     kept = {str(other) for other in checkpoint_steps(modelpath)}
     progress = {other: each for other, each in run.get('progress', {}).items() if other in kept}
@@ -179,10 +163,8 @@ def note_progress(modelpath, step, sequence, loss_scale):
 
 
 def read_progress(modelpath, step):
-    """(the batches.Sequence that is left, the loss scale or 0) at the checkpoint of a step.
-
-    Runs of before there was such a note had one batch size from the start.
-    """
+    """(the batches.Sequence that is left, the loss scale or 0) at the checkpoint of a step. Runs of before there was
+    such a note had one batch size from the start."""
     run = read_run(modelpath) if step else {}
     try:
         noted = run['progress'][str(step)]
@@ -191,12 +173,6 @@ def read_progress(modelpath, step):
     except (KeyError, TypeError, ValueError):
         flags = run.get('flags', {})
         return Sequence((), step * flags.get('batchsize', 1) * flags.get('accumulate', 1)), 0.0
-
-
-def forget_start(modelpath):
-    """Remove the run.json of a start that failed before there was anything else of its run."""
-    with contextlib.suppress(OSError):
-        os.remove(os.path.join(modelpath, RUN_FILE))
 
 
 def read_run(modelpath):
@@ -230,14 +206,11 @@ def check_resume(modelpath, flags):
 
 @contextlib.contextmanager
 def lock_folder(folder):
-    """Hold a run folder while the block runs.
+    """Hold a run folder while the block runs. Raises UserError when another process holds it, and says which.
 
     A record lock (fcntl): the system releases it when the process dies, forked processes do not inherit it, and NFS
     passes it on to other machines. Where a file system has no locks, a line says so and the run goes on. Where nothing
     came beside the lock's file, that goes as well.
-
-    Raises:
-        UserError: another process holds the folder; the message says which.
     """
     path = os.path.join(folder, LOCK_FILE)
     try:
@@ -256,18 +229,14 @@ def lock_folder(folder):
                                 % (folder, holder))
             logging.warning('%s cannot be locked (%s): do not start a second run there', folder, error.strerror)
         else:
-            _sign(handle)
+            holder = 'process %d on %s, since %s' % (os.getpid(), socket.gethostname(),
+                                                     datetime.datetime.now().isoformat(' ', 'seconds'))
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, holder.encode('ascii', 'replace') + b'\n', 0)
         yield
     finally:
         with contextlib.suppress(OSError):
             if os.listdir(folder) == [LOCK_FILE]:
                 os.remove(path)
         os.close(handle)
-
-
-def _sign(handle):
-    holder = 'process %d on %s, since %s' % (os.getpid(), socket.gethostname(),
-                                             datetime.datetime.now().isoformat(' ', 'seconds'))
-    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, holder.encode('ascii', 'replace') + b'\n', 0)

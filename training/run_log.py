@@ -4,6 +4,7 @@ TensorBoard shows two "runs", train and validation, whose curves of the same nam
 name: the first page has the AP, then the losses, the last stage's first as a share of what predicting only background
 costs; then that cost, learning rate and speed. Pictures, flags and graph have pages of their own.
 """
+import contextlib
 import csv
 import logging
 import math
@@ -41,11 +42,7 @@ class LogLines:
         return (step + self._schedule.offset) / self._schedule.steps_per_epoch
 
     def training(self, step, metrics, note=''):
-        """Log the line of a training interval.
-
-        Args:
-            metrics: CURVE_COLUMNS -> number, means over the interval.  note: to put at its end.
-        """
+        """Log the line of a training interval. metrics: CURVE_COLUMNS -> number, means over it.  note: for its end."""
         rate = metrics['lr']
         decimals = max(6, 2 - math.floor(math.log10(rate))) if rate > 0 else 6  # three digits of a small one, too
         logging.info('epoch=%.2f step=%d, %.4f examples/sec lr=%.*f, %s, q=%d, data_wait=%.0f%%%s',
@@ -60,14 +57,11 @@ class LogLines:
 
 
 class RunLog(LogLines):
-    """Writes each logged figure to the log, to curves.csv and to TensorBoard.
+    """Writes each logged figure to the log, and to curves.csv and TensorBoard's files in the folder logpath; raises
+    UserError when nothing can be written there.
 
-    Args:
-        logpath: folder; created by the caller.
-        first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
-        schedule: a config.Schedule, which gives the epoch of a step.
-    Raises:
-        UserError: nothing can be written there.
+    first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
+    schedule: a config.Schedule, which gives the epoch of a step.
     """
 
     def __init__(self, logpath, first_step, schedule):
@@ -157,25 +151,17 @@ class LossWatch:
                             'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
 
 
-def _has_numbers(row):
-    try:
-        for name, value in row.items():
-            if name != 'kind':
-                float(value or 0)
-    except ValueError:
-        return False
-    return True
-
-
 def _earlier_curves(path):
     """The rows that earlier starts left; a file that cannot be read is set aside."""
-    if not os.path.lexists(path):
-        return []
+    rows = []
     try:
-        return [row for row in read_curves(path) if _has_numbers(row)]
+        for row in read_curves(path) if os.path.lexists(path) else ():
+            with contextlib.suppress(ValueError):  # of what is no number
+                [float(value or 0) for name, value in row.items() if name != 'kind']
+                rows.append(row)
     except UserError as error:
         logging.warning('%s: kept as %s; the curves start anew', error, quarantine(path))
-        return []
+    return rows
 
 
 def _losses_text(metrics):
@@ -183,13 +169,8 @@ def _losses_text(metrics):
 
 
 class Interval:
-    """Means of the metrics of the steps since the last log line.
-
-    Args:
-        waited: a function: the seconds that the trainer has waited for data in all.
-    Attributes:
-        steps: of the interval.
-    """
+    """Means of the metrics of the `steps` since the last log line. waited: a function: the seconds that the trainer has
+    waited for data in all."""
 
     def __init__(self, waited):
         self._waited = waited
@@ -217,10 +198,10 @@ class Interval:
 
 def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
     """One image's truth beside the prediction: true and predicted heatmap, true and predicted PAF."""
-    return [pose_draw.caption(pose_draw.overlay_heatmap(image, heatmap), 'heatmap: truth'),
-            pose_draw.caption(pose_draw.overlay_heatmap(image, predicted_heatmap), 'heatmap: predicted'),
-            pose_draw.caption(pose_draw.overlay_paf(image, paf), 'PAF: truth'),
-            pose_draw.caption(pose_draw.overlay_paf(image, predicted_paf), 'PAF: predicted')]
+    return [pose_draw.caption(overlay(image, maps), '%s: %s' % (kind, whose))
+            for overlay, kind, pair in ((pose_draw.overlay_heatmap, 'heatmap', (heatmap, predicted_heatmap)),
+                                        (pose_draw.overlay_paf, 'PAF', (paf, predicted_paf)))
+            for maps, whose in zip(pair, ('truth', 'predicted'))]
 
 
 class TensorBoardWriter:
@@ -234,8 +215,11 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder, first_step):
-        self._writers = {run: _open_events(os.path.join(folder, run)) for run in (TRAIN, VALIDATION)}
-        for run in self._writers:
+        name = 'events.out.tfevents.%d.%s.%d' % (time.time(), socket.gethostname(), os.getpid())
+        self._writers = {}
+        for run in (TRAIN, VALIDATION):
+            os.makedirs(os.path.join(folder, run), exist_ok=True)
+            self._writers[run] = tf.io.TFRecordWriter(os.path.join(folder, run, name))
             self._write(run, file_version='brain.Event:2')
             # TensorBoard drops what has this step or a later one; the last point of the start before has first_step.
             self._write(run, step=first_step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
@@ -278,9 +262,3 @@ class TensorBoardWriter:
 def tag(name):
     """The tag of a figure of curves.csv: its group and its name."""
     return '%s/%s' % (GROUPS.get(name, 'loss'), name)
-
-
-def _open_events(folder):
-    os.makedirs(folder, exist_ok=True)
-    return tf.io.TFRecordWriter(os.path.join(folder, 'events.out.tfevents.%d.%s.%d' % (
-        time.time(), socket.gethostname(), os.getpid())))

@@ -32,13 +32,8 @@ class _Broken(Exception):
 
 
 def read(path):
-    """The convolutions of a .caffemodel as {'conv1_1/weights': (kh, kw, in, out), 'conv1_1/biases': (out,), ...}.
-
-    Arrays are float32, or float64 where the file has doubles.
-
-    Raises:
-        UserError: the file is missing, cut short, or no network of Caffe.
-    """
+    """The convolutions of a .caffemodel as {'conv1_1/weights': (kh, kw, in, out), 'conv1_1/biases': (out,), ...},
+    float32, or float64 where the file has doubles. Raises UserError."""
     try:
         with open(path, 'rb') as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -91,14 +86,10 @@ def _blob(message):
             chunks.append(value)
     if shape is None:
         shape = [old_shape.get(axis, 1) for axis in OLD_AXES]
-    if len(chunks) == 1:
-        chunk = chunks[0]
-    else:  # floats may also come one by one, or in several pieces
-        chunk = b''.join(bytes(chunk) for chunk in chunks)
-    count = 1
-    for size in shape:
-        count *= size  # in Python's integers, which do not overflow
-    if len(shape) > MAX_DEPTH or len(chunk) != count * np.dtype(dtype).itemsize:
+    # Floats may also come one by one, or in several pieces.
+    chunk = chunks[0] if len(chunks) == 1 else b''.join(bytes(chunk) for chunk in chunks)
+    size = np.prod(np.array(shape, object)) * np.dtype(dtype).itemsize  # in Python's integers, which do not overflow
+    if len(shape) > MAX_DEPTH or len(chunk) != size:
         raise _Broken('a blob of shape %s has %d bytes' % (tuple(shape[:MAX_DEPTH]), len(chunk)))
     return np.frombuffer(chunk, dtype).reshape(shape)
 
@@ -124,15 +115,12 @@ def _fields(message):
     while position < end:
         tag, position = _varint(message, position)
         wire = tag & 7
-        if wire == VARINT:
+        if wire in (VARINT, BYTES):
             value, position = _varint(message, position)
-        else:
-            if wire == BYTES:
-                size, position = _varint(message, position)
-            elif wire in (FIXED32, FIXED64):
-                size = 4 if wire == FIXED32 else 8
-            else:
-                raise _Broken('wire type %d at byte %d' % (wire, position))
+        elif wire not in (FIXED32, FIXED64):
+            raise _Broken('wire type %d at byte %d' % (wire, position))
+        if wire != VARINT:
+            size = value if wire == BYTES else 4 if wire == FIXED32 else 8
             if size > end - position:
                 raise _Broken('it ends inside a field')
             value, position = message[position:position + size], position + size

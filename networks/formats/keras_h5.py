@@ -5,12 +5,12 @@ file of a whole model the layers are below model_weights. Layers of the port bea
 keeps kernels as TensorFlow does: (height, width, in, out). Only datasets are read; the description of the model, which
 may hold code, is not looked at.
 """
+import functools
 import re
-from collections.abc import Mapping
 
 from pose_errors import UserError
 
-from . import MAX_ELEMENTS
+from . import MAX_ELEMENTS, LazyArrays
 
 LEAVES = {'kernel': 'weights', 'W': 'weights', 'bias': 'biases', 'b': 'biases', 'depthwise_kernel': 'depthwise_weights',
           'beta': 'BatchNorm/beta', 'gamma': 'BatchNorm/gamma', 'moving_mean': 'BatchNorm/moving_mean',
@@ -19,11 +19,7 @@ LEAF = re.compile(r'(?:^|_)(%s)(?::\d+)?$' % '|'.join(sorted(LEAVES, key=len, re
 
 
 def read(path):
-    """The weights of a Keras .h5 file: Mapping {'conv1_1/weights': array, ...}. Arrays are read when asked for.
-
-    Raises:
-        UserError: the file is missing, broken, or has no layers of Keras in it.
-    """
+    """The weights of a Keras .h5 file: Mapping {'conv1_1/weights': array, ...}. Raises UserError."""
     try:
         import h5py
     except ImportError:
@@ -43,37 +39,21 @@ def read(path):
     if not datasets:
         raise UserError('%s has no layers with kernels in it; give the .h5 of Keras\' save_weights (of Keras 1 or 2: '
                         'files of Keras 3 do not name their weights)' % path)
-    return _Datasets(path, datasets)
+    return LazyArrays(datasets, functools.partial(_array, path))
 
 
 def _variable(name):
     """'model_weights/conv1_1/conv1_1/kernel:0' -> 'conv1_1/weights'; None for what is no weight."""
     parts = name.split('/')
-    if parts[0] == 'optimizer_weights':
-        return None
-    if parts[0] == 'model_weights':
-        parts = parts[1:]
-    leaf = LEAF.search(parts[-1])
-    return '%s/%s' % (parts[0], LEAVES[leaf.group(1)]) if leaf and len(parts) > 1 else None
+    parts = parts[1:] if parts[0] == 'model_weights' else parts
+    leaf = LEAF.search(parts[-1]) if len(parts) > 1 and parts[0] != 'optimizer_weights' else None
+    return '%s/%s' % (parts[0], LEAVES[leaf.group(1)]) if leaf else None
 
 
-class _Datasets(Mapping):
-    def __init__(self, path, datasets):
-        self.path = path
-        self.datasets = datasets
-
-    def __getitem__(self, name):
-        dataset = self.datasets[name]
-        if dataset.dtype.kind != 'f' or dataset.size > MAX_ELEMENTS or dataset.external:
-            raise UserError('%s: %s is not an array of weights (%s %s)'
-                            % (self.path, name, dataset.dtype, dataset.shape))
-        try:
-            return dataset[()]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError('%s is broken (%s: %s); get it again' % (self.path, name, error))
-
-    def __iter__(self):
-        return iter(self.datasets)
-
-    def __len__(self):
-        return len(self.datasets)
+def _array(path, name, dataset):
+    if dataset.dtype.kind != 'f' or dataset.size > MAX_ELEMENTS or dataset.external:
+        raise UserError('%s: %s is not an array of weights (%s %s)' % (path, name, dataset.dtype, dataset.shape))
+    try:
+        return dataset[()]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError('%s is broken (%s: %s); get it again' % (path, name, error))

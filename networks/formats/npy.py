@@ -31,12 +31,9 @@ def is_npy(file):
 
 
 def read_npy(file, path):
-    """An open .npy file -> {'layer/weights': array of floats or integers, ...}.
+    """An open .npy file -> {'layer/weights': array of floats or integers, ...}. Keys may be bytes, as of Python 2.
 
-    Keys may be bytes, as Python 2 wrote them.
-
-    Raises:
-        UserError: truncated, not a dictionary of arrays, or a pickle of anything else.
+    Raises UserError when it is truncated, not a dictionary of arrays, or a pickle of anything else.
     """
     try:
         file = io.BytesIO(file.read())  # of a file, as many bytes would be asked for as a damaged length says
@@ -74,10 +71,7 @@ def half_precision(values):
 
 
 def take_metadata(weights, path):
-    """Take METADATA out of what read_npy returned: the dictionary that write_npy was given, {} for other files.
-
-    Raises UserError when it is damaged.
-    """
+    """Take METADATA out of what read_npy returned: the dictionary that write_npy was given, {} for other files."""
     if METADATA not in weights:
         return {}
     try:
@@ -125,8 +119,8 @@ class _Dtype:
 class _Array:
     """Takes the place of numpy.ndarray: value is an array of numbers, or the list of an array of objects."""
 
-    def __init__(self, *_):
-        self.value = None
+    def __init__(self, value=None):
+        self.value = value
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
@@ -143,22 +137,6 @@ def _numbers(data, dtype, shape, order):
     dtype = dtype.of_numbers()
     values = np.frombuffer(bytes(data, 'latin1') if isinstance(data, str) else bytes(data), dtype)
     return values.reshape(shape, order=order).astype(dtype.newbyteorder('='))
-
-
-def _reconstruct(*_):
-    return _Array()
-
-
-def _frombuffer(data, dtype, shape, order):
-    array = _Array()
-    array.value = _numbers(data, dtype, shape, order)
-    return array
-
-
-def _scalar(dtype, data):
-    array = _Array()
-    array.value = _numbers(data, dtype, (), 'C')
-    return array
 
 
 def _encode(text, encoding):
@@ -188,9 +166,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 ALLOWED_IN_PICKLES = {
     ('numpy', 'ndarray'): _Array,
     ('numpy', 'dtype'): _Dtype,
-    ('numpy.core.multiarray', '_reconstruct'): _reconstruct,
-    ('numpy.core.multiarray', 'scalar'): _scalar,
-    ('numpy.core.numeric', '_frombuffer'): _frombuffer,
+    ('numpy.core.multiarray', '_reconstruct'): lambda *_: _Array(),
+    ('numpy.core.multiarray', 'scalar'): lambda dtype, data: _Array(_numbers(data, dtype, (), 'C')),
+    ('numpy.core.numeric', '_frombuffer'): lambda *parts: _Array(_numbers(*parts)),
     ('collections', 'OrderedDict'): collections.OrderedDict,
     ('_codecs', 'encode'): _encode,
     ('__builtin__', 'bytes'): _bytes,

@@ -7,9 +7,10 @@
 | Keras's vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5 | block1_conv1/weights | BGR 0..255 less the mean |
 """
 import re
-from collections.abc import Mapping
 
 import numpy as np
+
+from . import LazyArrays
 
 VGG_MEAN_RGB = (123.68, 116.78, 103.94)
 FIRST = 'conv1_1/weights', 'conv1_1/biases'
@@ -20,41 +21,24 @@ def converted(weights):
     """A Mapping of weights: VGG-19's under our names, its first layer converted; all else as it is."""
     names = set(weights)
     if SLIM in names:
-        return _Vgg({re.sub(r'^vgg_19/conv\d/', '', name): name for name in names}, weights, 'RGB')
-    if KERAS in names:
-        return _Vgg({re.sub(r'^block(\d)_conv(\d)/', r'conv\1_\2/', name): name for name in names}, weights, 'BGR')
-    if {'conv1_1/weights', 'conv4_3/weights', 'conv5_4/weights'} <= names:  # OpenPose's own have no such layers
-        return _Vgg({name: name for name in names}, weights, 'BGR')
-    return weights
+        own_names, order = {re.sub(r'^vgg_19/conv\d/', '', name): name for name in names}, 'RGB'
+    elif KERAS in names:
+        own_names, order = {re.sub(r'^block(\d)_conv(\d)/', r'conv\1_\2/', name): name for name in names}, 'BGR'
+    elif {'conv1_1/weights', 'conv4_3/weights', 'conv5_4/weights'} <= names:  # OpenPose's own have no such layers
+        own_names, order = {name: name for name in names}, 'BGR'
+    else:
+        return weights
 
-
-class _Vgg(Mapping):
-    """names: {our name: name in weights}."""
-
-    def __init__(self, names, weights, order):
-        self.names, self.weights, self.order = names, weights, order
-
-    def __getitem__(self, name):
-        value = self.weights[self.names[name]]
-        if name not in FIRST:
-            return value
-        kernel = self.weights[self.names[FIRST[0]]]
-        biases = self.weights[self.names[FIRST[1]]] if FIRST[1] in self.names else np.zeros(kernel.shape[3:])
-        if not can_be_converted(kernel, biases):
-            return value
-        return convert_conv1_1(kernel, biases, self.order)[FIRST.index(name)]
-
-    def __iter__(self):
-        return iter(self.names)
-
-    def __len__(self):
-        return len(self.names)
-
-
-def can_be_converted(kernel, biases):
-    """Whether arrays of a file can be those of VGG's first layer; others stay as they are, to be refused."""
-    return (kernel.ndim == 4 and kernel.shape[2] == 3 and kernel.shape[3:] == biases.shape
-            and kernel.dtype.kind in 'fiu' and biases.dtype.kind in 'fiu')
+    def read(own_name, name):
+        if own_name not in FIRST:
+            return weights[name]
+        kernel = weights[own_names[FIRST[0]]]
+        biases = weights[own_names[FIRST[1]]] if FIRST[1] in own_names else np.zeros(kernel.shape[3:])
+        if (kernel.ndim != 4 or kernel.shape[2] != 3 or kernel.shape[3:] != biases.shape
+                or kernel.dtype.kind not in 'fiu' or biases.dtype.kind not in 'fiu'):
+            return weights[name]  # not VGG's first layer: as it is, to be refused
+        return convert_conv1_1(kernel, biases, order)[FIRST.index(own_name)]
+    return LazyArrays(own_names, read)
 
 
 def convert_conv1_1(weights, biases, order='RGB'):

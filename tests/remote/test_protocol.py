@@ -119,7 +119,7 @@ def test_batches_survive_the_wire(width, height, stride, people):
     layout = batch_layout(2, width, height, stride, COCO_SKELETON)
     batch = made_up_batch(0, settings, people)
     frames = [array.tobytes() for array in batch]
-    assert max(len(frame) for frame in frames) <= protocol.max_frame_size(layout)
+    assert max(len(frame) for frame in frames) <= protocol.max_sizes(layout)[0]
     protocol.check_frames(header_of(batch), frames, layout)
     assert_same(batch, protocol.read_batch(frames, layout))
 
@@ -130,7 +130,7 @@ def test_the_largest_frame_is_that_of_full_maps(stride):
     cells = (1, 256 // stride, 256 // stride)
     heatmap, paf, mask = (np.full(cells + (channels,), 0.5, np.float32) for channels in (19, 38, 1))
     batch = encode_batch(np.zeros((1, 256, 256, 3), np.uint8), heatmap, paf, mask)
-    assert protocol.max_frame_size(layout) == max(array.nbytes for array in batch) + protocol.CURVE_OVERHEAD
+    assert protocol.max_sizes(layout)[0] == max(array.nbytes for array in batch) + protocol.CURVE_OVERHEAD
 
 
 def test_a_sample_of_three_people_takes_at_most_450_000_bytes():
