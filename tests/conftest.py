@@ -46,8 +46,8 @@ def run_well(*args, **kwargs):
 def run_bash(script, *args, cwd=ROOT, env=None, **variables):
     """Run `bash SCRIPT ARGS...` with this interpreter and further environment variables; as run_command otherwise."""
     return subprocess.run(['bash', str(script)] + [str(arg) for arg in args], cwd=str(cwd),
-                          env=env or dict(os.environ, PYTHON=sys.executable, **variables), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
+                          env=env or dict(dict(os.environ, PYTHON=sys.executable), **variables),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
 
 
 def summary_of(result):
