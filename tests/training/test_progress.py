@@ -90,7 +90,7 @@ def test_another_batch_size_goes_on_with_the_next_samples(start_run, sample_coco
 @pytest.mark.slow
 def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_coco, tmp_path, address, start):
     """Two data workers, of which one stands still while the other goes on; then a stop."""
-    workers = [start(*worker_command(address, sample_coco), '--workers=1') for _ in range(2)]
+    workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
     flags = ['--remote-data=%s' % address, '--batchsize=2', '--max-steps=1000000']
     run = start_run(*flags)
     run.wait_until(lambda: len(run.logged_steps()) > 20 and run.log().count('data worker joined') == 2)

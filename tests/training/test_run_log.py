@@ -59,8 +59,9 @@ def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
     check_resume(str(tmp_path), dict(FLAGS, lr=[0.1], tag='other'))
     for name, value, mentions in (('model', 'cmu', '--model=mobilenet_thin'), ('input_width', 96, '--input-width=64'),
                                   ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam')):
-        with pytest.raises(UserError, match=mentions):
+        with pytest.raises(UserError, match=mentions) as error:
             check_resume(str(tmp_path), dict(FLAGS, **{name: value}))
+        assert str(value) in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_run_goes_on_with_its_keypoints(tmp_path):
