@@ -15,9 +15,13 @@ def person(number, image_id=1, **fields):
     return entry
 
 
+def image_entry(number, name='a.jpg', width=320, height=240):
+    return {'id': number, 'file_name': name, 'width': width, 'height': height}
+
+
 def write_split(folder, annotations, images=None, names=None):
     """A COCO file with one image of 320x240 unless told otherwise, and empty files in place of the images."""
-    images = images or [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
+    images = images or [image_entry(1)]
     file = folder / 'annotations' / 'person_keypoints_train2017.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     (folder / 'train2017').mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ imports TensorFlow, and whatever hangs on a fixture that does. `-m "not slow"` l
 the mark.
 """
 import contextlib
+import json
 import os
 import random
 import signal
@@ -33,6 +34,25 @@ def run_command(*args, timeout=600, **kwargs):
     kwargs.setdefault('cwd', str(ROOT))
     return subprocess.run([sys.executable] + [str(a) for a in args], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout, **kwargs)
+
+
+def run_well(*args, **kwargs):
+    """run_command for a command that has to end well."""
+    result = run_command(*args, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def run_bash(script, *args, cwd=ROOT, env=None, **variables):
+    """Run `bash SCRIPT ARGS...` with this interpreter and further environment variables; as run_command otherwise."""
+    return subprocess.run(['bash', str(script)] + [str(arg) for arg in args], cwd=str(cwd),
+                          env=env or dict(dict(os.environ, PYTHON=sys.executable), **variables),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
+
+
+def summary_of(result):
+    """The JSON on the last line that a command printed."""
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def program_environment(**variables):
@@ -94,9 +114,49 @@ def cache_home(tmp_path_factory):
 def sample_coco(tmp_path_factory):
     """A COCO folder of rendered people: 16 training and 6 validation images."""
     folder = tmp_path_factory.mktemp('sample_coco')
-    result = run_command('scripts/make_sample_coco.py', '--output-dir=%s' % folder, '--train=16', '--val=6')
-    assert result.returncode == 0, result.stderr
+    run_well('scripts/make_sample_coco.py', '--output-dir=%s' % folder, '--train=16', '--val=6')
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache of annotations for this test alone."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """A folder with the keys of a trainer and a worker."""
+    run_well('scripts/make_curve_keys.py', '--output-dir=%s' % (tmp_path / 'keys'))
+    return tmp_path / 'keys'
+
+
+@pytest.fixture
+def cut_link():
+    """Two network namespaces with a link: (a prefix for commands in each, their addresses, switch('up' or 'down'))."""
+    names = ['pose_%s%d' % (side, os.getpid()) for side in 'ab']
+    addresses = ['10.99.0.1', '10.99.0.2']
+
+    def ip(*args):
+        subprocess.run(('ip',) + args, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+        ip('link', 'add', 'link0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'link0', 'netns', names[1])
+        for name, address in zip(names, addresses):
+            ip('-n', name, 'addr', 'add', address + '/24', 'dev', 'link0')
+            ip('-n', name, 'link', 'set', 'link0', 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        ip('netns', 'exec', names[0], 'true')
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip('this machine does not let tests make network namespaces')
+    try:
+        yield [['ip', 'netns', 'exec', name] for name in names], addresses, lambda state: ip(
+            '-n', names[1], 'link', 'set', 'link0', state)
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'del', name], stderr=subprocess.DEVNULL)
 
 
 def reference_data(name):

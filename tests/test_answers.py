@@ -14,36 +14,20 @@ COMMANDS = {path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / 'scrip
             if "if __name__ == '__main__':" in path.read_text()}
 
 
-@pytest.fixture(scope='module')
-def answers():
-    """{(command, arguments): (exit code, stdout, stderr)} of --help and the wrong calls of all commands."""
+def test_help_and_wrong_calls_which_are_one_line_and_leave_nothing_behind():
+    assert set(WRONG_CALLS) == COMMANDS
+    assert all(len(calls) == 5 for calls in WRONG_CALLS.values())
     calls = [(command, call) for command, wrong in WRONG_CALLS.items() for call in ['--help'] + wrong]
     environment = program_environment()
     environment.pop('COCO_DIR', None)
     result = subprocess.run([sys.executable, str(PROGRAMS / 'wrong_calls.py')], cwd=str(ROOT), env=environment,
                             input=json.dumps([[command, call.split()] for command, call in calls]),
                             stdout=subprocess.PIPE, universal_newlines=True)
-    return dict(zip(calls, json.loads(result.stdout)))
-
-
-def test_all_commands_are_asked():
-    assert set(WRONG_CALLS) == COMMANDS
-    assert all(len(calls) == 5 for calls in WRONG_CALLS.values())
-
-
-def test_help(answers):
-    for command in WRONG_CALLS:
-        code, out, err = answers[command, '--help']
-        assert (code, err) == (0, '') and out.startswith('usage: '), (command, err)
-
-
-def test_wrong_calls_are_one_line(answers):
-    for (command, call), (code, out, err) in answers.items():
-        if call != '--help':
+    for (command, call), (code, out, err) in zip(calls, json.loads(result.stdout)):
+        if call == '--help':
+            assert (code, err) == (0, '') and out.startswith('usage: '), (command, err)
+        else:
             assert code == 2 and out == '' and err.count('\n') == 1 and err.startswith('error: '), (command, call, err)
-
-
-def test_nothing_is_left_behind(answers):
     assert not (ROOT / 'out').exists() and not (ROOT / 'x.npy').exists()
 
 

@@ -6,17 +6,16 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 import networks
 import pose_eval
 import tensorflow.compat.v1 as tf
 import tool_files
 from annotations.images import find_split
-from conftest import PATIENCE, run_command
+from conftest import PATIENCE, run_well
 from inference import read_skeleton
 from test_pose_dataworker import worker_command
+from train_runs import folders
 
 SPLITS = {'default': 'train2017', 'check': 'val2017'}
 
@@ -45,24 +44,6 @@ def others(tmp_path_factory):
         return tf.train.Saver().save(session, str(tmp_path_factory.mktemp('coco') / 'model'))
 
 
-def test_results_carry_the_ids_of_the_file(sample_coco, tmp_path, monkeypatch):
-    """So that pycocotools finds with them what the command says."""
-    content = json.loads((sample_coco / 'annotations' / 'person_keypoints_val2017.json').read_text())
-    content['categories'][0]['id'] = 7
-    for entry in content['annotations']:
-        entry['category_id'] = 7
-    path = tmp_path / 'person_keypoints_val2017.json'
-    path.write_text(json.dumps(content))
-    call(monkeypatch, pose_eval.main, '--oracle', '--datapath=%s' % tmp_path, '--imgpath=%s' % sample_coco,
-         '--decoders=0', '--output-dir=%s' % (tmp_path / 'out'))
-    truth = COCO(str(path))
-    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / 'out' / 'keypoints_val2017_results.json')), 'keypoints')
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    assert evaluation.params.catIds == [7] and evaluation.stats[0] > 0.7
-
-
 def call(monkeypatch, main, *args):
     monkeypatch.setattr(sys, 'argv', ['command'] + [str(arg) for arg in args])
     main()
@@ -73,11 +54,9 @@ def test_five_keypoints_all_the_way(sample_coco, data, others, address, start, t
     import freeze_and_optimize
     worker = start(*worker_command(address, data), '--train-split=default')
     model, graphs, out = (tmp_path / name for name in ('model', 'graphs', 'out'))
-    result = run_command('train.py', '--model=mobilenet_thin', '--checkpoint=%s' % others, '--remote-data=' + address,
-                         '--datapath=%s' % data, '--valid-split=check', '--input-width=64', '--input-height=64',
-                         '--batchsize=4', '--max-steps=2', '--eval-every=2', '--modelpath=%s' % model,
-                         timeout=3 * PATIENCE)
-    assert result.returncode == 0, result.stderr
+    result = run_well('train.py', '--checkpoint=%s' % others, '--remote-data=' + address, *folders(data, model),
+                      '--valid-split=check', '--input-width=64', '--input-height=64', '--batchsize=4', '--max-steps=2',
+                      '--eval-every=2', timeout=3 * PATIENCE)
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
     assert 'for other keypoints, so these layers start anew: Openpose/MConv_Stage1_L1_5, ' in result.stderr
     assert 'validation(6) mobilenet_thin loss=' in result.stderr and 'evaluation step=2 AP=' in result.stderr

@@ -12,7 +12,7 @@ import pytest
 import pose_cli
 import pose_dataset
 from annotations.skeleton import COCO_SKELETON
-from conftest import assert_user_error, run_command
+from conftest import assert_user_error, run_command, run_well
 from image_folders import grey_image, keypoints, many_images, write_coco
 from pose_dataset import BadSampleCounter, PoseDataset, check_input_size, get_dataflow, training_samples, \
     validation_samples
@@ -74,9 +74,7 @@ def test_every_dot_is_where_its_joint_says(dots, width, height, stride):
 
 
 def test_pafs_point_from_joint_to_joint_also_when_flipped(dots):
-    dataset = PoseDataset(str(dots), 'train2017', 368, 368, 8)
-    rng = np.random.RandomState(1)
-    checked = 0
+    dataset, rng, checked = PoseDataset(str(dots), 'train2017', 368, 368, 8), np.random.RandomState(1), 0
     for _ in range(20):
         sample = dataset.training_sample(0, rng)
         for limb, (first, second) in enumerate(COCO_SKELETON.limbs):
@@ -131,15 +129,21 @@ def test_the_mask_moves_with_the_image(tmp_path):
 
 
 def test_bad_samples_are_skipped_in_both_kinds_of_passes(tmp_path, caplog):
+    """In validation any number of threads makes the same samples in the same order."""
     dataset = PoseDataset(str(many_images(tmp_path, 18, 2)), 'train2017', 64, 64, 8)
     counter, rng = BadSampleCounter(len(dataset)), np.random.RandomState(0)
     names = [[sample.name for sample in training_samples(dataset, rng, counter)] for _ in range(2)]
     assert names[0] != names[1] and all(sorted(epoch) == ['%03d.jpg' % i for i in range(18)] for epoch in names)
     assert (counter.bad, counter.attempts) == (4, 40)
     assert sum('skipped' in record.getMessage() for record in caplog.records) == 2  # one counter names each file once
-    samples = list(validation_samples(dataset))
-    assert [sample.name for sample in samples] == ['%03d.jpg' % i for i in range(18)]
-    assert all(sample.augmentation is None for sample in samples)
+    caplog.clear()
+    alone, together = (list(validation_samples(dataset, threads)) for threads in (1, 4))
+    assert sum('skipped bad sample' in record.getMessage() for record in caplog.records) == 4
+    for samples in (alone, together):
+        assert [sample.name for sample in samples] == ['%03d.jpg' % i for i in range(18)]
+        assert all(sample.augmentation is None for sample in samples)
+    for one, other in zip(alone, together):
+        assert all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4]))
 
 
 def test_the_same_seed_gives_the_same_samples(sample_coco):
@@ -243,9 +247,8 @@ def test_copies_in_other_processes_do_not_repeat_a_seed(one_image):
 
 @pytest.mark.slow
 def test_command_draws_a_contact_sheet(sample_coco, tmp_path):
-    result = run_command('pose_dataset.py', '--datapath=%s' % sample_coco, '--output-dir=%s' % tmp_path, '--count=3',
-                         '--input-width=160', '--input-height=128')
-    assert result.returncode == 0, result.stderr
+    run_well('pose_dataset.py', '--datapath=%s' % sample_coco, '--output-dir=%s' % tmp_path, '--count=3',
+             '--input-width=160', '--input-height=128')
     assert sorted(os.listdir(str(tmp_path))) == ['contact_sheet.png', 'sample_00.png', 'sample_01.png', 'sample_02.png']
     sheet = cv2.imread(str(tmp_path / 'contact_sheet.png'))
     single = cv2.imread(str(tmp_path / 'sample_01.png'))
@@ -284,12 +287,3 @@ def test_pictures_of_a_sample_are_of_one_size(one_image):
     sample = PoseDataset(str(one_image), 'train2017', 128, 96, 8).training_sample(0, np.random.RandomState(0))
     pictures = draw_sample(sample, COCO_SKELETON)
     assert len(pictures) == 4 and len({picture.shape for picture in pictures}) == 1
-
-
-def test_threads_make_the_same_validation_samples_in_the_same_order(tmp_path, caplog):
-    dataset = PoseDataset(str(many_images(tmp_path, 18, 2)), 'train2017', 64, 64, 8)
-    alone, together = (list(validation_samples(dataset, threads)) for threads in (1, 4))
-    assert [sample.name for sample in alone] == [sample.name for sample in together] and len(alone) == 18
-    for one, other in zip(alone, together):
-        assert all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4]))
-    assert sum('skipped bad sample' in record.getMessage() for record in caplog.records) == 4

@@ -17,6 +17,9 @@ def one_person(**parts):
 
 
 def test_joints_and_limbs_have_their_colours_in_their_places():
+    """Of OpenPose's COCO model: the neck is red, the right ankle sky blue, the left wrist bright green."""
+    assert [pose_draw.PART_COLOURS[part][::-1] for part in (1, 10, 7)] == [(255, 0, 0), (0, 255, 255), (0, 255, 0)]
+    assert len(set(pose_draw.PART_COLOURS)) == 18
     drawn = pose_draw.draw_skeletons(GREY, one_person(p2=(60, 80), p3=(180, 80)), COCO_SKELETON, opacity=1)
     assert tuple(drawn[80, 60]) == pose_draw.PART_COLOURS[2]
     assert tuple(drawn[80, 180]) == pose_draw.PART_COLOURS[3]
@@ -24,14 +27,6 @@ def test_joints_and_limbs_have_their_colours_in_their_places():
     changed = (drawn != GREY).any(axis=2)
     rows, columns = np.nonzero(changed)
     assert 74 < rows.min() and rows.max() < 86 and 54 < columns.min() and columns.max() < 186
-
-
-def test_colours_are_those_of_openpose():
-    """RGB of the COCO model: the neck is red, the right ankle sky blue, the left wrist bright green."""
-    assert pose_draw.PART_COLOURS[1][::-1] == (255, 0, 0)
-    assert pose_draw.PART_COLOURS[10][::-1] == (0, 255, 255)
-    assert pose_draw.PART_COLOURS[7][::-1] == (0, 255, 0)
-    assert len(set(pose_draw.PART_COLOURS)) == 18
 
 
 def test_arguments_are_not_changed_and_scores_are_welcome():
@@ -107,8 +102,5 @@ def test_contact_sheet_holds_every_image_once():
         rows, columns = np.nonzero((sheet == colour).all(axis=2))
         assert len(rows) == height * width == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert (sheet[0] == 255).all() and (sheet[:, -1] == 255).all()
-
-
-def test_an_empty_contact_sheet_is_refused():
     with pytest.raises(ValueError, match='at least one'):
         pose_draw.contact_sheet([[], []])

@@ -1,6 +1,4 @@
 """COCO AP and pictures, from perfect maps, frozen graphs and checkpoints."""
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -19,7 +17,7 @@ import tensorflow.compat.v1 as tf
 from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
-from conftest import assert_user_error, run_command
+from conftest import assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
 from inference.metrics import label_maps, load_coco
 from inference.predictor import InputImage, Predictor, Request, make_transforms
@@ -43,25 +41,27 @@ def parse(monkeypatch, *args):
     return pose_eval.parse_flags()
 
 
+def cocos_evaluation(data, out):
+    """What COCO's own tools make of the results file."""
+    coco = COCO(str(data / 'annotations' / 'person_keypoints_val2017.json'))
+    evaluation = COCOeval(coco, coco.loadRes(str(out / 'keypoints_val2017_results.json')), 'keypoints')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
 # The command on a data set.
 
 def test_the_command_on_rendered_data(sample_coco, tmp_path):
-    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--scale=736',
-                         '--output-dir=%s' % tmp_path)
-    assert result.returncode == 0, result.stderr
-    summary = json.loads(result.stdout.splitlines()[-1])
+    result = run_well('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--scale=736',
+                      '--output-dir=%s' % tmp_path)
+    summary = summary_of(result)
     assert list(summary) == SUMMARY_KEYS and summary['network_ms'] is None
     assert summary['AP'] >= 0.9 and summary['images'] == 6 and summary['decode_ms'] > 0
     assert 'Average Precision' in result.stdout and 'index created' not in result.stdout
 
-    # COCO's own tools read the results file and come to the same AP.
-    annotation_file = str(sample_coco / 'annotations' / 'person_keypoints_val2017.json')
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(annotation_file)
-        evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / 'keypoints_val2017_results.json')), 'keypoints')
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    evaluation = cocos_evaluation(sample_coco, tmp_path)
     assert abs(evaluation.stats[0] - summary['AP']) < 1e-3
     picture = cv2.imread(str(tmp_path / 'people_val2017.png'))
     assert picture is not None and picture.shape[1] > 600
@@ -77,9 +77,8 @@ def test_a_picture_of_nobody_found(sample_coco, tmp_path, labelled):
 
 def test_nobody_labelled_and_nobody_found(tmp_path):
     write_coco(tmp_path, {'%d.jpg' % k: grey_image(60 * k) for k in range(3)}, [], 'val2017')
-    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path, '--output-dir=%s' % (tmp_path / 'out'))
-    assert result.returncode == 0, result.stderr
-    summary = json.loads(result.stdout.splitlines()[-1])
+    summary = summary_of(run_well('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path,
+                                  '--output-dir=%s' % (tmp_path / 'out')))
     assert (summary['AP'], summary['images'], summary['people'], summary['detections']) == (-1, 3, 0, 0)
     assert json.loads((tmp_path / 'out' / 'keypoints_val2017_results.json').read_text()) == []
 
@@ -89,7 +88,21 @@ def test_the_summary_does_not_wait_for_the_picture(sample_coco, tmp_path):
     (tmp_path / 'people_val2017.png').mkdir()
     result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--output-dir=%s' % tmp_path)
     assert_user_error(result, 'people_val2017.png')
-    assert json.loads(result.stdout.splitlines()[-1])['AP'] > 0.5
+    assert summary_of(result)['AP'] > 0.5
+
+
+def test_results_carry_the_ids_of_the_file(sample_coco, tmp_path):
+    """So that pycocotools finds with them what the command says."""
+    content = json.loads((sample_coco / 'annotations' / 'person_keypoints_val2017.json').read_text())
+    content['categories'][0]['id'] = 7
+    for entry in content['annotations']:
+        entry['category_id'] = 7
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'person_keypoints_val2017.json').write_text(json.dumps(content))
+    run_well('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path, '--imgpath=%s' % sample_coco,
+             '--output-dir=%s' % (tmp_path / 'out'))
+    evaluation = cocos_evaluation(tmp_path, tmp_path / 'out')
+    assert evaluation.params.catIds == [7] and evaluation.stats[0] > 0.7
 
 
 # Graphs, checkpoints and pictures.
@@ -118,14 +131,13 @@ def test_pictures_and_json_of_a_folder(photo_graph, tmp_path):
     (images / 'camera.HEIC').write_bytes(b'of a phone')
     (images / 'more').mkdir()
     cv2.imwrite(str(images / 'more' / '000000197388.png'), cv2.imread(str(images / '000000197388.jpg')))
-    result = run_command('pose_eval.py', '--graph=%s' % (folder / 'graph.pb'), '--images=%s' % images,
-                         '--output-dir=%s' % (tmp_path / 'out'))
-    assert result.returncode == 0, result.stderr
+    result = run_well('pose_eval.py', '--graph=%s' % (folder / 'graph.pb'), '--images=%s' % images,
+                      '--output-dir=%s' % (tmp_path / 'out'))
     assert 'broken.jpg' in result.stderr and '1 .heic' in result.stderr
     outputs = ['000000197388_keypoints.json', '000000197388_rendered.png']
     assert sorted(os.listdir(str(tmp_path / 'out'))) == outputs + ['more']
     assert sorted(os.listdir(str(tmp_path / 'out' / 'more'))) == outputs
-    summary = json.loads(result.stdout.splitlines()[-1])
+    summary = summary_of(result)
     assert summary['images'] == 2 and summary['people'] == 10 and summary['flip'] is False
 
     content = json.loads((tmp_path / 'out' / '000000197388_keypoints.json').read_text())
@@ -153,18 +165,16 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
             list(Predictor(predict_maps, COCO_SKELETON).find_people([request]))
 
 
-def photographs_without_people(folder, count, people_at=()):
-    """Paths of photographs, and a network that finds somebody in those at people_at."""
-    paths = [str(folder / ('%d.png' % k)) for k in range(count)]
+@pytest.mark.parametrize('found_in', [(0, 1, 3), (1, 2, 3), (0, 1, 2), ()], ids=['middle', 'first', 'last', 'all'])
+def test_photographs_without_people(tmp_path, capsys, found_in):
+    paths = [str(tmp_path / ('%d.png' % k)) for k in range(4)]
     for k, path in enumerate(paths):
         cv2.imwrite(path, np.full((96, 96, 3), 20 * k, np.uint8))
     person = render_maps(random_people(np.random.RandomState(0), 1, 96, 96, 0.7, 0.8), 96, 96, 8)
-    return paths, lambda images: np.stack([person * (int(np.median(image)) // 20 in people_at) for image in images])
 
+    def predict_maps(images):
+        return np.stack([person * (int(np.median(image)) // 20 in found_in) for image in images])
 
-@pytest.mark.parametrize('found_in', [(0, 1, 3), (1, 2, 3), (0, 1, 2), ()], ids=['middle', 'first', 'last', 'all'])
-def test_photographs_without_people(tmp_path, capsys, found_in):
-    paths, predict_maps = photographs_without_people(tmp_path, 4, found_in)
     pose_eval.draw_photographs(predict_maps, COCO_SKELETON, paths, str(tmp_path), str(tmp_path / 'out'),
                                input_size=(96, 96), short_edge=None, scales=(1.0,), flip=False)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['people'] == len(found_in)
@@ -186,27 +196,19 @@ def test_outputs_of_many_photographs():
 # Flags.
 
 @pytest.mark.parametrize('args, mention', [
-    ([], '--graph'),
-    (['--graph=g.pb'], '--datapath'),
-    (['--graph=g.pb', '--checkpoint=c', '--datapath=d'], '--graph'),
-    (['--checkpoint=/nowhere/c', '--datapath=d'], 'no checkpoint /nowhere/c'),
-    (['--graph=g.pb', '--model=cmu', '--datapath=d'], '--checkpoint'),
-    (['--oracle', '--images=d'], '--datapath'),
-    (['--oracle=5', '--datapath=d'], '--oracle'),
-    (['--oracle', '--datapath=d', '--input-size=370x368'], 'multiples of 8'),
-    (['--oracle', '--datapath=d', '--input-size=368'], '--input-size'),
-    (['--oracle', '--datapath=d', '--input-size=368x368', '--scale=368'], '--scale'),
-    (['--oracle', '--datapath=d', '--limit=0'], '--limit'),
-    (['--graph=g.pb', '--images=d', '--output-dir=d'], '--output-dir'),
-    (['--oracle', '--datapath=d', '--scales=1,nan'], '--scales'),
-    (['--oracle', '--datapath=d', '--scales=1,1'], 'different'),
-    (['--oracle', '--datapath=d', '--scales=100'], '0.1 to 4'),
-    (['--oracle', '--datapath=d', '--decoders=-1'], '--decoders'),
-])
+    ('', '--graph'), ('--graph=g.pb', '--datapath'), ('--graph=g.pb --checkpoint=c --datapath=d', '--graph'),
+    ('--checkpoint=/nowhere/c --datapath=d', 'no checkpoint /nowhere/c'), ('--oracle --images=d', '--datapath'),
+    ('--graph=g.pb --model=cmu --datapath=d', '--checkpoint'), ('--oracle=5 --datapath=d', '--oracle'),
+    ('--oracle --datapath=d --input-size=370x368', 'multiples of 8'),
+    ('--oracle --datapath=d --input-size=368', '--input-size'),
+    ('--oracle --datapath=d --input-size=368x368 --scale=368', '--scale'),
+    ('--oracle --datapath=d --limit=0', '--limit'), ('--graph=g.pb --images=d --output-dir=d', '--output-dir'),
+    ('--oracle --datapath=d --scales=1,nan', '--scales'), ('--oracle --datapath=d --scales=1,1', 'different'),
+    ('--oracle --datapath=d --scales=100', '0.1 to 4'), ('--oracle --datapath=d --decoders=-1', '--decoders')])
 def test_impossible_flags(monkeypatch, args, mention):
     monkeypatch.delenv('COCO_DIR', raising=False)
     with pytest.raises(UserError, match=mention):
-        parse(monkeypatch, *args)
+        parse(monkeypatch, *args.split())
 
 
 def test_data_is_found_through_the_environment(monkeypatch, tmp_path):

@@ -67,15 +67,6 @@ def machine(folder, cgroup, **files):
     return str(folder)
 
 
-def test_cores_are_those_of_the_affinity():
-    cores = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(cores)})
-        assert usable_cores() == 1
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
 @pytest.mark.parametrize('cgroup, files, cores, memory', [
     ('0::/\n', {'cpu_dot_max': '100000 100000', 'memory_dot_max': '1000000'}, 1, 10 ** 6),
     ('0::/a/b\n', {'a__cpu_dot_max': '50000 100000', 'a__b__cpu_dot_max': 'max 100000', 'a__memory_dot_max': '7',
@@ -89,6 +80,12 @@ def test_a_container_s_limits_count(cgroup, files, cores, memory, tmp_path):
     assert (usable_cores(root), usable_memory(root)) == (cores, memory)
 
 
-def test_without_control_groups_the_machine_counts(tmp_path):
-    assert usable_cores(str(tmp_path)) == len(os.sched_getaffinity(0))
+def test_without_control_groups_the_machine_and_the_affinity_count(tmp_path):
+    cores = os.sched_getaffinity(0)
+    assert usable_cores(str(tmp_path)) == len(cores)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
     assert usable_memory(str(tmp_path)) == os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -63,9 +63,9 @@ def people_like(rng, people, side):
     return joints
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2 ** 32 - 1), people=st.one_of(st.integers(0, 4), st.integers(0, 30)),
-       stride=st.sampled_from([4, 8]), height=st.integers(1, 9), width=st.integers(1, 12),
+       stride=st.sampled_from([4, 8, 2, 5, 16, 20]), height=st.integers(1, 9), width=st.integers(1, 12),
        sigma=st.sampled_from([7.0, 3.0]))
 def test_maps_equal_the_loops(seed, people, stride, height, width, sigma):
     joints = people_like(np.random.RandomState(seed), people, stride * max(height, width))
@@ -77,14 +77,6 @@ def test_maps_equal_the_loops(seed, people, stride, height, width, sigma):
     assert heatmaps.shape == (height, width, 19) and pafs.shape == (height, width, 38)
     np.testing.assert_allclose(heatmaps, slow_heatmaps(joints, height, width, stride, sigma), atol=1e-6)
     np.testing.assert_allclose(pafs, slow_pafs(joints, height, width, stride), atol=1e-6)
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2 ** 32 - 1), stride=st.sampled_from([2, 4, 5, 16, 20]))
-def test_pafs_of_other_widths_equal_the_loops(seed, stride):
-    joints = people_like(np.random.RandomState(seed), 6, 80)
-    joints[np.isinf(joints)] = np.nan
-    np.testing.assert_allclose(render_pafs(joints, 10, 9, stride), slow_pafs(joints, 10, 9, stride), atol=1e-6)
 
 
 def test_absurd_coordinates_do_no_harm():

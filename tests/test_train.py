@@ -1,5 +1,4 @@
 """train.py as a user runs it: one run on rendered data and what it leaves behind, and every way to call it wrongly."""
-import csv
 import json
 import re
 import shutil
@@ -13,16 +12,16 @@ import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
-from conftest import assert_user_error, run_command
+from conftest import assert_user_error, run_command, run_well
 from pose_dataset import PoseDataset
 from pose_errors import UserError
+from train_runs import SMALL, folders
 from training import config
 from training.cluster import ALONE
 from training.run_folder import StartWeights, check_start
-from training.run_log import LOSSES, tag
+from training.run_log import LOSSES, read_curves, tag
 
 STEPS, BATCHSIZE, VALIDATION_IMAGES = 12, 8, 6
-SMALL = ['--input-width=64', '--input-height=64', '--pretrained=none', '--workers=1']
 LOG_LINE = re.compile(r'epoch=([\d.]+) step=(\d+), ([\d.]+) examples/sec lr=([\d.]+), '
                       r'loss=([\d.e+]+), loss_ll=([\d.e+]+), loss_ll_paf=([\d.e+]+), loss_ll_heat=([\d.e+]+), '
                       r'q=(\d+), data_wait=(\d+)%')
@@ -35,17 +34,14 @@ def run(sample_coco, tmp_path_factory):
     shutil.copytree(str(sample_coco), str(folder / 'data'))
     broken = sorted((folder / 'data' / 'train2017').glob('*.jpg'))[3]
     broken.write_bytes(broken.read_bytes()[:2000])
-    result = run_command('train.py', '--datapath=%s' % (folder / 'data'), '--modelpath=%s' % (folder / 'model'),
-                         '--gpus=2', '--batchsize=%d' % BATCHSIZE, '--max-steps=%d' % STEPS, '--log-every=1',
-                         '--save-every=3', '--valid-every=5', '--eval-every=10', '--keep=2', '--tag=first',
-                         '--warmup-steps=4', *SMALL)
-    assert result.returncode == 0, result.stderr
-    return types.SimpleNamespace(log=result.stderr, model=folder / 'model', data=folder / 'data', broken=broken.name)
+    log = run_well('train.py', *folders(folder / 'data', folder / 'model'), '--gpus=2', '--batchsize=%d' % BATCHSIZE,
+                   '--max-steps=%d' % STEPS, '--save-every=3', '--valid-every=5', '--eval-every=10', '--keep=2',
+                   '--tag=first', '--warmup-steps=4', *SMALL).stderr
+    return types.SimpleNamespace(log=log, model=folder / 'model', data=folder / 'data', broken=broken.name)
 
 
 def curves(run, kind):
-    with open(str(run.model / 'logs' / 'curves.csv'), newline='') as file:
-        return [row for row in csv.DictReader(file) if row['kind'] == kind]
+    return [row for row in read_curves(str(run.model / 'logs' / 'curves.csv')) if row['kind'] == kind]
 
 
 def events(run):
@@ -74,27 +70,22 @@ def test_every_step_is_logged_once_in_the_documented_form(run):
 
 
 @pytest.mark.slow
-def test_two_towers_on_the_cpu_warn_once(run):
+def test_warnings_come_once_and_the_log_ends_with_where_things_are(run):
     assert run.log.count('TensorFlow sees no GPU: the 2 towers run on CPU devices') == 1
-
-
-@pytest.mark.slow
-def test_truncated_jpeg_is_named_and_skipped(run):
     assert len(re.findall(r'WARNING skipped bad sample 1: \S*%s is a truncated JPEG' % run.broken, run.log)) == 1
     assert 'bad samples skipped, from 1 files' in run.log
+    assert 'done: step 12, checkpoints in %s' % run.model in run.log
 
 
 @pytest.mark.slow
-def test_validation_counts_every_image(run):
+def test_validation_counts_every_image_and_its_loss_is_that_of_the_saved_weights(run):
+    """The last validation, of batches of 4 and 2, against one image at a time with weights read from the checkpoint."""
     lines = re.findall(r'validation\((\d+)\) first loss=([\d.e+]+), loss_ll=([\d.e+]+), loss_ll_paf=([\d.e+]+), '
                        r'loss_ll_heat=([\d.e+]+)', run.log)
     assert [int(line[0]) for line in lines] == [VALIDATION_IMAGES] * 3
     assert [int(row['step']) for row in curves(run, 'validation')] == [5, 10, 12]
-
-
-@pytest.mark.slow
-def test_validation_loss_is_that_of_the_saved_weights(run):
-    """The last validation, of batches of 4 and 2, against one image at a time with weights read from the checkpoint."""
+    background = float(re.search(r'predicting only background: validation\(6\) loss_ll=([\d.]+)', run.log).group(1))
+    assert float(curves(run, 'validation')[0]['loss_ll_background']) == pytest.approx(background, rel=1e-4)
     dataset = PoseDataset(str(run.data), 'val2017', 64, 64, 8)
     with tf.Graph().as_default(), tf.Session() as session:
         image = tf.placeholder(tf.uint8, (1, 64, 64, 3))
@@ -116,25 +107,15 @@ def test_validation_loss_is_that_of_the_saved_weights(run):
 
 
 @pytest.mark.slow
-def test_background_loss_is_logged_and_recorded(run):
-    logged = float(re.search(r'predicting only background: validation\(6\) loss_ll=([\d.]+)', run.log).group(1))
-    assert float(curves(run, 'validation')[0]['loss_ll_background']) == pytest.approx(logged, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_the_best_checkpoint_is_kept_apart(run):
+def test_keeps_as_many_checkpoints_as_asked_and_the_best_apart(run):
+    assert sorted(path.name for path in run.model.glob('*.index')) == ['model-12.index', 'model-9.index']
+    assert re.findall(r'saved the checkpoint of step (\d+)', run.log) == ['0', '3', '6', '9', '12']
     losses = {int(row['step']): float(row['loss_ll']) for row in curves(run, 'validation')}
     record = json.loads((run.model / 'best' / 'best.json').read_text())
     assert record['step'] == min(losses, key=losses.get)
     assert record['loss_ll'] == pytest.approx(losses[record['step']], rel=1e-5)
     assert tf.train.latest_checkpoint(str(run.model / 'best')).endswith('model-%d' % record['step'])
     assert len(list((run.model / 'best').glob('*.index'))) == 1
-
-
-@pytest.mark.slow
-def test_keeps_as_many_checkpoints_as_asked(run):
-    assert sorted(path.name for path in run.model.glob('*.index')) == ['model-12.index', 'model-9.index']
-    assert re.findall(r'saved the checkpoint of step (\d+)', run.log) == ['0', '3', '6', '9', '12']
 
 
 @pytest.mark.slow
@@ -189,11 +170,6 @@ def test_run_json_tells_how_the_run_was_made(run):
     assert re.match(r'[0-9a-f]{40}|unknown', start['versions']['git'])
 
 
-@pytest.mark.slow
-def test_the_log_ends_with_where_things_are(run):
-    assert 'done: step 12, checkpoints in %s' % run.model in run.log
-
-
 def parse(args):
     argv, sys.argv = sys.argv, ['train.py'] + [str(arg) for arg in args]
     try:
@@ -202,7 +178,7 @@ def parse(args):
         sys.argv = argv
 
 
-def accept(args):
+def accept(*args):
     flags = parse(args)
     config.check_flags(flags, ALONE)
     check_start(flags.modelpath, vars(flags), StartWeights(flags.model, flags.checkpoint, flags.pretrained))
@@ -211,7 +187,7 @@ def accept(args):
 def refusal(*args):
     """The message with which train.py refuses these flags, before it reads data."""
     with pytest.raises(UserError) as caught:
-        accept(args)
+        accept(*args)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -219,11 +195,7 @@ def refusal(*args):
 @pytest.fixture()
 def good(sample_coco, tmp_path):
     """Flags that are accepted, to be spoiled."""
-    return ['--datapath=%s' % sample_coco, '--modelpath=%s' % (tmp_path / 'new')] + SMALL
-
-
-def test_good_flags_are_accepted(good):
-    accept(good)
+    return folders(sample_coco, tmp_path / 'new') + SMALL
 
 
 @pytest.mark.parametrize('flag, mentions', [
@@ -257,82 +229,59 @@ def test_good_flags_are_accepted(good):
     ('--max-steps=-5', ['--max-steps']),
 ])
 def test_bad_flags(good, flag, mentions):
-    message = refusal(*(good + [flag]))
+    accept(*good)
+    message = refusal(*good, flag)
     for mention in mentions:
         assert mention in message
 
 
 def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_coco, tmp_path, monkeypatch):
     monkeypatch.setenv('OPENPOSE_MODEL', str(tmp_path))
-    message = refusal('--datapath=%s' % sample_coco, '--model=cmu', '--modelpath=%s' % (tmp_path / 'new'))
+    message = refusal('--model=cmu', *folders(sample_coco, tmp_path / 'new'))
     assert 'openpose_coco.npy' in message and '--pretrained=none' in message
     assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.slow
 def test_weights_to_start_from_are_named_once(good, run):
-    message = refusal(*(good + ['--checkpoint=%s' % run.model, '--pretrained=vgg.npy']))
+    message = refusal(*good, '--checkpoint=%s' % run.model, '--pretrained=vgg.npy')
     assert '--checkpoint' in message and '--pretrained' in message
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
     result = run_command('train.py', '--model=mobilenet_fast', '--checkpoint=%s' % run.model,
-                         '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'new'), *SMALL)
+                         *folders(run.data, tmp_path / 'new'), *SMALL)
     assert_user_error(result, 'a file of mobilenet_fast with --checkpoint=PATH')
     assert list(tmp_path.iterdir()) == []
 
 
 def test_broken_weights_are_told_before_any_data_is_read(good, tmp_path):
     (tmp_path / 'weights.npy').write_bytes(b'')
-    assert 'weights.npy is not a .npy file' in refusal(*(good + ['--pretrained=%s' % (tmp_path / 'weights.npy')]))
+    assert 'weights.npy is not a .npy file' in refusal(*good, '--pretrained=%s' % (tmp_path / 'weights.npy'))
 
 
 def test_a_set_without_validation_is_told_the_way(sample_coco, tmp_path):
     shutil.copytree(str(sample_coco), str(tmp_path / 'data'))
     (tmp_path / 'data' / 'annotations' / 'person_keypoints_val2017.json').unlink()
-    flags = ['--datapath=%s' % (tmp_path / 'data'), '--modelpath=%s' % (tmp_path / 'new')] + SMALL
+    flags = folders(tmp_path / 'data', tmp_path / 'new') + SMALL
     assert 'val2017' in refusal(*flags) and '--valid-every=0' in refusal(*flags)
-    accept(flags + ['--valid-every=0'])
-
-
-def test_folder_without_annotations(tmp_path):
-    assert str(tmp_path) in refusal('--datapath=%s' % tmp_path, *SMALL)
+    accept(*flags, '--valid-every=0')
+    assert str(tmp_path) in refusal(*folders(tmp_path, tmp_path / 'new'), *SMALL)  # without annotations
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_only_with_its_own_model_and_input_size(run):
-    flags = ['--datapath=%s' % run.data, '--modelpath=%s' % run.model] + SMALL
-    message = refusal('--model=mobilenet_fast', *flags)
-    assert 'mobilenet_thin' in message and 'mobilenet_fast' in message and str(run.model) in message
-    message = refusal(*(flags + ['--input-width=96']))
-    assert '--input-width=64' in message and '96' in message
-
-
-@pytest.mark.slow
-def test_a_checkpoint_without_its_run_is_refused(run, tmp_path):
-    shutil.copytree(str(run.model), str(tmp_path / 'model'))
-    flags = ['--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model')] + SMALL
-    for content in (None, '{"flags": ', '[]'):
-        (tmp_path / 'model' / 'run.json').unlink() if content is None else (
-            tmp_path / 'model' / 'run.json').write_text(content)
-        assert 'run.json' in refusal(*flags)
-
-
-@pytest.mark.slow
-def test_missing_checkpoint_files_are_not_taken_for_a_new_run(run, tmp_path):
-    shutil.copytree(str(run.model), str(tmp_path / 'model'))
-    for path in (tmp_path / 'model').glob('model-*.index'):
+def test_a_moved_run_is_found_and_refused_without_its_run_json_or_its_checkpoints(run, tmp_path):
+    moved = tmp_path / 'moved'
+    shutil.copytree(str(run.model), str(moved))
+    assert tf.train.latest_checkpoint(str(moved)) == str(moved / 'model-12')
+    flags = folders(run.data, moved) + SMALL
+    (moved / 'run.json').rename(moved / 'away')
+    assert 'run.json' in refusal(*flags)
+    (moved / 'away').rename(moved / 'run.json')
+    for path in moved.glob('model-*.index'):
         path.unlink()
-    result = run_command('train.py', '--datapath=%s' % run.data, '--modelpath=%s' % (tmp_path / 'model'), *SMALL)
-    assert_user_error(result, tmp_path / 'model', 'model-12', 'reads whole')
-
-
-@pytest.mark.slow
-def test_a_moved_run_is_still_found(run, tmp_path):
-    shutil.copytree(str(run.model), str(tmp_path / 'moved'))
-    latest = tf.train.latest_checkpoint(str(tmp_path / 'moved'))
-    assert latest == str(tmp_path / 'moved' / 'model-12')
+    assert_user_error(run_command('train.py', *flags), moved, 'model-12', 'reads whole')
 
 
 @pytest.mark.slow
@@ -344,8 +293,7 @@ def test_bad_input_is_one_line_and_exit_code_2(sample_coco, tmp_path):
     annotation = tmp_path / 'annotations' / 'person_keypoints_train2017.json'
     annotation.write_text(annotation.read_text()[:5000])
     start = time.monotonic()
-    result = run_command('train.py', '--datapath=%s' % tmp_path, '--valid-every=0', '--modelpath=%s' % (tmp_path / 'm'),
-                         *SMALL)
+    result = run_command('train.py', *folders(tmp_path, tmp_path / 'm'), '--valid-every=0', *SMALL)
     assert_user_error(result, annotation.name)
     assert 'TensorFlow sees' not in result.stderr  # no session was on its way
     assert_user_error(run_command('train.py', '--datapath=%s' % tmp_path, '--batchsize=0'), '--batchsize')

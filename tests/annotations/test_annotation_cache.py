@@ -16,9 +16,7 @@ from annotations.arrays import read_annotations
 from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
 
 
-@pytest.fixture(autouse=True)
-def own_cache_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 def start_reader(file, folder):
@@ -52,11 +50,14 @@ def read_from_cache(file, folder, caplog):
 
 
 def test_second_start_reads_the_cache(tmp_path, caplog):
+    """Not beside the annotation file: data may come from anybody, and what lies beside it too."""
     file, folder = write_split(tmp_path / 'a', [person(1)])
     first, from_cache = read_from_cache(file, folder, caplog)
     assert not from_cache
     again, from_cache = read_from_cache(file, folder, caplog)
     assert from_cache and same(first, again)
+    assert os.listdir(os.path.dirname(file)) == [os.path.basename(file)]
+    assert os.stat(os.path.dirname(cache_of(file))).st_mode & 0o77 == 0
     os.remove(cache_of(file))
     assert not read_from_cache(file, folder, caplog)[1]
 
@@ -82,14 +83,6 @@ def test_a_damaged_cache_is_replaced(damage, tmp_path, caplog):
     again, from_cache = read_from_cache(file, folder, caplog)
     assert not from_cache and same(first, again)
     assert read_from_cache(file, folder, caplog)[1]
-
-
-def test_no_cache_is_read_or_written_beside_the_annotation_file(tmp_path):
-    """Data may come from anybody, and what lies beside it too."""
-    file, folder = write_split(tmp_path / 'data', [person(1)])
-    read_annotations(file, folder)
-    assert os.listdir(os.path.dirname(file)) == [os.path.basename(file)]
-    assert os.stat(os.path.dirname(cache_of(file))).st_mode & 0o77 == 0
 
 
 @pytest.mark.parametrize('place', ['/dev/full', os.devnull])

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from annotation_files import keypoints, person, write_split
+from annotation_files import image_entry, keypoints, person, write_split
 from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
 from annotations.coco import read_dataset
 from annotations.images import find_split
@@ -17,13 +17,9 @@ from conftest import reference_data
 from image_folders import jpeg, with_orientation
 from pose_errors import UserError
 
-
 ASIDE = {'bbox': [200, 50, 60, 80], 'keypoints': keypoints(210, 60)}
 
-
-@pytest.fixture(autouse=True)
-def own_cache_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 def test_joints_by_hand():
@@ -58,9 +54,7 @@ def test_main_people_by_hand():
 
 
 def test_arrays_by_hand(tmp_path):
-    images = [{'id': 7, 'file_name': 'sub/b.jpg', 'width': 640, 'height': 480},
-              {'id': 3, 'file_name': 'nobody.jpg', 'width': 100, 'height': 100},
-              {'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}]
+    images = [image_entry(7, 'sub/b.jpg', 640, 480), image_entry(3, 'nobody.jpg', 100, 100), image_entry(1)]
     crowd = person(3, 7, iscrowd=1, num_keypoints=0,
                    segmentation={'size': [480, 640], 'counts': [480 * 10, 480, 480 * 629]})
     plain = person(4, 1, num_keypoints=0, segmentation=[[1, 2, 11, 2, 11, 22], [30, 30, 40, 30, 40, 40, 30, 40]])
@@ -99,7 +93,7 @@ def test_compressed_regions_equal_pycocotools(tmp_path):
 
 
 def test_real_annotations_agree_with_pycocotools(coco_photos):
-    for split, samples in (('train2017', None), ('val2017', None)):
+    for split in ('train2017', 'val2017'):
         file, folder = find_split(str(coco_photos), split)
         a = read_annotations(file, folder)
         coco = COCO(file)
@@ -112,23 +106,13 @@ def test_real_annotations_agree_with_pycocotools(coco_photos):
             assert count == sum(entry['num_keypoints'] for entry in labelled)
 
 
-BROKEN_PEOPLE = {
-    'nan': dict(keypoints=[float('nan')] + keypoints()[1:]),
-    'infinite': dict(keypoints=[float('inf')] + keypoints()[1:]),
-    'huge': dict(keypoints=[10 ** 400] + keypoints()[1:]), 'far': dict(keypoints=[1e30] + keypoints()[1:]),
-    'short': dict(keypoints=keypoints()[:-1]), 'words': dict(keypoints=['one'] * 51), 'none': dict(keypoints=None)}
-DERIVED = {
-    'negative_box': (dict(bbox=[40, 50, -60, 80]), '1 boxes'),
-    'nan_box': (dict(bbox=[40, 50, float('nan'), 80]), '1 boxes'), 'no_box': (dict(bbox=None), '1 boxes'),
-    'short_box': (dict(bbox=[1, 2, 3]), '1 boxes'), 'nan_area': (dict(area=float('nan')), '1 areas'),
-    'no_area': (dict(area=None), '1 areas'), 'zero_area': (dict(area=0), '1 areas'),
-    'no_count': (dict(num_keypoints=None), '1 num_keypoints'), 'no_id': (dict(id=None), '1 ids of annotations')}
+OUTLINE = [[40, 50, 100, 50, 100, 130, 40, 130]]
 
 
-@pytest.mark.parametrize('name', sorted(BROKEN_PEOPLE))
-def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
-    outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
-    people = [person(2, segmentation=segmentation, **BROKEN_PEOPLE[name]) for segmentation in (outline, [])]
+@pytest.mark.parametrize('broken', [keypoints()[:-1], ['one'] * 51, None] + [
+    [first] + keypoints()[1:] for first in (float('nan'), float('inf'), 10 ** 400, 1e30)])
+def test_broken_person_is_left_out_counted_and_masked(broken, tmp_path, caplog):
+    people = [person(2, segmentation=segmentation, keypoints=broken) for segmentation in (OUTLINE, [])]
     a = read_annotations(*write_split(tmp_path, [person(1, **ASIDE)] + people))
     assert len(a.sample_image) == 1 and people_of(a, 0)[1].tolist() == [[200, 50, 60, 80]]
     # A person without labels must not be learned as background: the outline is left out, or the box.
@@ -137,22 +121,24 @@ def test_broken_person_is_left_out_counted_and_masked(name, tmp_path, caplog):
     assert '2 people with broken keypoints' in caplog.text
 
 
-@pytest.mark.parametrize('name', sorted(DERIVED))
-def test_what_a_person_lacks_is_derived_and_counted(name, tmp_path, caplog):
-    fields, mention = DERIVED[name]
-    outline = [[40, 50, 100, 50, 100, 130, 40, 130]]
-    whole = person(2, segmentation=outline, bbox=[40, 50, 60, 80])
-    file, folder = write_split(tmp_path, [person(1, **ASIDE), dict(whole, **fields)])
-    a = read_annotations(file, folder)
-    assert len(a.sample_image) == 2 and people_of(a, 0)[1].tolist()[1] == [40, 50, 60, 80]
-    assert 'derived %s' % mention in caplog.text
+@pytest.mark.parametrize('field, values, mention', [
+    ('bbox', ([40, 50, -60, 80], [40, 50, float('nan'), 80], None, [1, 2, 3]), '1 boxes'),
+    ('area', (float('nan'), None, 0), '1 areas'), ('id', (None,), '1 ids of annotations'),
+    ('num_keypoints', (None, 0), '1 num_keypoints')])
+def test_what_a_person_lacks_is_derived_and_counted(field, values, mention, tmp_path, caplog):
+    for value in values:
+        caplog.clear()
+        whole = person(2, segmentation=OUTLINE, bbox=[40, 50, 60, 80])
+        a = read_annotations(*write_split(tmp_path, [person(1, **ASIDE), dict(whole, **{field: value})]))
+        assert len(a.sample_image) == 2 and people_of(a, 0)[1].tolist()[1] == [40, 50, 60, 80]
+        assert 'derived %s' % mention in caplog.text
 
 
-def test_zero_box_and_points_outside_stay_labels_but_make_no_sample(tmp_path):
-    outside = keypoints(-500, 1000)
-    file, folder = write_split(tmp_path,
-                               [person(1, **ASIDE), person(2, bbox=[40, 50, 0, 0], keypoints=outside)])
-    a = read_annotations(file, folder)
+def test_lengths_are_told_and_points_outside_stay_labels_but_make_no_sample(tmp_path, caplog):
+    a = read_annotations(*write_split(tmp_path, [
+        person(1, **ASIDE), person(2, bbox=[40, 50, 0, 0], keypoints=keypoints(-500, 1000)),
+        person(3, keypoints=[1, 2, 2] * 16)]))
+    assert 'left out 1 people with broken keypoints (48 numbers, not 51)' in caplog.text
     assert len(a.sample_image) == 1 and len(people_of(a, 0)[0]) == 2
     assert people_of(a, 0)[0][1, 0].tolist() == [-500, 1000]
 
@@ -169,7 +155,7 @@ def test_broken_segmentation_is_left_out_and_counted(segmentation, tmp_path, cap
 
 
 def test_duplicate_ids_and_orphans_are_counted(tmp_path, caplog):
-    images = [{'id': 1, 'file_name': name, 'width': 320, 'height': 240} for name in ('a.jpg', 'b.jpg')]
+    images = [image_entry(1), image_entry(1, 'b.jpg')]
     file, folder = write_split(tmp_path, [person(1), person(1, **ASIDE), person(1), person(2, image_id=99),
                                           person(3, image_id=[1]), 5, person('six')], images)
     a = read_annotations(file, folder)
@@ -184,11 +170,8 @@ def test_duplicate_ids_and_orphans_are_counted(tmp_path, caplog):
                                     {'file_name': 5}, {'file_name': ''}, {'file_name': 'a\0b'}, {'file_name': '\ud800'},
                                     {'file_name': 'x' * 999}, {'id': [2]}])
 def test_broken_image_is_left_out_and_counted(fields, tmp_path, caplog):
-    images = [{'id': number, 'file_name': name, 'width': 320, 'height': 240}
-              for number, name in ((1, 'a.jpg'), (2, 'b.jpg'))]
-    images[1].update(fields)
-    file, folder = write_split(tmp_path, [person(1), person(2, image_id=2)], images)
-    assert read_annotations(file, folder).image_id.tolist() == [1]
+    images = [image_entry(1), dict(image_entry(2, 'b.jpg'), **fields)]
+    assert read_annotations(*write_split(tmp_path, [person(1), person(2, image_id=2)], images)).image_id.tolist() == [1]
     assert '1 images without' in caplog.text
 
 
@@ -206,7 +189,7 @@ def test_broken_files_are_one_line(text, tmp_path):
 
 
 def test_missing_images_are_left_out_named_and_limited(tmp_path, caplog):
-    images = [{'id': i, 'file_name': '%d.jpg' % i, 'width': 320, 'height': 240} for i in range(1, 21)]
+    images = [image_entry(i, '%d.jpg' % i) for i in range(1, 21)]
     people = [person(i, image_id=i) for i in range(1, 11)]  # nobody is on 11 .. 20: these need not be there
     file, folder = write_split(tmp_path, people, images, names=['%d.jpg' % i for i in range(3, 11)])
     a = read_annotations(file, folder)
@@ -250,16 +233,10 @@ def test_a_point_counts_when_v_is_above_0_everywhere(v, labelled, tmp_path):
     assert bool(entry['bbox'][2]) == bool(labelled)
 
 
-def test_labelled_points_count_whatever_num_keypoints_says(tmp_path, caplog):
-    file, folder = write_split(tmp_path, [person(1, num_keypoints=0, keypoints=keypoints()), person(2, **ASIDE)])
-    assert len(read_annotations(file, folder).sample_image) == 2 and 'derived 1 num_keypoints' in caplog.text
-
-
 @pytest.mark.parametrize('ids', [[0, 0, 0, 0], [1, 2, 1, 2]])
 def test_people_with_equal_ids_are_all_there(ids, tmp_path, caplog):
     """All 0, or counted anew in each image."""
-    images = [{'id': number, 'file_name': name, 'width': 320, 'height': 240} for number, name in ((1, 'a.jpg'),
-                                                                                                  (2, 'b.jpg'))]
+    images = [image_entry(1), image_entry(2, 'b.jpg')]
     people = [person(ids[0]), person(ids[1], **ASIDE), person(ids[2], 2), person(ids[3], 2, **ASIDE)]
     file, folder = write_split(tmp_path, people + people[:1], images)
     assert read_annotations(file, folder).person_start.tolist() == [0, 2, 4]
@@ -271,23 +248,23 @@ def upside_down(values, height=240):
     return [height - value if k % 3 == 1 else value for k, value in enumerate(values)]
 
 
-IMPLAUSIBLE = {
-    'origin': ({'keypoints': keypoints()[:-3] + [0, 0, 2]}, '1 with points at exactly 0, 0'),
-    'shares': ({'keypoints': [value / 320 if k % 3 < 2 else value for k, value in enumerate(keypoints())]},
-               '1 with all points in the first pixel, 1 with most points outside their box'),
-    'shares, boxes too': ({'keypoints': [value / 320 if k % 3 < 2 else value for k, value in enumerate(keypoints())],
-                           'bbox': [.1, .1, .3, .3]}, '1 with all points in the first pixel'),
-    'other size': ({'keypoints': [9 * value if k % 3 < 2 else value for k, value in enumerate(keypoints())],
-                    'bbox': [360, 450, 540, 720]},
-                   '1 with points outside their image, 1 with boxes that reach out of their image'),
-    'corners': ({'bbox': [140, 150, 300, 230], 'keypoints': keypoints(150, 160)},
-                '1 with boxes that reach out of their image'),
-    'upside down': ({'keypoints': upside_down(keypoints())}, '1 with most points outside their box')}
+def scaled(factor):
+    return [factor * value if k % 3 < 2 else value for k, value in enumerate(keypoints())]
 
 
-@pytest.mark.parametrize('kind', sorted(IMPLAUSIBLE))
-def test_numbers_that_fit_no_picture_are_told_and_above_half_refused(kind, tmp_path, caplog):
-    fields, mention = IMPLAUSIBLE[kind]
+BOX = [40, 50, 60, 80]
+
+
+@pytest.mark.parametrize('values, box, mention', [
+    (keypoints()[:-3] + [0, 0, 2], BOX, '1 with points at exactly 0, 0'),
+    (scaled(1 / 320), BOX, '1 with all points in the first pixel, 1 with most points outside their box'),
+    (scaled(1 / 320), [.1, .1, .3, .3], '1 with all points in the first pixel'),
+    (scaled(9), [360, 450, 540, 720], '1 with points outside their image, 1 with boxes that reach out of their image'),
+    (keypoints(150, 160), [140, 150, 300, 230], '1 with boxes that reach out of their image'),
+    (upside_down(keypoints()), BOX, '1 with most points outside their box')],
+    ids=['origin', 'shares', 'shares, boxes too', 'other size', 'corners', 'upside down'])
+def test_numbers_that_fit_no_picture_are_told_and_above_half_refused(values, box, mention, tmp_path, caplog):
+    fields = {'keypoints': values, 'bbox': box}
     file, folder = write_split(tmp_path, [person(1, **fields), person(2, **ASIDE)])
     assert len(read_annotations(file, folder).bbox) == 2
     assert '1 of 2 people fit no picture: %s (as in image a.jpg, box ' % mention in caplog.text
@@ -320,15 +297,14 @@ def test_encodings_of_other_systems(encoding, tmp_path):
 
 @pytest.mark.parametrize('name', ['images\\a.jpg', '/media/disk/photos/a.jpg', 'C:\\photos\\a.jpg', '../photos/a.jpg'])
 def test_names_of_other_systems(name, tmp_path):
-    image = {'id': 1, 'file_name': name, 'width': 320, 'height': 240}
-    file, folder = write_split(tmp_path, [person(1)], [image], names=['a.jpg'])
+    file, folder = write_split(tmp_path, [person(1)], [image_entry(1, name)], names=['a.jpg'])
     assert find_split(str(tmp_path), 'train2017') == (file, folder)
     assert read_annotations(file, folder).file_name.tolist() == [b'a.jpg']
 
 
 def test_one_file_is_not_two_images(tmp_path):
     """Of images with the same name in different folders one is there: whose, nobody knows."""
-    images = [{'id': number, 'file_name': '/data/%d/a.jpg' % number, 'width': 320, 'height': 240} for number in (1, 2)]
+    images = [image_entry(number, '/data/%d/a.jpg' % number) for number in (1, 2)]
     file, folder = write_split(tmp_path, [person(1), person(2, 2)], images, names=['a.jpg'])
     with pytest.raises(UserError, match='2 of the 2 images .*--imgpath'):
         read_annotations(file, folder)
@@ -348,8 +324,7 @@ def test_sizes_come_from_headers_where_the_file_gives_none(tmp_path, caplog):
 
 def test_files_without_annotations(tmp_path):
     """COCO's test sets, whose images lie in a folder of another name."""
-    content = {'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 320, 'height': 240}],
-               'categories': [{'id': 1, 'name': 'person'}]}
+    content = {'images': [image_entry(1)], 'categories': [{'id': 1, 'name': 'person'}]}
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations' / 'image_info_test-dev2017.json').write_text(json.dumps(content))
     for folder in ('train2017', 'test2017'):
@@ -360,8 +335,3 @@ def test_files_without_annotations(tmp_path):
     assert len(read_dataset(file).images) == 1 and read_dataset(file).annotations == []
     with pytest.raises(UserError, match='has no person .*: it has no annotations'):
         read_annotations(file, folder)
-
-
-def test_lengths_are_told(tmp_path, caplog):
-    read_annotations(*write_split(tmp_path, [person(1), person(2, keypoints=[1, 2, 2] * 16)]))
-    assert 'left out 1 people with broken keypoints (48 numbers, not 51)' in caplog.text

@@ -118,11 +118,8 @@ def test_reduced_images_do_not_alias(extension, tmp_path):
 def test_downscaling_a_checkerboard_gives_grey(tmp_path):
     rows, columns = np.indices((HEIGHT, WIDTH))
     board = np.repeat(((rows + columns) % 2 * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    png = cv2.imencode('.png', board)[1].tobytes()
-    for name, content in (('a.jpg', jpeg(board, 100)), ('b.jpg', png)):
-        path = str(tmp_path / name)
-        with open(path, 'wb') as file:
-            file.write(content)
+    for content in (jpeg(board, 100), png(board)):
+        path = written(tmp_path, content)
         for scale in (0.3, 0.2, 0.5, 0.1):
             matrix = np.array([[scale, 0, 0], [0, scale, 0]])
             pixels, reduction = read_image(path, (WIDTH, HEIGHT), scale)
@@ -139,12 +136,14 @@ def cmyk(image):
     return buffer.getvalue()
 
 
+def png(image):
+    return cv2.imencode('.png', image)[1].tobytes()
+
+
 ODD_FILES = {
-    'png': lambda image: cv2.imencode('.png', image)[1].tobytes(),
-    'png_with_alpha': lambda image: cv2.imencode('.png', np.dstack([image, image[:, :, 0]]))[1].tobytes(),
-    'png_16_bit': lambda image: cv2.imencode('.png', image.astype(np.uint16) * 257)[1].tobytes(),
-    'png_with_text': lambda image: behind_header(cv2.imencode('.png', image)[1].tobytes(),
-                                                 png_chunk(b'tEXt', b'a\0b')),
+    'png': png, 'png_with_alpha': lambda image: png(np.dstack([image, image[:, :, 0]])),
+    'png_16_bit': lambda image: png(image.astype(np.uint16) * 257),
+    'png_with_text': lambda image: behind_header(png(image), png_chunk(b'tEXt', b'a\0b')),
     'cmyk': cmyk, 'garbage_at_the_end': lambda image: jpeg(image) + b'\x00' * 1000}
 
 
@@ -179,7 +178,7 @@ BAD_FILES = {
 def test_bad_images_are_bad_samples(kind, scale, tmp_path):
     content, reason = BAD_FILES[kind]
     if content is not None:
-        (tmp_path / 'a.jpg').write_bytes(content)
+        written(tmp_path, content, 'a.jpg')
     with pytest.raises(BadSample, match=reason) as error:
         read_image(str(tmp_path / 'a.jpg'), (WIDTH, HEIGHT), scale)
     assert error.value.path == str(tmp_path / 'a.jpg')
@@ -233,34 +232,30 @@ def scans(count):
 
 @pytest.mark.parametrize('extension', sorted(FORMATS))
 def test_four_formats_are_read_whole_and_not_in_part(extension, tmp_path):
-    path = str(tmp_path / 'a')
-    (tmp_path / 'a').write_bytes(FORMATS[extension])
+    path = written(tmp_path, FORMATS[extension])
     assert np.abs(read_photograph(path).astype(int) - grey_image()).max() < 5
     assert read_image(path, (640, 480), 1)[0].shape == (480, 640, 3)
     with pytest.raises(BadSample, match='not of the size 640x481'):
         read_image(path, (640, 481), 1)
     for length in (4, 20, 30, len(FORMATS[extension]) // 2, len(FORMATS[extension]) - 40):
-        (tmp_path / 'a').write_bytes(FORMATS[extension][:length])
         with pytest.raises(BadSample, match='not an image|truncated'):
-            read_photograph(path)
+            read_photograph(written(tmp_path, FORMATS[extension][:length]))
 
 
 def test_size_is_bounded_by_the_header(tmp_path):
     """400 million pixels in 49 kB would take gigabytes; not one of them is decoded."""
-    (tmp_path / 'a.png').write_bytes(png_bomb(20000, 20000))
+    path = written(tmp_path, png_bomb(20000, 20000))
     begin = time.process_time()
-    for read in (lambda: read_photograph(str(tmp_path / 'a.png')),
-                 lambda: read_image(str(tmp_path / 'a.png'), (20000, 20000), 0.01)):
+    for read in (lambda: read_photograph(path), lambda: read_image(path, (20000, 20000), 0.01)):
         with pytest.raises(BadSample, match='20000x20000 pixels'):
             read()
     assert time.process_time() - begin < 0.5
-    (tmp_path / 'a.png').write_bytes(png_bomb(8000, 8000))
     with pytest.raises(BadSample, match='has only [0-9]+ bytes for 8000x8000 pixels'):
-        read_photograph(str(tmp_path / 'a.png'))
+        read_photograph(written(tmp_path, png_bomb(8000, 8000)))
     for width, height, let_in in ((MAX_SIDE, 2, True), (MAX_SIDE + 1, 2, False), (2, 40000, False), (0, 5, False)):
-        (tmp_path / 'a.png').write_bytes(png_bomb(width, height))
         try:
-            assert read_photograph(str(tmp_path / 'a.png')).shape == (height, width, 3) and let_in
+            pixels = read_photograph(written(tmp_path, png_bomb(width, height)))
+            assert pixels.shape == (height, width, 3) and let_in
         except BadSample as error:
             assert not let_in, error
 
@@ -274,11 +269,9 @@ def test_what_never_ends_is_not_read(tmp_path):
 
 
 def test_scans_are_counted(tmp_path):
-    (tmp_path / 'a.jpg').write_bytes(scans(20))
-    assert read_photograph(str(tmp_path / 'a.jpg')).shape == (480, 640, 3)
-    (tmp_path / 'a.jpg').write_bytes(scans(2000))
+    assert read_photograph(written(tmp_path, scans(20))).shape == (480, 640, 3)
     with pytest.raises(BadSample, match='scans'):
-        read_photograph(str(tmp_path / 'a.jpg'))
+        read_photograph(written(tmp_path, scans(2000)))
 
 
 @pytest.mark.parametrize('progressive', [0, 1])
@@ -286,11 +279,9 @@ def test_motion_photographs_have_a_film_behind_the_picture(progressive, tmp_path
     photo = cv2.imencode('.jpg', grey_image(), [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive,
                                                 cv2.IMWRITE_JPEG_RST_INTERVAL, 7])[1].tobytes()
     film = b'ftypmp42' + random.Random(0).getrandbits(8 * 20000).to_bytes(20000, 'big').replace(b'\xff', b'\xfe')
-    (tmp_path / 'a.jpg').write_bytes(photo + film)
-    assert read_image(str(tmp_path / 'a.jpg'), (640, 480), 1)[0].shape == (480, 640, 3)
-    (tmp_path / 'a.jpg').write_bytes(photo[:-2] + film)  # its own end is missing
-    with pytest.raises(BadSample, match='truncated'):
-        read_image(str(tmp_path / 'a.jpg'), (640, 480), 1)
+    assert read_image(written(tmp_path, photo + film), (640, 480), 1)[0].shape == (480, 640, 3)
+    with pytest.raises(BadSample, match='truncated'):  # its own end is missing
+        read_image(written(tmp_path, photo[:-2] + film), (640, 480), 1)
 
 
 def test_names_need_not_be_text(tmp_path):
@@ -315,9 +306,8 @@ def test_no_damaged_image_ends_the_process(tmp_path):
                 del data[at:at + rng.randint(1, 40)]
             else:
                 data[at:at] = data[at:at + rng.randint(1, 40)]
-        (tmp_path / 'a').write_bytes(bytes(data))
         try:
-            pixels = read_photograph(str(tmp_path / 'a'))
+            pixels = read_photograph(written(tmp_path, bytes(data)))
         except BadSample:
             results[False] += 1
         else:

@@ -29,11 +29,7 @@ TOOLS = {
     'roboflow': (tool_files.write_roboflow, 'derived 3 num_keypoints', True),
     'label_studio': (lambda *args: tool_files.write_label_studio(*args, limbs=tool_files.LIMBS),
                      'derived 3 areas; left out 1 annotations of other categories', False)}
-
-
-@pytest.fixture(autouse=True)
-def own_cache_folder(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 @pytest.mark.parametrize('tool', sorted(TOOLS))
@@ -101,11 +97,6 @@ def text_ids(content):
          category_id=lambda a: str(a['category_id']))
 
 
-def run_lengths(content):
-    size = {'size': [240, 320], 'counts': [0, 240 * 60, 240 * 260]}
-    each(content, segmentation=size, area=0)
-
-
 OTHERS = 'left out 1 annotations of other categories'
 CHANGES = {
     'ids as text': (text_ids, OTHERS),
@@ -115,7 +106,8 @@ CHANGES = {
                            OTHERS),
     'numbers as text': (lambda content: each(content, bbox=lambda a: list(map(str, a['bbox'])), area='6000'), OTHERS),
     'no num_keypoints': (without('num_keypoints'), 'derived 3 num_keypoints; ' + OTHERS),
-    'run lengths and area 0': (run_lengths, 'derived 3 areas; ' + OTHERS),
+    'run lengths and area 0': (lambda content: each(content, area=0, segmentation={
+        'size': [240, 320], 'counts': [0, 240 * 60, 240 * 260]}), 'derived 3 areas; ' + OTHERS),
     'no area': (without('area'), 'derived 3 areas; ' + OTHERS),
     'no boxes': (without('bbox'), 'derived 3 boxes; ' + OTHERS),
     'no ids': (without('id'), 'derived 4 ids of annotations; ' + OTHERS)}
@@ -131,30 +123,21 @@ def test_what_files_lack_is_derived_and_told(name, tmp_path, caplog):
     assert summary_of(read_dataset(file)) == line
 
 
-def few_keypoints(content):
-    each(content, keypoints=lambda a: a['keypoints'][:6] + [0] * 9 if 'keypoints' in a else None, num_keypoints=2)
-
-
-def small(content):
-    each(content, area=900)
-
-
 def several(content):
     content['categories'].append(dict(content['categories'][0], id=3, name='singer'))
 
 
+NOBODY = (' has no person with 3 keypoints and an area of 1024 pixels to train on: %s; give a COCO keypoint annotation '
+          'file')
 UNUSABLE = {
-    'few keypoints': (few_keypoints, ' has no person with 3 keypoints and an area of 1024 pixels to train on: of 3 '
-                      'annotations 3 with fewer than 3 labelled keypoints; %s; give a COCO keypoint annotation file'
-                      % OTHERS),
-    'small': (small, ' has no person with 3 keypoints and an area of 1024 pixels to train on: of 3 annotations 3 '
-              'smaller than 1024 pixels; %s; give a COCO keypoint annotation file' % OTHERS),
-    'crowds': (lambda content: each(content, iscrowd=1),
-               ' has no person with 3 keypoints and an area of 1024 pixels to train on: of 3 annotations 3 crowds; '
-               '%s; give a COCO keypoint annotation file' % OTHERS),
+    'few keypoints': (lambda content: each(content, num_keypoints=2,
+                                           keypoints=lambda a: a.get('keypoints', [])[:6] + [0] * 9),
+                      NOBODY % ('of 3 annotations 3 with fewer than 3 labelled keypoints; ' + OTHERS)),
+    'small': (lambda content: each(content, area=900),
+              NOBODY % ('of 3 annotations 3 smaller than 1024 pixels; ' + OTHERS)),
+    'crowds': (lambda content: each(content, iscrowd=1), NOBODY % ('of 3 annotations 3 crowds; ' + OTHERS)),
     'dogs': (lambda content: each(content, category_id=2),
-             ' has no person with 3 keypoints and an area of 1024 pixels to train on: it has no annotations; '
-             'left out 4 annotations of other categories; give a COCO keypoint annotation file'),
+             NOBODY % 'it has no annotations; left out 4 annotations of other categories'),
     'several': (several,
                 ' has several categories with keypoints: choose one with --category=NAME of dancer, singer, or those '
                 'with the same keypoints with --category=all')}

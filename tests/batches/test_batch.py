@@ -57,19 +57,15 @@ def test_a_buffer_written_sample_by_sample_reads_as_the_batch():
                 np.testing.assert_array_equal(got, expected)
 
 
-def test_full_maps_fit():
-    layout = batch_layout(2, 16, 16, 8, COCO_SKELETON)
-    arrays = [np.zeros((2, 16, 16, 3), np.uint8)] + [np.full((2, 2, 2, channels), 0.25, np.float32)
-                                                     for channels in (19, 38, 1)]
-    buffer = BatchBuffer(layout)
-    for row in range(2):
-        buffer.write(row, *(array[row] for array in arrays))
-    assert [field.shape for field in buffer.read()] == [shape for _, _, shape in layout]
-
-
-def test_layout():
-    assert batch_layout(4, 64, 96, 8, COCO_SKELETON) == [
+def test_full_maps_fit_the_layout():
+    layout = batch_layout(4, 64, 96, 8, COCO_SKELETON)
+    assert layout == [
         ('image', np.uint8, (4, 96, 64, 3)), ('mask', np.uint8, (4, 12, 8, 1)),
         ('heatmap_positions', np.int32, (4 * 12 * 8 * 19,)), ('heatmap_values', np.uint16, (4 * 12 * 8 * 19,)),
         ('paf_positions', np.int32, (4 * 12 * 8 * 19,)), ('paf_values', np.uint16, (4 * 12 * 8 * 19, 2))]
-    assert Batch._fields == tuple(name for name, _, _ in batch_layout(1, 8, 8, 8, COCO_SKELETON))
+    assert Batch._fields == tuple(name for name, _, _ in layout)
+    buffer = BatchBuffer(layout)
+    for row in range(4):
+        buffer.write(row, np.zeros((96, 64, 3), np.uint8), *(np.full((12, 8, channels), 0.25, np.float32)
+                                                             for channels in (19, 38, 1)))
+    assert [field.shape for field in buffer.read()] == [shape for _, _, shape in layout]

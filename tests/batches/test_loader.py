@@ -27,17 +27,10 @@ def shared_mappings():
         return {line for line in maps if ' rw-s ' in line}
 
 
-def test_an_epoch_shows_each_sample_once():
-    with BatchLoader(NumberedDataset(60), 5, workers=1, seed=1) as loader:
-        numbers = [row[0] for row in take(loader, 24)]
-    assert sorted(numbers[:60]) == sorted(numbers[60:]) == list(range(60)) and numbers[:60] != numbers[60:]
-
-
-def test_all_workers_work_and_no_augmentation_comes_twice():
-    with BatchLoader(NumberedDataset(50, seconds=0.001), 4, workers=3, seed=1) as loader:
-        rows = take(loader, 60)
-    draws = [tuple(row[2:]) for row in rows]
-    assert len({row[1] for row in rows}) == 3 and len(set(draws)) == len(draws) == 240
+def rows_of(batches, batchsize=4, samples=50, bad=(), seconds=0.0, workers=2, seed=1, **kwargs):
+    """What take() gives of so many batches of a BatchLoader."""
+    with BatchLoader(NumberedDataset(samples, bad, seconds), batchsize, workers, seed, **kwargs) as loader:
+        return take(loader, batches)
 
 
 def content(rows):
@@ -45,36 +38,34 @@ def content(rows):
     return [(row[0],) + tuple(row[2:]) for row in rows]
 
 
+def test_all_workers_work_and_no_augmentation_comes_twice():
+    rows = rows_of(60, seconds=0.001, workers=3)
+    draws = [tuple(row[2:]) for row in rows]
+    assert len({row[1] for row in rows}) == 3 and len(set(draws)) == len(draws) == 240
+
+
 @pytest.mark.parametrize('seed', [0, 7, 10 ** 15])
 def test_the_same_seed_gives_the_same_batches_for_any_number_of_workers(seed):
-    runs = []
-    for workers, run_seed in ((1, seed), (2, seed), (5, seed), (1, seed + 1)):
-        with BatchLoader(NumberedDataset(50), 4, workers=workers, seed=run_seed) as loader:
-            runs.append(content(take(loader, 20)))
+    runs = [content(rows_of(20, workers=workers, seed=run_seed))
+            for workers, run_seed in ((1, seed), (2, seed), (5, seed), (1, seed + 1))]
     assert runs[0] == runs[1] == runs[2] != runs[3]
 
 
 def test_a_resumed_sequence_goes_on_at_its_batch():
-    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
-        whole = content(take(loader, 20))
+    whole = content(rows_of(20))
     with BatchLoader(NumberedDataset(50), 4, workers=3, seed=1, first=7) as loader:
         assert content(take(loader, 13)) == whole[7 * 4:]
         assert loader.number == 19
 
 
 def test_shards_make_up_the_whole_batch():
-    with BatchLoader(NumberedDataset(50), 6, workers=1, seed=1) as loader:
-        whole = content(take(loader, 10))
-    shards = []
-    for shard in range(3):
-        with BatchLoader(NumberedDataset(50), 2, workers=2, seed=1, shard=shard, num_shards=3) as loader:
-            shards.append(content(take(loader, 10)))
+    whole = content(rows_of(10, batchsize=6, workers=1))
+    shards = [content(rows_of(10, batchsize=2, shard=shard, num_shards=3)) for shard in range(3)]
     assert [row for batch in range(10) for shard in shards for row in shard[2 * batch:2 * batch + 2]] == whole
 
 
 def test_only_what_is_requested_is_made_when_there_is_no_sequence():
-    with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1) as loader:
-        whole = content(take(loader, 12))
+    whole = content(rows_of(12))
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
         assert loader.get(timeout=0.5) is None
         loader.request([9, 2, 11])
@@ -86,33 +77,24 @@ def test_only_what_is_requested_is_made_when_there_is_no_sequence():
     assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
 
 
-def test_bad_samples_give_the_same_batches_for_any_number_of_workers():
-    runs = []
-    for workers in (1, 3):
-        with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=workers, seed=1) as loader:
-            runs.append(content(take(loader, 30)))
-    assert runs[0] == runs[1]
-
-
-def test_killed_workers_lose_and_double_no_sample():
-    with BatchLoader(NumberedDataset(200, seconds=0.002), 4, workers=1, seed=1) as loader:
-        undisturbed = content(take(loader, 60))
+def test_killed_workers_are_replaced_within_ten_seconds_and_lose_and_double_no_sample(caplog):
     with watched_loader(200, workers=3) as (loader, supervisor):
         rows = take(loader, 5)
         for _ in range(3):
-            for worker in descendants(supervisor)[:2]:
+            before = descendants(supervisor)
+            for worker in before[:2]:
                 os.kill(worker, signal.SIGKILL)
-            rows += take(loader, 15)
-        rows += take(loader, 10)
-    assert content(rows) == undisturbed
+            start, left = time.monotonic(), 15
+            while left or not {row[1] for row in rows} - set(before):
+                rows += take(loader, 1)
+                left = max(left - 1, 0)
+                assert time.monotonic() - start < 10
+    assert content(rows) == content(rows_of(len(rows) // 4, samples=200))
+    assert 'died (signal 9); a new one took its place' in caplog.text
 
 
 def test_without_a_seed_runs_differ():
-    runs = []
-    for _ in range(2):
-        with BatchLoader(NumberedDataset(50), 4, workers=1) as loader:
-            runs.append([row[2] for row in take(loader, 3)])
-    assert runs[0] != runs[1]
+    assert content(rows_of(3, seed=None)) != content(rows_of(3, seed=None))
 
 
 def test_a_batch_stays_until_the_next_one_is_fetched():
@@ -161,26 +143,25 @@ def test_memory_is_bounded_for_many_workers():
 
 
 def test_some_bad_samples_are_counted_and_named_once(caplog):
+    """The batches are the same for any number of workers."""
     with BatchLoader(NumberedDataset(50, bad=(3, 17)), 4, workers=2, seed=1) as loader:
         rows = take(loader, 60)
         assert not {3, 17} & {int(row[0]) for row in rows}
         assert len(loader.report()) == 1 and loader.report()[0].endswith('from 2 files')
     assert sorted(record.getMessage().split(': ')[1] for record in caplog.records
-                  if 'skipped' in record.getMessage()) == [
-        'image17.jpg is bad', 'image3.jpg is bad']
+                  if 'skipped' in record.getMessage()) == ['image17.jpg is bad', 'image3.jpg is bad']
+    assert content(rows) == content(rows_of(60, bad=(3, 17), workers=3)) == content(rows_of(60, bad=(3, 17), workers=1))
 
 
 def test_few_bad_samples_do_not_stop_large_batches():
     """Bad samples are reported at once, good ones when a batch is full: this must not look like bad ones only."""
-    with BatchLoader(NumberedDataset(4000, bad=range(0, 4000, 20)), 2000, workers=2, seed=1) as loader:
-        take(loader, 2)
+    rows_of(2, batchsize=2000, samples=4000, bad=range(0, 4000, 20))
 
 
 @pytest.mark.parametrize('bad', [range(15), range(50)])
 def test_too_many_bad_samples_stop_the_run(bad):
-    with BatchLoader(NumberedDataset(50, bad=bad), 4, workers=2, seed=1) as loader:
-        with pytest.raises(UserError, match='samples were bad .*repair or remove'):
-            take(loader, 200)
+    with pytest.raises(UserError, match='samples were bad .*repair or remove'):
+        rows_of(200, bad=bad)
 
 
 def test_an_error_in_a_worker_reaches_the_trainer():
@@ -194,20 +175,6 @@ def test_an_error_in_a_worker_reaches_the_trainer():
 
 
 # ------------------------------------------------------------------------------------------------- killed processes
-
-def test_a_killed_worker_is_replaced_within_ten_seconds(caplog):
-    with watched_loader(200, workers=2) as (loader, supervisor):
-        take(loader, 4)
-        victim, survivor = descendants(supervisor)
-        os.kill(victim, signal.SIGKILL)
-        start, processes = time.monotonic(), set()
-        while not processes - {victim, survivor}:
-            processes |= {int(row[1]) for row in take(loader, 1)}
-            assert time.monotonic() - start < 10
-        draws = [tuple(row[2:]) for row in take(loader, 30)]
-        assert len(set(draws)) == len(draws)
-    assert 'died (signal 9); a new one took its place' in caplog.text
-
 
 def test_workers_that_always_die_end_the_run():
     class Deadly(NumberedDataset):
@@ -267,11 +234,11 @@ def test_shared_memory_needs_no_dev_shm():
 
 
 def test_without_a_stand_in(sample_coco):
-    """The real data set, through real processes: what arrives is what training_sample makes."""
+    """The real data set, through real processes, for two epochs: what arrives is what training_sample makes."""
     dataset = PoseDataset(str(sample_coco), 'train2017', 64, 96, 8)
     order = SampleOrder(len(dataset), 4)
     with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
-        for number in range(4):
+        for number in range(2 * len(dataset) // 3):
             batch = loader.get(timeout=30)
             samples = [dataset.training_sample(*next(order.draws(position)))[:4]
                        for position in batch_positions(number, 3)]
@@ -285,12 +252,9 @@ def test_batches_that_memory_cannot_hold_are_one_line():
 
 
 @pytest.mark.parametrize('stopped', ['supervisor', 'all'])
-def test_stopped_processes_do_not_hold_up_the_end(sample_coco, stopped):
-    before = psutil.Process().children()
-    loader = BatchLoader(PoseDataset(str(sample_coco), 'train2017', 64, 64, 8), 2, workers=1, seed=0)
-    supervisor, = [child for child in psutil.Process().children() if child not in before]
-    workers = supervisor.children()
-    for process in [supervisor] + (workers if stopped == 'all' else []):
-        process.suspend()
-    loader.close()
-    assert not psutil.wait_procs(workers, timeout=60)[1]
+def test_stopped_processes_do_not_hold_up_the_end(stopped):
+    with watched_loader(50, workers=1) as (loader, supervisor):
+        workers = descendants(supervisor)
+        for process in [supervisor] + (workers if stopped == 'all' else []):
+            os.kill(process, signal.SIGSTOP)
+    wait_for(lambda: not any(map(is_running, workers)), 'workers are left over', 60)

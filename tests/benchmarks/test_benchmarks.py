@@ -1,6 +1,4 @@
 """The benchmarks at toy sizes: they run, and the last line of --json holds the figures that the README names."""
-import json
-
 import numpy as np
 import pytest
 
@@ -8,7 +6,7 @@ import networks
 import reference_thin
 import tensorflow.compat.v1 as tf
 from bench_inputs import made_up_batch, made_up_weights
-from conftest import ROOT, assert_user_error, run_command
+from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from networks.network_base import build_losses
 from training.devices import has_bfloat16
 
@@ -17,17 +15,14 @@ NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
 
 
 def figures(name, *flags):
-    result = run_command('benchmarks/' + name, '--json', *flags)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return summary_of(run_well('benchmarks/' + name, '--json', *flags))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_help(name):
-    result = run_command('benchmarks/' + name, '--help')
-    assert result.returncode == 0 and result.stdout.startswith('usage: benchmarks/%s' % name), result.stderr
-    assert ('--json' in result.stdout) == name.startswith('bench_')
+    text = run_well('benchmarks/' + name, '--help').stdout
+    assert text.startswith('usage: benchmarks/%s' % name) and ('--json' in text) == name.startswith('bench_')
 
 
 @pytest.mark.slow
@@ -186,10 +181,8 @@ def test_memory():
     assert values['steps'] == 40 and values['last_mib'] > 0
 
 
-def test_a_reference_that_no_program_runs():
-    assert_user_error(run_command('benchmarks/bench_train_step.py', '--reference-python=/nowhere/python'),
-                      '--reference-python=/nowhere/python')
-
-
-def test_input_that_does_not_fit_the_stride():
-    assert_user_error(run_command('benchmarks/bench_data.py', '--input-size=60x64'), '--input-size=60x64', '8')
+@pytest.mark.parametrize('name, flag, mention', [
+    ('bench_train_step.py', '--reference-python=/nowhere/python', '/nowhere/python'),
+    ('bench_data.py', '--input-size=60x64', '8')])
+def test_wrong_flags(name, flag, mention):
+    assert_user_error(run_command('benchmarks/' + name, flag), flag, mention)

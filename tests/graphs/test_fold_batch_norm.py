@@ -21,18 +21,32 @@ def test_fused_norm_folds(version):
     check(build, {'Conv2D': 1, 'BiasAdd': 1}, version)
 
 
-def test_norm_of_a_separable_layer_folds_into_its_pointwise_weights():
-    check(lambda image: tf.nn.relu(plain_norm(conv(depthwise(image), 8, 1))) * tf.identity(1.0),
-          {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1, 'Relu': 1, 'Mul': 1 + 1})
+def twice_the_same_weights(image):
+    weights = values(3, 3, 3, 8)
+    return tf.concat([fused_norm(tf.nn.conv2d(image, weights, [1, 1, 1, 1], 'SAME'), name='norm%d' % i)
+                      for i in range(2)], axis=3)
 
 
-@pytest.mark.parametrize('norm', [fused_norm, plain_norm])
-def test_norm_after_a_depthwise_convolution_folds(norm):
-    check(lambda image: norm(depthwise(image, multiplier=2)), {'DepthwiseConv2dNative': 1, 'BiasAdd': 1})
+def used_by_others(image):
+    x = depthwise(image, 1)
+    return tf.concat([conv(x, 8), x], axis=3)
 
 
-def test_norm_after_a_bias_folds():
-    check(lambda image: fused_norm(tf.nn.bias_add(conv(image, 8), values(8))), {'Conv2D': 1, 'BiasAdd': 1})
+@pytest.mark.parametrize('build, expected', [
+    (lambda image: tf.nn.relu(plain_norm(conv(depthwise(image), 8, 1))) * tf.identity(1.0),
+     {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1, 'Relu': 1, 'Mul': 1 + 1}),
+    (lambda image: fused_norm(depthwise(image, multiplier=2)), {'DepthwiseConv2dNative': 1, 'BiasAdd': 1}),
+    (lambda image: plain_norm(depthwise(image, multiplier=2)), {'DepthwiseConv2dNative': 1, 'BiasAdd': 1}),
+    (lambda image: fused_norm(tf.nn.bias_add(conv(image, 8), values(8))), {'Conv2D': 1, 'BiasAdd': 1}),
+    (twice_the_same_weights, {'Conv2D': 2, 'BiasAdd': 2, 'ConcatV2': 1, 'Mul': 1}),
+    (lambda image: fused_norm(conv(depthwise(image, 1), 8, 3)), {'Conv2D': 1, 'BiasAdd': 1}),
+    (lambda image: conv(depthwise(image, 1, stride=2), 8), {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1}),
+    (lambda image: conv(depthwise(image, 1, multiplier=2), 8), {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1}),
+    (used_by_others, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})],
+    ids=['separable', 'fused after depthwise', 'plain after depthwise', 'after a bias', 'own norms', 'depthwise 1x1',
+         '1x1 with a stride stays', '1x1 that multiplies stays', '1x1 that others use stays'])
+def test_norms_and_depthwise_1x1_fold_into_the_weights_beside_them(build, expected):
+    check(build, expected)
 
 
 def test_norm_after_a_matrix_product_folds():
@@ -55,31 +69,6 @@ def test_any_chain_of_scales_and_shifts_folds(seed):
             x = steps[step](x)
         return x
     check(build, {'Conv2D': 1, 'BiasAdd': 1})
-
-
-def test_two_convolutions_with_the_same_weights_keep_their_own_norms():
-    def build(image):
-        weights = values(3, 3, 3, 8)
-        return tf.concat([fused_norm(tf.nn.conv2d(image, weights, [1, 1, 1, 1], 'SAME'), name='norm%d' % i)
-                          for i in range(2)], axis=3)
-    check(build, {'Conv2D': 2, 'BiasAdd': 2, 'ConcatV2': 1, 'Mul': 1})
-
-
-def test_depthwise_1x1_folds_into_the_convolution_after_it():
-    check(lambda image: fused_norm(conv(depthwise(image, 1), 8, 3)), {'Conv2D': 1, 'BiasAdd': 1})
-
-
-@pytest.mark.parametrize('changes', [dict(stride=2), dict(multiplier=2)])
-def test_depthwise_1x1_that_does_more_than_scale_stays(changes):
-    check(lambda image: conv(depthwise(image, 1, **changes), 8),
-          {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'BiasAdd': 1})
-
-
-def test_depthwise_1x1_that_others_use_stays():
-    def build(image):
-        x = depthwise(image, 1)
-        return tf.concat([conv(x, 8), x], axis=3)
-    check(build, {'DepthwiseConv2dNative': 1, 'Conv2D': 1, 'ConcatV2': 1, 'Mul': 1})
 
 
 # Training mode.

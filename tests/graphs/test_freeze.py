@@ -25,8 +25,7 @@ def test_graph_files_come_back(tmp_path, text):
 
 def test_files_without_a_whole_frozen_graph_are_refused(tmp_path):
     path = tmp_path / 'graph.pb'
-    graph = frozen_graph(lambda image: conv(image, 4))
-    data = graph.SerializeToString()
+    data = frozen_graph(lambda image: conv(image, 4)).SerializeToString()
     for content, mention in ((b'', 'again'), (data[:len(data) // 2], 'again'),
                              (b'\xff\xd8 a photograph', 'not a TensorFlow')):
         path.write_bytes(content)

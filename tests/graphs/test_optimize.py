@@ -39,17 +39,13 @@ def test_nodes_that_pass_their_input_on_go_also_at_the_output():
 # What must not fold, and is named.
 
 @pytest.mark.parametrize('norm, name', [(fused_norm, 'norm'), (plain_norm, 'norm/batchnorm/mul_1')])
-def test_norm_after_concat_is_left_and_named(norm, name):
-    check(lambda image: tf.nn.relu(norm(tf.concat([conv(image, 4), conv(image, 4)], axis=3))), None,
-          unfolded=[(name, 'it follows concat (ConcatV2)')])
-
-
-@pytest.mark.parametrize('norm, name', [(fused_norm, 'norm'), (plain_norm, 'norm/batchnorm/mul_1')])
-def test_norm_of_an_output_that_others_use_is_left_and_named(norm, name):
+def test_norm_after_concat_and_of_an_output_that_others_use_is_left_and_named(norm, name):
     def build(image):
         x = conv(image, 4, name='shared')
         return tf.concat([tf.nn.relu(norm(x)), x], axis=3)
     check(build, None, unfolded=[(name, 'the output of shared is also used elsewhere')])
+    check(lambda image: tf.nn.relu(norm(tf.concat([conv(image, 4), conv(image, 4)], axis=3))), None,
+          unfolded=[(name, 'it follows concat (ConcatV2)')])
 
 
 @pytest.mark.parametrize('version', ['FusedBatchNorm', 'FusedBatchNormV2', 'FusedBatchNormV3'])
@@ -63,18 +59,14 @@ def test_norm_in_training_mode_is_left_and_named(version):
     assert [left.name for left in optimize.find_unfolded(optimize.optimize(optimized))] == ['norm']
 
 
-def test_plain_norm_with_the_statistics_of_the_batch_is_named():
+def test_plain_norm_with_the_statistics_of_the_batch_and_random_nodes_are_named():
     def build(image):
         x = conv(image, 4)
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         return tf.nn.batch_normalization(x, mean, variance, values(4), positive(4), 0.001)
     check(build, None, unfolded=[('moments/SquaredDifference', 'statistics of the batch')])
-
-
-def test_random_nodes_are_named():
     graph = frozen_graph(lambda image: conv(image, 4) + tf.random_uniform([4], name='noise'))
-    left = optimize.find_unfolded(optimize.optimize(graph))
-    assert [node.op for node in left] == ['RandomUniform']
+    assert [node.op for node in optimize.find_unfolded(optimize.optimize(graph))] == ['RandomUniform']
 
 
 def test_scaled_images_and_parametric_relu_are_no_norms():

@@ -1,4 +1,4 @@
-"""Calls around TensorFlow Lite that cannot work: each ends with one line that names the reason, and writes nothing."""
+"""Calls around graphs that cannot work: each ends with one line that names the reason, and writes nothing."""
 import sys
 
 import numpy as np
@@ -56,6 +56,11 @@ def folder(sample_coco, tmp_path_factory):
 
 
 FREEZE = [
+    ([], '--checkpoint'), (['--checkpoint=x'], '--model'), (['--model=resnet', '--checkpoint=x'], 'resnet'),
+    (['--model=cmu', '--checkpoint={0}/empty'], 'no checkpoint in the folder'),
+    (['--model=cmu', '--checkpoint={0}/model-5'], 'no checkpoint'),
+    (['--model=cmu', '--checkpoint=x', '--graph=y'], 'either'), (['--graph=y', '--input-size=12'], '12'),
+    (['--graph=/no/such.pb'], '/no/such.pb'),
     (['--graph={0}/graph.pb', '--quantize=int8'], 'images to calibrate on'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/empty'], 'no photographs'),
     (['--graph={0}/graph.pb', '--quantize=int8', '--images={0}/absent'], 'no such folder'),
@@ -83,7 +88,6 @@ EVALUATE = [
     (['--graph={0}/good.tflite', '--input-size=128x128'], 'fixed to 64x64'),
     (['--graph={0}/good.tflite', '--threads=many'], '--threads'),
     (['--graph={0}/good.tflite', '--threads=0'], '--threads'),
-    (['--graph={0}/good.tflite', '--model=cmu'], '--checkpoint'),
 ]
 
 

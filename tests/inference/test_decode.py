@@ -82,12 +82,9 @@ def test_a_joint_between_cells_is_one_peak():
         assert np.abs(position[0] - joint).max() < 0.01
 
 
-def test_nobody():
+def test_nobody_and_a_single_joint_which_is_no_person_unless_asked_for():
     keypoints, scores = find(np.zeros((0, 18, 2)))
     assert keypoints.shape == (0, 18, 3) and scores.shape == (0,)
-
-
-def test_a_single_joint_is_no_person_unless_asked_for():
     joints = np.full((1, 18, 2), np.nan)
     joints[0, 4] = 100, 120
     maps = render_maps(joints, 368, 368, 8)
@@ -106,25 +103,39 @@ def test_a_complete_person_scores_higher_than_a_part_of_one():
     assert np.isfinite(keypoints[0]).all() and np.isnan(keypoints[1, 8:14]).all()
 
 
-def test_people_side_by_side_touching():
-    """Shoulder to shoulder: the one's left arm hangs where the other's right arm does."""
-    people = [standing(x, 184, 240) for x in (90, 180, 270)]
-    assert same_people(people, find(people)[0])
+def leaning(angle, x, y, height):
+    return STANDING * height @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + [x, y]
 
 
-def test_people_crossing():
-    """One leans across the other: their torsos and limbs intersect."""
-    angle = 0.9
-    lean = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    people = [STANDING * 300 + [180, 190], STANDING * 300 @ lean + [230, 170]]
-    assert same_people(people, find(people)[0], tolerance=4)
+def crowd():
+    """Thirty people."""
+    rng = np.random.RandomState(0)
+    grid = [(x, y) for y in (90, 240, 390) for x in range(40, 720, 72)]
+    return [standing(x, y, rng.uniform(120, 140)) + rng.uniform(-4, 4, 2) for x, y in grid]
 
 
-def test_a_person_in_front_of_a_mirrored_one():
-    """Face and back view at nearly the same place: each one's right arm lies over the other's left one."""
-    person = standing(184, 184, 300)
-    back = standing(245, 160, 300)[list(list(COCO_SKELETON.flip_order))]
-    assert same_people([person, back], find([person, back])[0], tolerance=4)
+def without(parts, *people):
+    for person in people:
+        person[parts] = np.nan
+    return list(people)
+
+
+@pytest.mark.parametrize('people, tolerance', [
+    # Shoulder to shoulder: the one's left arm hangs where the other's right arm does.
+    ([standing(x, 184, 240) for x in (90, 180, 270)], 2),
+    # One leans across the other: their torsos and limbs intersect.
+    ([standing(180, 190, 300), leaning(0.9, 230, 170, 300)], 4),
+    # Face and back view at nearly the same place: each one's right arm lies over the other's left one.
+    ([standing(184, 184, 300), standing(245, 160, 300)[list(COCO_SKELETON.flip_order)]], 4),
+    # Cut off at the waist.
+    (without([*range(8), *range(14, 18)], *(standing(x, 20, 340) for x in (100, 260))), 2),
+    # Without the neck, head, arms and legs have no limb in common: the nearest pieces are one person, once each.
+    (without(NECK, standing(60, 184, 240)), 2),
+    (without(NECK, *(standing(x, 184, 240) for x in (60, 185, 310))), 2),
+    (crowd(), 3)], ids=['touching', 'crossing', 'back to front', 'legs', 'no neck', 'three without necks', 'thirty'])
+def test_people_are_found_once_and_not_mixed(people, tolerance):
+    size = (736, 480) if len(people) == 30 else (368, 368)
+    assert same_people(people, find(people, *size)[0], tolerance)
 
 
 @pytest.mark.parametrize('shift, sizes', [((-150, 0), [16]), ((150, 0), [14]), ((0, -180), [6, 1, 1]),
@@ -139,23 +150,6 @@ def test_people_truncated_at_borders(shift, sizes):
     assert sorted(found.sum(axis=1), reverse=True) == sizes
     assert (found.sum(axis=0) == np.isfinite(person[:, 0])).all()
     assert np.nanmax(np.abs(np.fmax.reduce(keypoints[:, :, :2]) - person)) < 2
-
-
-def test_legs_of_two_people_cut_off_at_the_waist_are_not_mixed():
-    people = [standing(x, 20, 340) for x in (100, 260)]
-    for person in people:
-        person[:8] = np.nan
-        person[14:] = np.nan
-    assert same_people(people, find(people)[0])
-
-
-@pytest.mark.parametrize('count', [1, 3])
-def test_people_whose_linking_part_is_hidden_stay_whole(count):
-    """Without the neck, head, arms and legs have no limb in common: the nearest pieces are one person, once each."""
-    people = [standing(x, 184, 240) for x in (60, 185, 310)[:count]]
-    for person in people:
-        person[NECK] = np.nan
-    assert same_people(people, find(people)[0])
 
 
 def test_pieces_far_apart_or_with_a_part_in_common_are_two_people():
@@ -177,19 +171,13 @@ def test_pieces_far_apart_or_with_a_part_in_common_are_two_people():
     assert sorted(found(np.concatenate([dogs, other + [0, 130]]))) == [3, 4]
 
 
-def test_thirty_people():
-    grid = [(x, y) for y in (90, 240, 390) for x in range(40, 720, 72)]
-    rng = np.random.RandomState(0)
-    people = [standing(x, y, rng.uniform(120, 140)) + rng.uniform(-4, 4, 2) for x, y in grid]
-    assert len(people) == 30
-    assert same_people(people, find(people, 736, 480)[0], tolerance=3)
-
-
 @pytest.mark.parametrize('seed', range(4))
-def test_order_of_labels_does_not_matter(seed):
-    rng = np.random.RandomState(seed)
-    joints = random_people(rng, 4, 368, 368)
-    keypoints, scores = find(joints)
+def test_order_of_labels_does_not_matter_and_maps_are_not_changed(seed):
+    joints = random_people(np.random.RandomState(seed), 4, 368, 368)
+    maps = render_maps(joints, 368, 368, 8)
+    before = maps.copy()
+    keypoints, scores = decode_people(maps, 8)
+    assert (maps == before).all()
     again, scores_again = find(joints[::-1])
     assert np.allclose(keypoints, again, equal_nan=True) and np.allclose(scores, scores_again)
     assert (np.diff(scores) <= 0).all()
@@ -251,13 +239,6 @@ def test_assembled_people_are_a_partition_without_double_parts(seed):
                    join_pieces(assemble_people(part, start, end), part, position, COCO_SKELETON.limbs)):
         assert sorted(peak for person in people for peak in person) == list(range(40))
         assert all(len(set(part[person])) == len(person) for person in people)
-
-
-def test_maps_are_not_changed():
-    maps = render_maps(random_people(np.random.RandomState(0), 2, 128, 128), 128, 128, 8)
-    before = maps.copy()
-    decode_people(maps, 8)
-    assert (maps == before).all()
 
 
 @pytest.mark.parametrize('shape', [(46, 46, 56), (46, 46, 19), (46, 46), (1, 46, 46, 57), (0, 46, 57)])

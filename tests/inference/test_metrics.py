@@ -15,15 +15,11 @@ from pose_errors import UserError
 FIGURES = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections']  # of a summary; also times
 
 
-def oracle_summary(folder, split, stride=8, **kwargs):
-    return evaluate(None, *find_split(str(folder), split), oracle_stride=stride, **kwargs)[0]
-
-
 @pytest.mark.parametrize('stride', [8, 4])
 @pytest.mark.parametrize('split', ['train2017', 'val2017'])
 def test_perfect_maps_of_real_photographs_reach_the_bound(coco_photos, split, stride):
     """Label geometry, decoding and the way back to image pixels, all at once."""
-    summary = oracle_summary(coco_photos, split, stride, short_edge=736)
+    summary = evaluate(None, *find_split(str(coco_photos), split), oracle_stride=stride, short_edge=736)[0]
     assert summary['AP'] >= 0.983 and summary['AP50'] == 1
     assert (summary['images'], summary['people']) == ((3, 7) if split == 'train2017' else (1, 5))
 
@@ -69,7 +65,7 @@ def test_a_bad_image_stops_the_evaluation(sample_coco, tmp_path, damage):
     if damage != 'missing':
         victim.write_bytes(data[:len(data) // 2] if damage == 'truncated' else b'no image')
     with pytest.raises(UserError, match=victim.name):
-        oracle_summary(tmp_path / 'coco', 'val2017', input_size=(128, 128))
+        evaluate(None, *find_split(str(tmp_path / 'coco'), 'val2017'), oracle_stride=8, input_size=(128, 128))
 
 
 def test_people_come_back_in_image_pixels(coco_photos):

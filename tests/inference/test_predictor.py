@@ -19,12 +19,12 @@ STRIDE = 8
 
 
 def requests_for(sizes, flip=False):
-    """Requests of images with one person each, the network that finds these, and their joints.
+    """Requests of images with one person each, the network that finds these, their joints, and the sizes of batches.
 
     An image is as bright as its number says, its left column is white: so the network knows whom it sees, and how.
     """
     random = np.random.RandomState(0)
-    people = [random_people(random, 1, width, height, 0.7, 0.9) for width, height in sizes]
+    people, batches = [random_people(random, 1, width, height, 0.7, 0.9) for width, height in sizes], []
 
     def transforms_of(key):
         return make_transforms(*sizes[key], short_edge=min(sizes[key]), flip=flip)
@@ -36,13 +36,14 @@ def requests_for(sizes, flip=False):
 
     def predict_maps(images):
         maps = []
+        batches.append(len(images))
         for image in images:
             key, is_mirrored = int(np.median(image)), image[0, 0, 0] < image[0, -1, 0]
             transform = transforms_of(key)[int(is_mirrored)]
             joints = transform_joints(people[key], transform.matrix, COCO_SKELETON)
             maps.append(label_maps(joints, transform.width, transform.height, STRIDE, COCO_SKELETON))
         return np.stack(maps)
-    return [request(key) for key in range(len(sizes))], predict_maps, people
+    return [request(key) for key in range(len(sizes))], predict_maps, people, batches
 
 
 def check(found, people):
@@ -53,15 +54,9 @@ def check(found, people):
 
 @pytest.mark.parametrize('batchsize, decoders', [(1, 0), (4, 2)])
 def test_people_come_in_order_whatever_runs_beside(batchsize, decoders):
-    requests, predict_maps, people = requests_for([(256, 192)] * 5 + [(192, 256)] * 3 + [(256, 192)])
-    batches = []
-
-    def counted(images):
-        batches.append(len(images))
-        return predict_maps(images)
-
+    requests, predict_maps, people, batches = requests_for([(256, 192)] * 5 + [(192, 256)] * 3 + [(256, 192)])
     with start_decoders(decoders) as executor:
-        predictor = Predictor(counted, COCO_SKELETON, batchsize, executor)
+        predictor = Predictor(predict_maps, COCO_SKELETON, batchsize, executor)
         check(list(predictor.find_people(requests)), people)
     assert batches == ([1] * 9 if batchsize == 1 else [4, 1, 3, 1])
     timings = predictor.timings()
@@ -69,7 +64,7 @@ def test_people_come_in_order_whatever_runs_beside(batchsize, decoders):
 
 
 def test_images_that_cannot_be_read_are_left_out():
-    requests, predict_maps, _ = requests_for([(192, 192)] * 3)
+    requests, predict_maps, *_ = requests_for([(192, 192)] * 3)
     requests[1] = Request(1, lambda: None)
     assert [key for key, _, _, _ in Predictor(predict_maps, COCO_SKELETON).find_people(requests)] == [0, 2]
     predictor = Predictor(predict_maps, COCO_SKELETON)
@@ -78,14 +73,8 @@ def test_images_that_cannot_be_read_are_left_out():
 
 def test_large_images_go_one_by_one():
     """Memory: what runs at once is bounded in pixels, mirror images included."""
-    requests, predict_maps, people = requests_for([(1200, 1200)] * 2, flip=True)
-    batches = []
-
-    def counted(images):
-        batches.append(len(images))
-        return predict_maps(images)
-
-    check(list(Predictor(counted, COCO_SKELETON, batchsize=8).find_people(requests)), people)
+    requests, predict_maps, people, batches = requests_for([(1200, 1200)] * 2, flip=True)
+    check(list(Predictor(predict_maps, COCO_SKELETON, batchsize=8).find_people(requests)), people)
     assert batches == [1] * 4 and MAX_BATCH_PIXELS < 2 * 1200 * 1200
 
 
@@ -114,7 +103,7 @@ def test_large_photographs_wait_one_by_one(monkeypatch):
 
 
 def test_errors_of_readers_and_decoders_arrive():
-    requests, predict_maps, _ = requests_for([(192, 192)] * 20)
+    requests, predict_maps, *_ = requests_for([(192, 192)] * 20)
 
     def broken():
         raise UserError('image 2 is broken')

@@ -75,9 +75,12 @@ def test_cubic_interpolation_is_exact_for_parabolas():
         assert np.array_equal(interpolated(laid, cells[::-1], axis), np.flip(laid, axis))
 
 
-def test_panoramas_stay_within_bounds():
+def test_short_edge_keeps_the_shape_of_the_image_and_panoramas_stay_within_bounds():
     """A photograph a hundred times as wide as high would make an input of any size."""
     assert fitted_size(640, 480, short_edge=368) == (496, 368)
+    assert fitted_size(480, 640, short_edge=736) == (736, 984)
+    assert fitted_size(333, 333, short_edge=100) == (104, 104)
+    assert fitted_size(640, 480, input_size=(432, 368)) == (432, 368)
     width, height = fitted_size(40000, 400, short_edge=368, scale=2)
     assert (width, height) == (4 * 2 * 368, 2 * 368)
     [transform] = make_transforms(40000, 400, short_edge=368)
@@ -114,10 +117,3 @@ def test_large_photographs_are_averaged_down():
     stripes[:, ::2] = 255
     image = transform_image(stripes, make_transforms(2000, 2000, (128, 128))[0])
     assert np.abs(image[1:-1, 1:-1].astype(int) - 128).max() < 8
-
-
-def test_short_edge_keeps_the_shape_of_the_image():
-    assert fitted_size(640, 480, short_edge=368) == (496, 368)
-    assert fitted_size(480, 640, short_edge=736) == (736, 984)
-    assert fitted_size(333, 333, short_edge=100) == (104, 104)
-    assert fitted_size(640, 480, input_size=(432, 368)) == (432, 368)

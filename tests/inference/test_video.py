@@ -1,12 +1,14 @@
 """A video written here from rendered people, read, annotated and written again by the real code, and errors."""
 import functools
 import http.server
+import itertools
 import json
 import os
 import signal
 import struct
 import threading
 import time
+import types
 
 import cv2
 import numpy as np
@@ -15,14 +17,14 @@ import pytest
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
-from conftest import assert_user_error, run_command
+from conftest import assert_user_error, run_command, run_well, summary_of
 from inference.predictor import start_decoders
 from inference.video import Frames, check_display, find_people_in_video, output_name
 from pose_cli import StopSignal
 from pose_draw import draw_skeletons
 from pose_errors import UserError
 
-WIDTH, HEIGHT, COUNT, STEP = 256, 192, 24, 12
+WIDTH, HEIGHT, COUNT = 256, 192, 24
 
 
 def people_of_frame(index):
@@ -177,31 +179,22 @@ def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path):
     assert np.abs([line['time'] for line in lines] - expected).max() < 0.01
 
 
-class Camera:
+def camera(source):
     """Stands in for cv2.VideoCapture: 25 frames a second, whoever looks."""
+    begin, numbers = time.monotonic(), itertools.count(1)
 
-    def __init__(self, source):
-        self.begin, self.count = time.monotonic(), 0
-
-    def read(self):
-        self.count += 1
-        time.sleep(max(0.0, self.begin + self.count / 25 - time.monotonic()))
+    def read():
+        time.sleep(max(0.0, begin + next(numbers) / 25 - time.monotonic()))
         return True, np.full((HEIGHT, WIDTH, 3), 16, np.uint8)
 
-    def get(self, what):
-        return 25.0 if what == cv2.CAP_PROP_FPS else 0.0
-
-    def set(self, *_):
-        return False
-
-    def release(self):
-        pass
+    return types.SimpleNamespace(read=read, get=lambda what: 25.0 if what == cv2.CAP_PROP_FPS else 0.0,
+                                 set=lambda *_: False, release=lambda: None)
 
 
 def test_the_recording_of_a_camera_takes_as_long_as_it_took(tmp_path, monkeypatch):
     """Most of its frames come while the network is busy with an earlier one."""
     capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
+    monkeypatch.setattr(cv2, 'VideoCapture', camera)
 
     def slow(images):
         time.sleep(0.15)
@@ -214,12 +207,7 @@ def test_the_recording_of_a_camera_takes_as_long_as_it_took(tmp_path, monkeypatc
 
 
 def test_a_film_behind_an_url(video, tmp_path):
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    os.symlink(str(video), str(tmp_path / 'walk.mp4'))
-    handler = functools.partial(Handler, directory=str(tmp_path))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(video.parent))
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = 'http://127.0.0.1:%d/walk.mp4?from=0' % server.server_address[1]
@@ -242,20 +230,17 @@ def test_the_command(video, tmp_path):
         maps = tf.constant(render_maps(people_of_frame(0), WIDTH, HEIGHT, 8)[None])
         tf.add(maps, 0. * tf.reduce_sum(image, [1, 2, 3], keepdims=True), name='Openpose/concat_stage7')
         (tmp_path / 'g.pb').write_bytes(graph.as_graph_def().SerializeToString())
-    result = run_command('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % video,
-                         '--output-dir=%s' % (tmp_path / 'out'), '--flip', '--limit=10')
-    assert result.returncode == 0, result.stderr
-    summary = json.loads(result.stdout.splitlines()[-1])
+    summary = summary_of(run_well('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % video,
+                                  '--output-dir=%s' % (tmp_path / 'out'), '--flip', '--limit=10'))
     assert summary['frames'] == 10 and summary['flip'] is True
     assert len((tmp_path / 'out' / 'walk_people.jsonl').read_text().splitlines()) == 10
 
 
 def test_files_that_are_no_videos(tmp_path):
-    (tmp_path / 'broken.mp4').write_bytes(b'no video at all' * 100)
-    (tmp_path / 'g.pb').write_bytes(b'')
-    for source in (tmp_path / 'absent.mp4', tmp_path / 'broken.mp4', '97', '/dev/video97',
-                   'http://127.0.0.1:9/cam.mjpg'):
-        result = run_command('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % source,
+    broken = tmp_path / 'broken.mp4'
+    broken.write_bytes(b'no video at all' * 100)
+    for source in (tmp_path / 'absent.mp4', broken, '97', '/dev/video97', 'http://127.0.0.1:9/cam.mjpg'):
+        result = run_command('pose_eval.py', '--graph=%s' % broken, '--video=%s' % source,
                              '--output-dir=%s' % (tmp_path / 'out'))
         assert_user_error(result, source)
         assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -1,4 +1,5 @@
 """Weights by every door: a small network's weights, written in each format, read back, and the same output."""
+import functools
 import os
 import struct
 
@@ -71,8 +72,7 @@ def write_caffemodel(path, values, old=False):
     path.write_bytes(message)
 
 
-def write_old_caffemodel(path, values):
-    write_caffemodel(path, values, old=True)
+write_old_caffemodel = functools.partial(write_caffemodel, old=True)
 
 
 def write_keras(path, values, leaves=('{0}/{0}/kernel:0', '{0}/{0}/bias:0'), root=''):
@@ -84,12 +84,8 @@ def write_keras(path, values, leaves=('{0}/{0}/kernel:0', '{0}/{0}/bias:0'), roo
         file.create_dataset('optimizer_weights/conv1_1/kernel:0', data=np.zeros(3))
 
 
-def write_keras_1(path, values):
-    write_keras(path, values, ('{0}/{0}_W:0', '{0}/{0}_b:0'))
-
-
-def write_keras_model(path, values):
-    write_keras(path, values, root='model_weights/')
+write_keras_1 = functools.partial(write_keras, leaves=('{0}/{0}_W:0', '{0}/{0}_b:0'))
+write_keras_model = functools.partial(write_keras, root='model_weights/')
 
 
 def write_frozen(path, values):
@@ -144,13 +140,19 @@ def cmu():
     return random_network(OneStage)
 
 
-def restored_output(network_class, path, image):
+@pytest.fixture(scope='module')
+def thin():
+    return random_network(ThinOneStage)
+
+
+def assert_same_output(network_class, path, image, expected):
     with tf.Graph().as_default(), tf.Session() as session:
         network = build(network_class)
         match = pretrained.fit(network, str(path))
         match.init_fn(None, session)
         assert not match.missing and not match.unmatched, str(match)
-        return session.run(network.output, {'image:0': image})
+        output = session.run(network.output, {'image:0': image})
+    assert np.abs(expected).max() > 0.1 and np.abs(output - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('name, write', [
@@ -158,18 +160,16 @@ def restored_output(network_class, path, image):
     ('optimized.pb', write_optimized),
     ('w.h5', write_keras), ('w1.h5', write_keras_1), ('model.hdf5', write_keras_model), ('w.npy', write_npy)])
 def test_round_trip(cmu, tmp_path, name, write):
-    values, image, expected = cmu
+    values, *image_and_output = cmu
     write(tmp_path / name, values)
-    output = restored_output(OneStage, tmp_path / name, image)
-    assert np.abs(expected).max() > 0.1
-    assert np.abs(output - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert_same_output(OneStage, tmp_path / name, *image_and_output)
 
 
 @pytest.mark.slow
-def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
+def test_published_weights_run_as_they_are(cmu, tmp_path, monkeypatch):
     """pose_eval.py and freeze_and_optimize.sh take them for a checkpoint: the frozen graph gives the same maps."""
     monkeypatch.setattr(networks, 'network_class', lambda name: OneStage)
-    values, image, expected = random_network(OneStage)
+    values, image, expected = cmu
     write_caffemodel(tmp_path / 'w.caffemodel', values)
     predict_maps, size = load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
     assert size is None
@@ -179,11 +179,14 @@ def test_published_weights_run_as_they_are(tmp_path, monkeypatch):
         load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
 
 
-def test_frozen_graph_with_batch_norm(tmp_path):
-    values, image, expected = random_network(ThinOneStage)
+def test_frozen_graph_with_batch_norm_which_is_refused_when_it_is_folded(thin, tmp_path):
+    """The constants of an optimized graph have the variables' names, but other values."""
+    values, *image_and_output = thin
     write_frozen(tmp_path / 'w.pb', values)
-    output = restored_output(ThinOneStage, tmp_path / 'w.pb', image)
-    assert np.abs(output - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert_same_output(ThinOneStage, tmp_path / 'w.pb', *image_and_output)
+    write_frozen(tmp_path / 'opt.pb', {name: value for name, value in values.items() if 'BatchNorm' not in name})
+    with tf.Graph().as_default(), pytest.raises(UserError, match='folded'):
+        pretrained.fit(build(ThinOneStage), str(tmp_path / 'opt.pb'))
 
 
 @pytest.mark.parametrize('name, write, layers', [
@@ -193,10 +196,8 @@ def test_vgg_of_imagenet(tmp_path, name, write, layers):
     """Its first layer sees BGR less ImageNet's mean; ours gives the same for BGR x / 256 - 0.5."""
     random = np.random.RandomState(0)
     kernel, biases = random.normal(size=(3, 3, 3, 64)).astype(np.float32), random.normal(size=64).astype(np.float32)
-    others = {layers % pair + '/' + leaf: np.zeros((1, 1, 2, 3)[:4 if leaf == 'weights' else 1], np.float32)
-              for pair in ((4, 3), (5, 4)) for leaf in ('weights', 'biases')}
-    for key in [key for key in others if key.endswith('biases')]:
-        others[key] = np.zeros(3, np.float32)
+    others = {layers % pair + leaf: np.zeros(shape, np.float32) for pair in ((4, 3), (5, 4))
+              for leaf, shape in (('/weights', (1, 1, 2, 3)), ('/biases', 3))}
     write(tmp_path / name, dict({layers % (1, 1) + '/weights': kernel, layers % (1, 1) + '/biases': biases}, **others))
     weights = vgg19.converted(pretrained.read_weights(str(tmp_path / name)))
     patch = random.randint(0, 256, (3, 3, 3)).astype(np.float64)
@@ -205,16 +206,10 @@ def test_vgg_of_imagenet(tmp_path, name, write, layers):
     assert np.allclose(ours, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
 
 
-def test_folded_batch_norm_is_refused(tmp_path):
-    """The constants of an optimized graph have the variables' names, but other values."""
-    values, _, _ = random_network(ThinOneStage)
-    write_frozen(tmp_path / 'opt.pb', {name: value for name, value in values.items() if 'BatchNorm' not in name})
-    with tf.Graph().as_default(), pytest.raises(UserError, match='folded'):
-        pretrained.fit(build(ThinOneStage), str(tmp_path / 'opt.pb'))
-
-
-def refusal(path):
-    """The error of a file, whether it shows on opening or on reading an array."""
+def refusal(path, content=None):
+    """The error of a file (with this content), whether it shows on opening or on reading an array."""
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError) as error:
         weights = pretrained.read_weights(str(path))
         for name in weights:
@@ -230,13 +225,9 @@ def test_files_that_are_no_weights(cmu, tmp_path):
         whole = tmp_path / ('whole' + suffix)
         write(whole, values)
         content = whole.read_bytes()
-        for name, data in (('cut', content[:len(content) * 2 // 3]), ('page', b'<html>404 Not Found</html>'),
-                           ('empty', b''), ('noise', bytes(range(256)) * 9)):
-            path = tmp_path / (name + suffix)
-            path.write_bytes(data)
-            refusal(path)
-    (tmp_path / 'net.caffemodel').write_bytes(field(1, b'a net without weights'))
-    assert 'no convolution' in refusal(tmp_path / 'net.caffemodel')
+        for data in (content[:len(content) * 2 // 3], b'<html>404 Not Found</html>', b'', bytes(range(256)) * 9):
+            refusal(whole, data)
+    assert 'no convolution' in refusal(tmp_path / 'net.caffemodel', field(1, b'a net without weights'))
     with h5py.File(str(tmp_path / 'data.h5'), 'w') as file:
         file.create_dataset('images', data=np.zeros(3))
     assert 'Keras' in refusal(tmp_path / 'data.h5')
@@ -249,15 +240,11 @@ def test_crafted_caffemodels(tmp_path):
               'deep': [1] * 40, 'short': [2, 2, 1, 1]}
     for name, shape in shapes.items():
         message = field(7, field(1, b''.join(varint(size) for size in shape))) + (b'' if name == 'empty' else data)
-        path = tmp_path / (name + '.caffemodel')
-        path.write_bytes(layer('conv1_1', [message], old=False))
-        refusal(path)
+        refusal(tmp_path / (name + '.caffemodel'), layer('conv1_1', [message], old=False))
     for name, content in (('endless', b'\xff' * 1000), ('number', varint(100 << 3) + varint(7)),
                           ('length', varint(100 << 3 | 2) + varint(1 << 60)), ('group', varint(100 << 3 | 3)),
                           ('name', layer('conv1_1', [data], False).replace(b'conv1_1', b'\xff' * 7))):
-        path = tmp_path / (name + '.caffemodel')
-        path.write_bytes(content)
-        refusal(path)
+        refusal(tmp_path / (name + '.caffemodel'), content)
 
 
 def test_crafted_graphs_and_h5_files(tmp_path):
@@ -270,12 +257,7 @@ def test_crafted_graphs_and_h5_files(tmp_path):
     tensor.float_val.append(0.0)
     for _ in range(4):
         tensor.tensor_shape.dim.add(size=1 << 20)
-    (tmp_path / 'bomb.pb').write_bytes(graph.SerializeToString())
-    assert 'elements' in refusal(tmp_path / 'bomb.pb')
-    with tf.Graph().as_default() as unfrozen:
-        tf.get_variable('conv1_1/weights', [3], use_resource=False)
-        (tmp_path / 'train.pb').write_bytes(unfrozen.as_graph_def().SerializeToString())
-
+    assert 'elements' in refusal(tmp_path / 'bomb.pb', graph.SerializeToString())
     secret = tmp_path / 'secret'
     secret.write_bytes(np.zeros(27, '<f4').tobytes())
     with h5py.File(str(tmp_path / 'bomb.h5'), 'w') as file:

@@ -1,9 +1,8 @@
-"""One process of a cluster without TensorFlow: peer.py INDEX WORKERS FACTS; what it receives goes to its output.
+"""One process of a cluster without TensorFlow: peer.py INDEX WORKERS; what it receives goes to its output.
 
-It agrees on FACTS (JSON), says so, and lives until its input is closed ('fail' there: it fails; 'hold': it keeps Python
-busy for some seconds).
+It meets the others, says so, and lives until its input is closed ('fail' there: it fails; 'hold': it keeps Python busy
+for some seconds).
 """
-import json
 import logging
 import sys
 import time
@@ -19,7 +18,6 @@ def main():
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
     cluster = Cluster(tuple(sys.argv[2].split(',')), int(sys.argv[1]))
     with MultiProcess(cluster, StopSignal(), link_timeout=3, report_seconds=1) as coordinator:
-        coordinator.assert_same('facts', json.loads(sys.argv[3]))
         logging.info('agreed with %s', coordinator.all_gather('name', {'name': 'worker %d' % cluster.index}))
         for line in sys.stdin:
             if line.strip() == 'fail':
@@ -30,8 +28,6 @@ def main():
                 while time.monotonic() < end:
                     pass
                 logging.info('held')
-            if line.strip() == 'stop?':
-                logging.info('stop: %s', coordinator())
         logging.info('ended')
 
 

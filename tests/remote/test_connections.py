@@ -5,19 +5,19 @@ import re
 import shutil
 import socket
 import struct
-import threading
 import time
 
 import psutil
 import pytest
 
 from check_attacks import connect, shake_hands
-from conftest import PATIENCE, run_command, wait_for
+from conftest import PATIENCE, wait_for
 from remote import connections as connections_module
 from remote.connections import KEYS_SECONDS, RESERVED_FILES, connection_limit, resource
 from remote.receiver import BatchReceiver
 from remote.sender import ConnectionLost, TrainerConnection
-from wire_ends import RECEIVER, SENDER, SETTINGS, introduce, made_up_batch, next_batch, reports, save_batches
+from wire_ends import SENDER, SETTINGS, in_background, introduce, made_up_batch, next_batch, reports, save_batches, \
+    start_ends, wait_for_batches
 
 BUSY_RECEIVER = 'tests/programs/busy_receiver.py'
 
@@ -54,32 +54,6 @@ def many(address):
             return made
 
         yield many
-
-
-@pytest.fixture
-def keys(tmp_path):
-    folder = tmp_path / 'keys'
-    assert run_command('scripts/make_curve_keys.py', '--output-dir=%s' % folder).returncode == 0
-    return folder
-
-
-@pytest.fixture
-def attended():
-    """attended(receiver) has its messages answered by a thread, as a run's feed does."""
-    done = threading.Event()
-    threads = []
-
-    def attended(receiver):
-        def attend():
-            while not done.is_set():
-                receiver.get(0.1)
-        threads.append(threading.Thread(target=attend, daemon=True))
-        threads[-1].start()
-
-    yield attended
-    done.set()
-    for thread in threads:
-        thread.join(PATIENCE)
 
 
 def test_one_host_cannot_take_all_connections(address, many, monkeypatch):
@@ -170,75 +144,70 @@ def test_a_worker_that_is_turned_away_says_hello_again(address, start_program, t
         assert process.poll() is None
 
 
-def test_a_worker_whose_key_is_removed_has_to_go(address, keys, monkeypatch, attended):
+def test_a_worker_whose_key_is_removed_has_to_go(address, keys, monkeypatch):
     assert KEYS_SECONDS < 50  # within a minute
     monkeypatch.setattr(connections_module, 'KEYS_SECONDS', 1.0)
     with BatchReceiver(address, SETTINGS, str(keys)) as receiver, TrainerConnection(address, str(keys)) as worker:
         introduce(receiver, worker)
-        attended(receiver)
-        shutil.move(str(keys / 'accepted_workers' / 'worker.key'), str(keys / 'away.key'))
-        start = time.monotonic()
-        with pytest.raises(ConnectionLost):
-            while time.monotonic() < start + 30:
-                worker.receive(0.1)
-        with TrainerConnection(address, str(keys)) as again:
-            wait_for(lambda: again.receive(0.1) or 'does not accept this key' in again.trouble, 'it is let in again')
-            assert 'does not accept this key' in again.trouble
-        shutil.move(str(keys / 'away.key'), str(keys / 'accepted_workers' / 'worker.key'))
-        with TrainerConnection(address, str(keys)) as again:
-            assert wait_for(lambda: again.receive(0.1), 'it is not let in')['type'] == 'connected'
-        lines = wait_for(lambda: [line for line in receiver.report() if 'key' in line], 'not told')
+        with in_background(lambda: receiver.get(0.1)):
+            shutil.move(str(keys / 'accepted_workers' / 'worker.key'), str(keys / 'away.key'))
+            start = time.monotonic()
+            with pytest.raises(ConnectionLost):
+                while time.monotonic() < start + 30:
+                    worker.receive(0.1)
+            with TrainerConnection(address, str(keys)) as again:
+                wait_for(lambda: again.receive(0.1) or 'does not accept this key' in again.trouble, 'it is let in')
+                assert 'does not accept this key' in again.trouble
+            shutil.move(str(keys / 'away.key'), str(keys / 'accepted_workers' / 'worker.key'))
+            with TrainerConnection(address, str(keys)) as again:
+                assert wait_for(lambda: again.receive(0.1), 'it is not let in')['type'] == 'connected'
+            lines = wait_for(lambda: [line for line in receiver.report() if 'key' in line], 'not told')
         assert any('has been removed' in line or 'not accepted' in line for line in lines)
 
 
-def wake(trainer):
-    """Have a busy_receiver.py go on; it has to close within 10 s."""
-    trainer.stdin.write(b'\n')
-    trainer.stdin.flush()
-    assert trainer.wait(60) == 0, trainer.log.read_text()
+@contextlib.contextmanager
+def busy_trainer(start_program, address, keys=''):
+    """A busy_receiver.py, which goes on in the end; then it has to close within 10 s."""
+    trainer = start_program(BUSY_RECEIVER, json.dumps(SETTINGS), address, keys)
+    wait_for(lambda: 'open' in trainer.log.read_text(), 'it does not open')
+    yield
+    trainer.communicate(b'\n', 60)
+    assert trainer.returncode == 0, trainer.log.read_text()
     assert float(re.search(r'closed in ([\d.]+) s', trainer.log.read_text()).group(1)) < 10
 
 
 @pytest.mark.slow
 def test_a_port_scan_does_not_hang_a_trainer_that_validates(address, keys, start_program):
-    trainer = start_program(BUSY_RECEIVER, json.dumps(SETTINGS), address, keys)
-    wait_for(lambda: 'open' in trainer.log.read_text(), 'it does not open')
-    for _ in range(2500):  # more than ZeroMQ's pipe for such events holds
-        connection = connect(*split(address))
-        if connection:
-            connection.close()
-    wake(trainer)
+    with busy_trainer(start_program, address, keys):
+        for _ in range(2500):  # more than ZeroMQ's pipe for such events holds
+            connection = connect(*split(address))
+            if connection:
+                connection.close()
 
 
 @pytest.mark.slow
 def test_a_flood_and_a_reset_do_not_kill_a_trainer_that_validates(address, start_program):
     """Messages that nobody reads, and a reset, end a process by an assertion of ZeroMQ's when it has heartbeats."""
-    trainer = start_program(BUSY_RECEIVER, json.dumps(SETTINGS), address, '')
-    wait_for(lambda: 'open' in trainer.log.read_text(), 'it does not open')
-    connections = [connect(*split(address)) for _ in range(20)]
-    for connection in connections:
-        shake_hands(connection)
-    time.sleep(0.5)
-    for n, connection in enumerate(connections):
-        with contextlib.suppress(OSError):
-            connection.sendall(b'\x00\x05hello' * (60 << n % 6) + (b'\x04\x08\x04PING\x00\x00x' if n % 2 else b''))
-    time.sleep(0.5)
-    for connection in connections:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-        connection.close()
-    time.sleep(6)  # the next heartbeat came after 5 s
-    wake(trainer)
+    with busy_trainer(start_program, address):
+        connections = [connect(*split(address)) for _ in range(20)]
+        for connection in connections:
+            shake_hands(connection)
+        time.sleep(0.5)
+        for n, connection in enumerate(connections):
+            with contextlib.suppress(OSError):
+                connection.sendall(b'\x00\x05hello' * (60 << n % 6) + (b'\x04\x08\x04PING\x00\x00x' if n % 2 else b''))
+        time.sleep(0.5)
+        for connection in connections:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            connection.close()
+        time.sleep(6)  # the next heartbeat came after 5 s
 
 
 @pytest.mark.slow
 def test_descriptors_are_left_for_saves(address, many, start_program, tmp_path):
     limited = ['bash', '-c', 'ulimit -n 1024; exec "$@"', '-']
-    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', 20, prefix=limited)
-    batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
-    worker = start_program(SENDER, address, batches, '', 0.01, 20)
-    wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > 10, 'no batches')
+    trainer, worker, _ = start_ends(start_program, address, tmp_path, trainer_prefix=limited)
     for n in range(11):  # of many hosts, so that only the limit on all of them holds
         many(100, shake_hands, host='127.0.2.%d' % (n + 1))
-    sofar = reports(trainer)[-1]['batches']
-    wait_for(lambda: reports(trainer)[-1]['batches'] > sofar + 50, 'training stopped')
+    wait_for_batches(trainer, 50)
     assert reports(trainer)[-1]['files'] and trainer.poll() is None and worker.poll() is None

@@ -4,37 +4,27 @@ import stat
 
 import pytest
 
-from conftest import PATIENCE, assert_user_error, run_command, wait_for
+from conftest import PATIENCE, assert_user_error, run_command, run_well, wait_for
 from pose_errors import UserError
 from remote.receiver import BatchReceiver
 from remote.sender import TrainerConnection
 from wire_ends import SENDER, SETTINGS, made_up_batch, next_batch, save_batches
 
 
-@pytest.fixture
-def keys(tmp_path):
-    folder = tmp_path / 'keys'
-    result = run_command('scripts/make_curve_keys.py', '--output-dir=%s' % folder)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 def test_key_files_are_for_their_owner_only(keys):
-    result = run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=node2')
-    assert result.returncode == 0, result.stderr
+    make = 'scripts/make_curve_keys.py', '--output-dir=%s' % keys
+    run_well(*make, '--worker=node2')
     files = [path for path in keys.rglob('*') if path.is_file()]
     assert len(files) == 9
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert (keys / 'accepted_workers' / 'node2.key').exists()
-    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys), 'trainer.key_secret')
-    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=../x'), '../x')
-    assert_user_error(run_command('scripts/make_curve_keys.py', '--output-dir=%s' % keys, '--worker=x\n'), '--worker')
+    for flags, mention in (((), 'trainer.key_secret'), (('--worker=../x',), '../x'), (('--worker=x\n',), '--worker')):
+        assert_user_error(run_command(*make, *flags), mention)
 
 
 def test_only_workers_with_an_accepted_key_get_in(address, start_program, tmp_path, keys, caplog):
-    others = tmp_path / 'others'
-    assert run_command('scripts/make_curve_keys.py', '--output-dir=%s' % others).returncode == 0
-    strangers = tmp_path / 'strangers'
+    others, strangers = tmp_path / 'others', tmp_path / 'strangers'
+    run_well('scripts/make_curve_keys.py', '--output-dir=%s' % others)
     shutil.copytree(str(others), str(strangers))  # it knows neither the trainer, nor the trainer it
     (others / 'trainer.key').write_bytes((keys / 'trainer.key').read_bytes())  # it knows the trainer
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
@@ -58,18 +48,11 @@ def test_only_workers_with_an_accepted_key_get_in(address, start_program, tmp_pa
         assert reason in worker.log.read_text() and 'connected; sending' not in worker.log.read_text()
 
 
-def test_keys_that_are_not_there(tmp_path, address):
-    with pytest.raises(UserError) as error:
-        BatchReceiver(address, SETTINGS, str(tmp_path))
-    assert 'trainer.key_secret' in str(error.value) and 'make_curve_keys.py' in str(error.value)
+def test_missing_and_damaged_secret_keys_are_one_line(keys, address, tmp_path):
+    whole = (keys / 'trainer.key_secret').read_bytes()
+    for folder, cut in ((tmp_path, None), (keys, 0), (keys, 40), (keys, 200), (keys, -3)):
+        (keys / 'trainer.key_secret').write_bytes(whole[:cut])
+        with pytest.raises(UserError, match='trainer.key_secret.*make_curve_keys.py'):
+            BatchReceiver(address, SETTINGS, str(folder))
     with pytest.raises(UserError):
         TrainerConnection(address, str(tmp_path))
-
-
-@pytest.mark.parametrize('cut', [0, 40, 200, -3])
-def test_a_damaged_secret_key_is_one_line(keys, address, cut):
-    path = keys / 'trainer.key_secret'
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(UserError) as error:
-        BatchReceiver(address, SETTINGS, str(keys))
-    assert 'trainer.key_secret' in str(error.value) and 'make_curve_keys.py' in str(error.value)

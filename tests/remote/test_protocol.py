@@ -32,40 +32,29 @@ def test_messages_arrive():
             unpack(data)
 
 
-@pytest.mark.parametrize('kind, fields', [
+WRONG_OF_WORKERS = [
     ('hello', {}), ('hello', {'name': ''}), ('hello', {'name': 'x' * 101}), ('hello', {'name': 'a\nb'}),
     ('hello', {'name': b'x'}), ('hello', {'name': 'x', 'more': 1}), ('ready', {'samples': 5}),
     ('ready', {'samples': 0, 'data': DATA}), ('ready', {'samples': True, 'data': DATA}),
-    ('ready', {'samples': 1 << 31, 'data': DATA}), ('ready', {'samples': 5, 'data': DATA[1:]}), ('bye', {'x': 1})])
-def test_wrong_fields_of_workers(kind, fields):
-    with pytest.raises(BadMessage):
-        unpack_from_worker(pack(kind, **fields))
-
-
-@pytest.mark.parametrize('kind, fields', [
-    ('welcome', {}), ('welcome', {'settings': []}), ('welcome', {'settings': None}), ('credit', {}),
+    ('ready', {'samples': 1 << 31, 'data': DATA}), ('ready', {'samples': 5, 'data': DATA[1:]}), ('bye', {'x': 1})]
+WRONG_OF_TRAINERS = [
+    ('welcome', {}), ('welcome', {'settings': []}), ('welcome', {'settings': None}), ('credit', {}), ('news', {}),
     ('refused', {'reason': 5}), ('end', {'x': 1})] + [('credit', {'batches': batches}) for batches in (
-        None, 'x', [], [-1], [1 << 62], [protocol.MAX_NUMBER], ['1'], [True], list(range(17)), {'a': 1}, 3)])
-def test_wrong_fields_of_trainers(kind, fields):
-    with pytest.raises(BadMessage):
-        unpack_from_trainer(pack(kind, **fields))
+        None, 'x', [], [-1], [1 << 62], [protocol.MAX_NUMBER], ['1'], [True], list(range(17)), {'a': 1}, 3)]
+NO_HEADERS = [b'', b'\x80', b'\x91' * 500, b'\x81\xa1a' * 150, b'\xc1', pack('bye') + b'x',
+              msgpack.packb({'version': [], 'type': 'bye'}), msgpack.packb({'type': 'bye'}),
+              msgpack.packb({'version': protocol.VERSION, 'type': 'bye', 'x' * 600: 1})]
 
 
-@pytest.mark.parametrize('data', [b'', b'\x80', b'\x91' * 500, b'\x81\xa1a' * 150, b'\xc1', pack('bye') + b'x',
-                                  msgpack.packb({'version': [], 'type': 'bye'}), msgpack.packb({'type': 'bye'}),
-                                  msgpack.packb({'version': protocol.VERSION, 'type': 'bye', 'x' * 600: 1})])
-def test_what_is_no_header(data):
-    with pytest.raises(BadMessage):
-        unpack_from_worker(data)
-    with pytest.raises(BadMessage):
-        unpack_from_trainer(data)
-
-
-def test_another_version_is_told_apart():
-    data = msgpack.packb({'version': protocol.VERSION + 1, 'type': 'hello', 'new': 1})
-    for unpack in (unpack_from_worker, unpack_from_trainer):
-        with pytest.raises(OtherVersion, match='version %d of the wire' % (protocol.VERSION + 1)):
+@pytest.mark.parametrize('unpack, wrong', [(unpack_from_worker, WRONG_OF_WORKERS),
+                                           (unpack_from_trainer, WRONG_OF_TRAINERS)])
+def test_wrong_messages_are_refused_and_other_versions_told_apart(unpack, wrong):
+    for data in [pack(kind, **fields) for kind, fields in wrong] + NO_HEADERS:
+        with pytest.raises(BadMessage):
             unpack(data)
+            pytest.fail('%r was taken' % data)
+    with pytest.raises(OtherVersion, match='version %d of the wire' % (protocol.VERSION + 1)):
+        unpack(msgpack.packb({'version': protocol.VERSION + 1, 'type': 'hello', 'new': 1}))
 
 
 def test_the_costliest_message_costs_little_more_than_an_honest_one():

@@ -1,6 +1,8 @@
 """What the tests of the wire share: batches, the programs at its other end, and becoming a worker by hand."""
+import contextlib
 import json
 import re
+import threading
 import time
 
 import numpy as np
@@ -64,6 +66,45 @@ def next_batch(receiver):
 def reports(process):
     """What tests/programs/receiver.py printed."""
     return [json.loads(line) for line in process.log.read_text().splitlines() if re.match(r'{.*}$', line)]
+
+
+def wait_for_batches(trainer, count):
+    """Until a receiver.py has taken so many more."""
+    sofar = reports(trainer)[-1]['batches'] if reports(trainer) else 0
+    wait_for(lambda: reports(trainer) and reports(trainer)[-1]['batches'] > sofar + count, 'training stopped')
+
+
+def start_ends(start_program, address, folder, link_timeout=20, trainer_prefix=(), worker_prefix=()):
+    """(a receiver.py, a sender.py, the file with its batch), once batches arrive."""
+    batches = save_batches(folder / 'b.npz', [made_up_batch(0, SETTINGS)])
+    trainer = start_program(RECEIVER, json.dumps(SETTINGS), address, '', link_timeout, prefix=trainer_prefix)
+    worker = start_program(SENDER, address, batches, '', 0.01, link_timeout, prefix=worker_prefix)
+    wait_for_batches(trainer, 10)
+    return trainer, worker, batches
+
+
+def end_ends(trainer, worker):
+    """A line for receiver.py: both have to end well."""
+    trainer.communicate(b'\n', PATIENCE)
+    assert trainer.returncode == 0 and worker.wait(PATIENCE) == 0
+
+
+@contextlib.contextmanager
+def in_background(action):
+    """Does action() over and over in a thread, as a run's feed calls its receiver."""
+    done = threading.Event()
+
+    def repeat():
+        while not done.is_set():
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(PATIENCE)
 
 
 def introduce(receiver, connection, name='test:1'):

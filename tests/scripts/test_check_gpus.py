@@ -1,18 +1,13 @@
 """scripts/check_gpus.sh on CPU devices, which is all that it can find here."""
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT, assert_user_error
+from conftest import assert_user_error, run_bash
 
 
 def check_gpus(*flags, **variables):
-    return subprocess.run(['bash', str(ROOT / 'scripts' / 'check_gpus.sh')] + list(flags),
-                          env=dict(os.environ, PYTHON=sys.executable, **variables), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
+    return run_bash('scripts/check_gpus.sh', *flags, **variables)
 
 
 @pytest.mark.slow

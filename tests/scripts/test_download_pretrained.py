@@ -1,9 +1,9 @@
 """scripts/download_pretrained.sh against a local HTTP server that can resume, break off and answer with errors."""
+import concurrent.futures
 import hashlib
 import io
 import os
 import re
-import subprocess
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from conftest import ROOT, assert_user_error, reference_data
+from conftest import assert_user_error, reference_data, run_bash
 
 NPY = 'openpose_coco.npy'
 TAR = 'mobilenet_v1_0.75_224_2017_06_14.tar.gz'
@@ -65,12 +65,12 @@ def server():
 
 @pytest.fixture
 def download(server, tmp_path):
-    """Runs the script; the files it left behind are download.files()."""
-    def run(*args):
-        environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:%d/models' % server.server_port, no_proxy='*')
-        return subprocess.run(['bash', 'scripts/download_pretrained.sh', '--dir=%s' % tmp_path] + list(args),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
-                              cwd=str(ROOT), env=environment)
+    """Runs the script; the files it left behind are download.files(). before: addresses that are tried first."""
+    def run(*args, before='', code=0):
+        result = run_bash('scripts/download_pretrained.sh', '--dir=%s' % tmp_path, *args, no_proxy='*',
+                          PRETRAINED_URL='%shttp://127.0.0.1:%d/models' % (before, server.server_port))
+        assert result.returncode == code, result.stderr
+        return result
     run.files = lambda: {str(path.relative_to(tmp_path)): path.read_bytes()
                          for path in tmp_path.rglob('*') if path.is_file()}
     return run
@@ -78,16 +78,15 @@ def download(server, tmp_path):
 
 def test_npy(server, download):
     result = download('openpose_coco')
-    assert result.returncode == 0, result.stderr
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
     assert hashlib.sha256(server.files[NPY]).hexdigest() in result.stdout
-    assert download('openpose_coco').returncode == 0 and len(server.requests) == 1, 'what is there is not fetched again'
+    download('openpose_coco')
+    assert len(server.requests) == 1, 'what is there is not fetched again'
 
 
 @pytest.mark.parametrize('name', ('mobilenet_thin', 'mobilenet_v1_0.75'))
 def test_archive_is_unpacked_to_where_training_looks(download, name):
-    result = download(name)
-    assert result.returncode == 0, result.stderr
+    download(name)
     folder = 'pretrained/mobilenet_v1_0.75_224_2017_06_14/'
     assert set(download.files()) == {folder + CHECKPOINT + suffix
                                      for suffix in ('.index', '.data-00000-of-00001', '.meta')}
@@ -96,11 +95,10 @@ def test_archive_is_unpacked_to_where_training_looks(download, name):
 @pytest.mark.parametrize('can_resume', (True, False))
 def test_interrupted_download(server, download, can_resume):
     server.limit = 120000
-    assert_user_error(download('openpose_coco'), NPY, 'resume')
+    assert_user_error(download('openpose_coco', code=2), NPY, 'resume')
     assert download.files() == {'numpy/%s.part' % NPY: server.files[NPY][:120000]}
     server.limit, server.ranges = None, can_resume
-    result = download('openpose_coco')
-    assert result.returncode == 0, result.stderr
+    download('openpose_coco')
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
     if can_resume:
         assert server.requests == [(NPY, 0), (NPY, 120000)]
@@ -109,30 +107,24 @@ def test_interrupted_download(server, download, can_resume):
 def test_interrupted_before_the_rename(server, download, tmp_path):
     (tmp_path / 'numpy').mkdir()
     (tmp_path / 'numpy' / (NPY + '.part')).write_bytes(server.files[NPY])
-    result = download('openpose_coco')
-    assert result.returncode == 0, result.stderr
+    download('openpose_coco')
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
 
 
 def test_checksum(server, download):
     right = hashlib.sha256(server.files[NPY]).hexdigest()
     wrong = right[:-1] + ('0' if right[-1] != '0' else '1')
-    assert_user_error(download('openpose_coco', '--sha256=' + wrong), right, wrong, NPY)
+    assert_user_error(download('openpose_coco', '--sha256=' + wrong, code=2), right, wrong, NPY)
     assert download.files() == {}
-    result = download('openpose_coco', '--sha256=' + right)
-    assert result.returncode == 0 and 'as expected' in result.stdout
+    assert 'as expected' in download('openpose_coco', '--sha256=' + right).stdout
 
 
 def test_damaged_files_are_not_kept(server, download):
     server.files[TAR] = server.files[TAR][:1000]
     server.files[NPY] = b'<html>this file has moved</html>'
     for name, file in (('mobilenet', TAR), ('openpose_coco', NPY)):
-        assert_user_error(download(name), file)
-        assert download.files() == {}
-
-
-def test_a_file_that_is_not_there(download):
-    assert_user_error(download('vgg'), 'vgg_19_2016_08_28.tar.gz', 'PRETRAINED_URL')
+        assert_user_error(download(name, code=2), file)
+    assert_user_error(download('vgg', code=2), 'vgg_19_2016_08_28.tar.gz', 'PRETRAINED_URL')  # which is not there
     assert download.files() == {}
 
 
@@ -145,7 +137,7 @@ def test_all(server, download):
     for name in ('mobilenet_thin', 'mobilenet_v2_small', 'mobilenet_v2_large', 'cmu'):
         server.files[name + '.pb'] = graph
     server.files[CAFFEMODEL] = b'not the published file'
-    assert_user_error(download('all'), CAFFEMODEL, '22 bytes, not 209274056')
+    assert_user_error(download('all', code=2), CAFFEMODEL, '22 bytes, not 209274056')
     assert len(download.files()) == 8 * 3 + 4 + 1 and len(server.requests) == 14
     assert download.files()['published/mobilenet_v2_small.pb'] == graph
 
@@ -154,8 +146,8 @@ def test_published_graphs(server, download):
     """A page in place of a graph is refused, and so is another graph where the published one is known."""
     server.files['mobilenet_thin.pb'] = b'<html>this file has moved</html>'
     server.files['mobilenet_v2_small.pb'] = b'\n' + bytes(2096018)
-    assert_user_error(download('published_thin'), 'mobilenet_thin.pb is not a graph')
-    assert_user_error(download('published_v2_small'), 'SHA-256', 'damaged or changed')
+    assert_user_error(download('published_thin', code=2), 'mobilenet_thin.pb is not a graph')
+    assert_user_error(download('published_v2_small', code=2), 'SHA-256', 'damaged or changed')
     assert download.files() == {}
 
 
@@ -163,32 +155,25 @@ def test_the_authors_weights_are_checked(server, download):
     """Size and SHA-256 of the published file are known: what else a mirror has is kept only if its hash is given."""
     server.files[CAFFEMODEL] = np.random.RandomState(0).bytes(300000)
     server.limit = 100000
-    assert_user_error(download('cmu'), CAFFEMODEL, 'resume')
+    assert_user_error(download('cmu', code=2), CAFFEMODEL, 'resume')
     server.limit = None
-    assert_user_error(download('cmu'), '300000 bytes, not 209274056')
+    assert_user_error(download('cmu', code=2), '300000 bytes, not 209274056')
     assert server.requests == [(CAFFEMODEL, 0), (CAFFEMODEL, 100000)] and download.files() == {}
     right = hashlib.sha256(server.files[CAFFEMODEL]).hexdigest()
-    result = download('cmu', '--sha256=' + right)
-    assert result.returncode == 0, result.stderr
+    download('cmu', '--sha256=' + right)
     assert download.files() == {'pretrained/' + CAFFEMODEL: server.files[CAFFEMODEL]}
 
 
-def test_the_next_address_is_tried(server, tmp_path):
+def test_the_next_address_is_tried(server, download):
     """With a folder that lacks the file before the one that has it."""
-    host = 'http://127.0.0.1:%d' % server.server_port
-    environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:9/none,%s/models' % host, no_proxy='*')
-    result = subprocess.run(['bash', 'scripts/download_pretrained.sh', 'openpose_coco', '--dir=%s' % tmp_path],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
-                            cwd=str(ROOT), env=environment)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / 'numpy' / NPY).read_bytes() == server.files[NPY]
+    download('openpose_coco', before='http://127.0.0.1:9/none,')
+    assert download.files() == {'numpy/' + NPY: server.files[NPY]}
 
 
-def test_bad_usage(tmp_path):
+def test_bad_usage(tmp_path, monkeypatch):
     def run(*args):
-        environment = {key: value for key, value in os.environ.items() if key != 'PRETRAINED_URL'}
-        return subprocess.run(['bash', 'scripts/download_pretrained.sh'] + list(args), cwd=str(ROOT), env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        return run_bash('scripts/download_pretrained.sh', *args)
+    monkeypatch.delenv('PRETRAINED_URL', raising=False)
     assert_user_error(run(), 'usage')
     assert_user_error(run('openpos'), 'openpos', 'cmu', 'all')
     assert_user_error(run('cmu', '--directory=x'), '--directory=x')
@@ -197,15 +182,9 @@ def test_bad_usage(tmp_path):
     assert run('--help').returncode == 0
 
 
-def test_two_downloads_at_once(server, tmp_path):
-    """The second waits for the first and finds its file; one of them alone fetches it."""
+def test_several_downloads_at_once(server, download):
+    """The others wait for the first and find its file; one of them alone fetches it."""
     server.files[NPY] += bytes(3000000)
-    environment = dict(os.environ, PRETRAINED_URL='http://127.0.0.1:%d/models' % server.server_port, no_proxy='*')
-    processes = [subprocess.Popen(['bash', 'scripts/download_pretrained.sh', '--dir=%s' % tmp_path, 'openpose_coco'],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-                                  cwd=str(ROOT), env=environment) for _ in range(3)]
-    for process in processes:
-        out, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-    assert (tmp_path / 'numpy' / NPY).read_bytes() == server.files[NPY] and len(server.requests) == 1
-    assert [path.name for path in (tmp_path / 'numpy').iterdir()] == [NPY]
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        list(executor.map(download, ['openpose_coco'] * 3))
+    assert download.files() == {'numpy/' + NPY: server.files[NPY]} and len(server.requests) == 1

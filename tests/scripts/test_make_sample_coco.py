@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import cv2
@@ -13,9 +12,9 @@ from pycocotools.coco import COCO
 
 import make_sample_coco as sample
 import sample_people as people
-from conftest import ROOT, assert_user_error, run_command, wait_for
+from conftest import ROOT, assert_user_error, run_command, run_well, wait_for
 
-SCRIPT = 'scripts/make_sample_coco.py'
+SCRIPT = ROOT / 'scripts' / 'make_sample_coco.py'
 SPLITS = ['train2017', 'val2017']
 RED, GREEN, BLUE = np.array([0., 0, 255]), np.array([0., 255, 0]), np.array([255., 0, 0])
 
@@ -209,8 +208,7 @@ def test_joint_outside_the_image_or_behind_furniture_is_not_labelled():
 
 def test_same_seed_same_bytes(tmp_path, sample_coco):
     def render(folder, *flags):
-        result = run_command(SCRIPT, '--output-dir=%s' % folder, '--train=2', '--val=1', *flags)
-        assert result.returncode == 0, result.stderr
+        run_well(SCRIPT, '--output-dir=%s' % folder, '--train=2', '--val=1', *flags)
         return all_bytes(folder)
 
     first = render(tmp_path / 'a')
@@ -225,32 +223,29 @@ def test_same_seed_same_bytes(tmp_path, sample_coco):
     assert other.keys() == first.keys() and all(other[name] != first[name] for name in first)
     (tmp_path / 'a' / '.unfinished').mkdir()
     assert render(tmp_path / 'a') == first
+    (tmp_path / 'a' / 'train2017' / 'mine.jpg').write_bytes(b'mine')  # but nothing that it did not write
+    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % (tmp_path / 'a'), '--train=1', '--val=1'), 'train2017')
+    assert (tmp_path / 'a' / 'train2017' / 'mine.jpg').exists()
 
 
 def test_one_empty_split_is_fine(tmp_path):
-    result = run_command(SCRIPT, '--output-dir=%s' % tmp_path, '--train=0', '--val=1')
-    assert result.returncode == 0, result.stderr
-    assert COCO(str(annotation_path(tmp_path, 'train2017'))).imgs == {}
-    assert len(COCO(str(annotation_path(tmp_path, 'val2017'))).imgs) == 1
+    run_well(SCRIPT, '--output-dir=%s' % tmp_path, '--train=0', '--val=1')
+    assert [len(COCO(str(annotation_path(tmp_path, split))).imgs) for split in SPLITS] == [0, 1]
 
 
-@pytest.mark.parametrize('flags, mention', [
-    (['--train=0', '--val=0'], '--train=0'), (['--train=-1'], '-1'), (['--train=many'], 'many'),
-    (['--seed=%d' % 2 ** 32], 'seed'), (['--trian=3'], '--trian')])
+@pytest.mark.parametrize('flags, mention', [([], '--output-dir')] + [(['--output-dir=new', *flags], mention) for (
+    *flags, mention) in (('--train=0', '--val=0', '--train=0'), ('--train=-1', '-1'), ('--train=many', 'many'),
+                         ('--seed=%d' % 2 ** 32, 'seed'), ('--trian=3', '--trian'))])
 def test_bad_flags(tmp_path, flags, mention):
-    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % (tmp_path / 'new'), *flags), mention)
-    assert not (tmp_path / 'new').exists()
-
-
-def test_output_dir_is_required():
-    assert_user_error(run_command(SCRIPT), '--output-dir')
+    assert_user_error(run_command(SCRIPT, *flags, cwd=str(tmp_path)), mention)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refuses_folders_with_other_content(tmp_path):
     (tmp_path / 'file').write_text('mine')
-    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % (tmp_path / 'file')), 'file')
-    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % (tmp_path / 'file' / 'below')), 'below')
-    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % tmp_path), tmp_path, 'file')
+    for folder, mentions in ((tmp_path / 'file', ['file']), (tmp_path / 'file' / 'below', ['below']),
+                             (tmp_path, [tmp_path, 'file'])):
+        assert_user_error(run_command(SCRIPT, '--output-dir=%s' % folder), *mentions)
     real = tmp_path / 'real'
     for split in SPLITS:
         (real / split).mkdir(parents=True)
@@ -261,19 +256,10 @@ def test_refuses_folders_with_other_content(tmp_path):
     assert annotation_path(real, 'train2017').exists()
 
 
-def test_keeps_pictures_it_did_not_write(tmp_path):
-    assert run_command(SCRIPT, '--output-dir=%s' % tmp_path, '--train=1', '--val=1').returncode == 0
-    (tmp_path / 'train2017' / 'mine.jpg').write_bytes(b'mine')
-    assert_user_error(run_command(SCRIPT, '--output-dir=%s' % tmp_path, '--train=1', '--val=1'), 'train2017')
-    assert (tmp_path / 'train2017' / 'mine.jpg').exists()
-
-
-def test_interrupted_leaves_nothing_half_written(tmp_path):
-    process = subprocess.Popen([sys.executable, SCRIPT, '--output-dir=%s' % tmp_path, '--train=5000'], cwd=str(ROOT),
-                               stderr=subprocess.PIPE, universal_newlines=True)
-    images = tmp_path / '.unfinished' / 'train2017'
+def test_interrupted_leaves_nothing_half_written(start, tmp_path):
+    process = start(sys.executable, SCRIPT, '--output-dir=%s' % (tmp_path / 'out'), '--train=5000')
+    images = tmp_path / 'out' / '.unfinished' / 'train2017'
     wait_for(lambda: images.exists() and len(os.listdir(str(images))) > 1, 'no image was rendered')
     process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and 'Traceback' not in stderr, stderr
-    assert os.listdir(str(tmp_path)) == []
+    assert process.wait(30) == 130 and 'Traceback' not in process.log.read_text()
+    assert os.listdir(str(tmp_path / 'out')) == []

@@ -1,40 +1,38 @@
-"""scripts/quickstart.sh and scripts/demo.sh, in a copy of the checkout whose environment is there, on few steps."""
+"""scripts/quickstart.sh and scripts/demo.sh, in a copy of the checkout whose environment is there, on few steps.
+
+The copy has spaces and quotes in its name, CDPATH is exported, and there is no HOME.
+"""
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 
-from checkout import copy_checkout
-from conftest import ROOT, assert_user_error, run_command
-
-WEIGHTS = 'etcs/weights/mobilenet_thin_rendered.npy'
+from conftest import ROOT, assert_user_error, run_bash
+from test_layout import project_files
 
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-    """A checkout with weights in it, made from a training of one step where the project has none yet."""
-    folder = copy_checkout(tmp_path_factory.mktemp('checkout'))
-    if not (folder / WEIGHTS).exists():
-        data, model = folder / 'other_data', folder / 'model'
-        for command in (['scripts/make_sample_coco.py', '--output-dir=%s' % data, '--train=4', '--val=1'],
-                        ['train.py', '--model=mobilenet_thin', '--pretrained=none', '--datapath=%s' % data,
-                         '--batchsize=2', '--input-width=64', '--input-height=64', '--max-steps=1', '--workers=1',
-                         '--valid-every=0', '--modelpath=%s' % model]):
-            result = run_command(*command)
-            assert result.returncode == 0, result.stderr
-        (folder / WEIGHTS).parent.mkdir(exist_ok=True)
-        result = run_command('scripts/export_weights.py', '--checkpoint=%s' % model, '--output=%s' % (folder / WEIGHTS))
-        assert result.returncode == 0, result.stderr
+    """A copy of what git tracks, whose environment is the one that runs the tests: setup_env.sh does nothing there."""
+    folder = tmp_path_factory.mktemp('checkouts') / 'it\'s "my" checkout'
+    for path in project_files():
+        if not path.startswith('tests/'):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(str(ROOT / path), str(folder / path))
+    (folder / 'scripts' / 'setup_env.sh').write_text('exit 0\n')
+    for venv in ('.venv', '.venv-tf2'):
+        os.symlink(sys.prefix, str(folder / venv))
     return folder
 
 
 def run_script(checkout, name, *args, **variables):
-    return subprocess.run(['bash', 'scripts/' + name] + list(args), cwd=str(checkout), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=900,
-                          env=dict(os.environ, MPLBACKEND='Agg', **variables))
+    environment = {name: value for name, value in os.environ.items() if name != 'HOME'}
+    wrong = checkout.parent / 'wrong'  # what CDPATH would lead to
+    (wrong / 'scripts' / 'scripts').mkdir(parents=True, exist_ok=True)
+    return run_bash('scripts/' + name, *args, cwd=checkout,
+                    env=dict(environment, MPLBACKEND='Agg', CDPATH=str(wrong), **variables))
 
 
 @pytest.mark.slow
@@ -47,29 +45,29 @@ def test_quickstart(checkout):
         assert large in text
         text = text.replace(large, small)
     script.write_text(text)
-    result = run_script(checkout, 'quickstart.sh', 'quick', STEPS='1')
+    result = run_script(checkout, 'quickstart.sh', 'my quick', STEPS='1')
     assert result.returncode == 0, result.stderr[-2000:]
-    assert 'Restore pretrained weights... ' + WEIGHTS in result.stderr
+    assert 'Restore pretrained weights... etcs/weights/mobilenet_thin_rendered.npy' in result.stderr
     lines = result.stdout.splitlines()
-    graphs = [line for line in lines if line.startswith('quick/graph/') and ' MB, ' in line]
-    assert [line.split(':')[0] for line in graphs][0] == 'quick/graph/graph_opt.pb'
-    assert ('quick/graph/graph_int8.tflite' in result.stdout) == (sys.version_info >= (3, 10))
+    graphs = [line for line in lines if line.startswith('my quick/graph/') and ' MB, ' in line]
+    assert [line.split(':')[0] for line in graphs][0] == 'my quick/graph/graph_opt.pb'
+    assert ('my quick/graph/graph_int8.tflite' in result.stdout) == (sys.version_info >= (3, 10))
     assert lines[-len(graphs) - 2].startswith('AP ') and 'before this training' in lines[-len(graphs) - 2]
-    assert lines[-1] == 'labelled people beside the people found: quick/people/people_val2017.png'
+    assert lines[-1] == 'labelled people beside the people found: my quick/people/people_val2017.png'
     for path in ('samples/contact_sheet.png', 'model/logs/validation.png', 'loss_ll_paf.png',
                  'people/people_val2017.png', 'graph/graph_opt.pb'):
-        assert (checkout / 'quick' / path).stat().st_size > 0, path
+        assert (checkout / 'my quick' / path).stat().st_size > 0, path
 
 
 @pytest.mark.slow
 def test_demo_on_one_photograph(checkout, sample_coco):
     photograph = sorted((sample_coco / 'val2017').iterdir())[0]
     shutil.copy(str(photograph), str(checkout / 'a photo.jpg'))
-    result = run_script(checkout, 'demo.sh', 'a photo.jpg', SCALE='64')
+    result = run_script(checkout, 'demo.sh', 'a photo.jpg', 'found people', SCALE='64')
     assert result.returncode == 0, result.stderr
-    assert (checkout / 'demo' / 'a photo_rendered.png').stat().st_size > 0
-    assert 'people' in json.loads((checkout / 'demo' / 'a photo_keypoints.json').read_text())
-    assert result.stdout.splitlines()[-1].endswith('demo/*_rendered.png')
+    assert (checkout / 'found people' / 'a photo_rendered.png').stat().st_size > 0
+    assert 'people' in json.loads((checkout / 'found people' / 'a photo_keypoints.json').read_text())
+    assert result.stdout.splitlines()[-1].endswith('found people/*_rendered.png')
 
 
 @pytest.mark.parametrize('script, args, mention', [

@@ -1,10 +1,8 @@
 """The weights in etcs/weights: what is in the files, and that they find people they have not seen."""
-import json
-
 import numpy as np
 import pytest
 
-from conftest import ROOT, reference_data, run_command
+from conftest import ROOT, reference_data, run_well, summary_of
 from networks import pretrained
 
 RENDERED = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_rendered.npy'
@@ -13,9 +11,7 @@ PHOTOGRAPHS = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_photos.npy'
 
 
 def evaluate(weights, datapath, *flags):
-    result = run_command('pose_eval.py', '--weights=%s' % weights, '--datapath=%s' % datapath, *flags)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return summary_of(run_well('pose_eval.py', '--weights=%s' % weights, '--datapath=%s' % datapath, *flags))
 
 
 @pytest.mark.parametrize('path', [RENDERED, ATHLETES, PHOTOGRAPHS])
@@ -27,9 +23,8 @@ def test_files_are_small_and_in_half_precision(path):
 @pytest.mark.slow
 def test_rendered_people_are_found(tmp_path):
     """On unseen pictures, those that the quickstart validates on."""
-    result = run_command('scripts/make_sample_coco.py', '--output-dir=%s' % (tmp_path / 'data'), '--train=0',
-                         '--val=32', '--seed=2020')
-    assert result.returncode == 0, result.stderr
+    run_well('scripts/make_sample_coco.py', '--output-dir=%s' % (tmp_path / 'data'), '--train=0', '--val=32',
+             '--seed=2020')
     summary = evaluate(RENDERED, tmp_path / 'data', '--scale=256', '--output-dir=%s' % (tmp_path / 'out'))
     assert summary['images'] == 32 and summary['AP'] >= 0.5
 

@@ -1,10 +1,12 @@
-"""Who takes part: TF_CONFIG as Kubeflow sets it, Slurm's variables, and what is wrong in them."""
+"""Who takes part: TF_CONFIG as Kubeflow sets it, Slurm's variables, and what is wrong in them; what all compare."""
 import json
 
 import pytest
 
+import pose_files
 from pose_errors import UserError
-from training.cluster import ALONE, Cluster, expand_nodes, read_cluster
+from training import config
+from training.cluster import ALONE, LOCAL_FLAGS, Cluster, common_flags, expand_nodes, read_cluster
 
 
 def tf_config(cluster, kind='worker', index=0):
@@ -17,12 +19,9 @@ def test_without_variables_a_process_is_alone():
     assert read_cluster({'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}) == ALONE  # a batch script, before srun
 
 
-def test_tf_config():
+def test_tf_config_and_a_chief_who_is_the_first_worker():
     cluster = read_cluster(tf_config({'worker': ['node1:2222', 'node2:2222']}, index=1))
     assert cluster == Cluster(('node1:2222', 'node2:2222'), 1) and not cluster.is_first
-
-
-def test_a_chief_is_the_first_worker():
     jobs = {'chief': ['node1:2222'], 'worker': ['node2:2222', 'node3:2222']}
     workers = 'node1:2222', 'node2:2222', 'node3:2222'
     assert read_cluster(tf_config(jobs, 'chief')) == Cluster(workers, 0)
@@ -75,3 +74,23 @@ def test_slurm_variables_that_do_not_fit(changes):
     ('n[08-11]', ['n08', 'n09', 'n10', 'n11']), ('r[1-2].site', ['r1.site', 'r2.site'])])
 def test_lists_of_nodes(text, nodes):
     assert expand_nodes(text) == nodes
+
+
+def test_flags_that_tell_where_things_are_may_differ(monkeypatch):
+    flags = {'batchsize': 8, 'input_width': 368, 'datapath': '/data', 'workers': 4, 'remote_data': None}
+    assert common_flags(flags) == {'--batchsize': 8, '--input-width': 368}
+    monkeypatch.setattr('sys.argv', ['train.py'])
+    assert set(LOCAL_FLAGS) < set(vars(config.parse_flags()))
+
+
+def test_the_code_has_a_checksum(tmp_path, monkeypatch):
+    assert pose_files.sources_digest('*.py') == pose_files.sources_digest('*.py') != pose_files.sources_digest('*/*.py')
+    monkeypatch.setattr(pose_files, '__file__', str(tmp_path / 'pose_files.py'))
+    (tmp_path / 'training').mkdir()
+    (tmp_path / 'train.py').write_text('step = 1\n')
+    before = pose_files.sources_digest('*.py', 'training/*.py')
+    (tmp_path / 'training' / 'notes.txt').write_text('nothing that runs')
+    (tmp_path / 'train.py').write_bytes(b'step = 1\r\n')
+    assert pose_files.sources_digest('*.py', 'training/*.py') == before
+    (tmp_path / 'train.py').write_text('step = 2\n')
+    assert pose_files.sources_digest('*.py', 'training/*.py') != before

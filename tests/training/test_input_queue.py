@@ -2,6 +2,7 @@
 import logging
 import re
 import threading
+import types
 
 import numpy as np
 import psutil
@@ -10,11 +11,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, batch_layout
-from batches.loader import BatchLoader
 from conftest import descendants, wait_for
-from pose_dataset import PoseDataset
 from pose_errors import Stopped, UserError
 from training.input_queue import QUEUE_BATCHES, InputQueueHook, wait_for_samples
+from watched_loaders import watched_loader
 
 LAYOUT = batch_layout(2, 64, 64, 8, COCO_SKELETON)
 
@@ -62,27 +62,17 @@ def test_ready_counts_what_is_in_the_queue():
             wait_for(lambda: feed.ready() == QUEUE_BATCHES, 'the queue does not fill again')
 
 
-@pytest.fixture()
-def loader_and_worker(sample_coco):
-    """(a loader, its one worker process, which is to be suspended)."""
-    before = set(psutil.Process().children())  # others' tests may have left some
-    with BatchLoader(PoseDataset(str(sample_coco), 'train2017', 64, 64, 8), 2, workers=1, seed=0) as loader:
-        supervisor, = set(psutil.Process().children()) - before
-        worker, = wait_for(lambda: descendants(supervisor.pid), 'no worker')
-        yield loader, psutil.Process(worker)
-
-
 @pytest.mark.slow
-def test_stalled_data_is_reported(loader_and_worker, caplog):
+def test_stalled_data_is_reported(caplog):
     """Loader processes that stand still, then go on."""
     caplog.set_level(logging.WARNING)
-    loader, worker = loader_and_worker
-    with tf.Graph().as_default():
+    with tf.Graph().as_default(), watched_loader(1000, workers=1) as (loader, supervisor):
+        worker, = map(psutil.Process, descendants(supervisor))
         tf.train.get_or_create_global_step()
         feed = InputQueueHook(loader, report_seconds=0.5)
         with tf.train.MonitoredSession(hooks=[feed]) as session:
             assert feed.wait_for_batch(lambda: False)
-            assert session.run(feed.batch)[0].shape == (2, 64, 64, 3)
+            assert session.run(feed.batch)[0].shape == (4, 16, 16, 3)
             worker.suspend()
             threading.Timer(5, worker.resume).start()
             for _ in range(12):  # more than any queue holds
@@ -95,22 +85,13 @@ def test_stalled_data_is_reported(loader_and_worker, caplog):
     assert feed.wait_seconds > 2
 
 
-class FailingSource:
+class FailingSource(ReusingSource):
     """Two batches, then an error, as from a loader whose processes keep dying."""
 
-    layout, number = LAYOUT, 0
-
-    def __init__(self):
-        self.batches = 2
-
     def get(self, timeout):
-        self.batches -= 1
-        if self.batches < 0:
+        if self._number == 2:
             raise UserError('no more')
-        return Batch(*(np.zeros(shape, dtype) for _, dtype, shape in LAYOUT))
-
-    def ready(self):
-        return 0
+        return super().get(timeout)
 
 
 def test_batches_before_a_failure_are_used():
@@ -145,35 +126,21 @@ class LateSource:
         return 'start one'
 
 
-class Stop:
-    """A stop signal that came, or not."""
-
-    def __init__(self, came):
-        self.came = came
-
-    def check(self):
-        if self.came:
-            raise Stopped
-
-
 def test_waiting_for_the_first_data_worker_is_reported_like_any_other(caplog):
     caplog.set_level(logging.INFO)
-    source = LateSource(waits=2)
-    wait_for_samples(source, Stop(False), report_seconds=0)
+    source, no_stop = LateSource(waits=2), types.SimpleNamespace(check=lambda: None)
+    wait_for_samples(source, no_stop, report_seconds=0)
     assert source.samples == 7
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:2] == ['waiting for the first data worker', 'data worker joined: somebody']
     assert lines[2] == 'waiting for data: no batch for 0 s; start one'
-
-
-def test_a_source_that_knows_its_samples_is_not_waited_for(caplog):
-    caplog.set_level(logging.INFO)
-    source = LateSource(waits=0)
-    source.samples = 3
-    wait_for_samples(source, Stop(False))
+    caplog.clear()
+    wait_for_samples(source, no_stop)  # it knows its samples now
     assert not caplog.records
 
 
 def test_a_signal_ends_the_wait_for_the_first_data_worker():
+    def came():
+        raise Stopped
     with pytest.raises(Stopped):
-        wait_for_samples(LateSource(waits=10 ** 9), Stop(True))
+        wait_for_samples(LateSource(waits=10 ** 9), types.SimpleNamespace(check=came))

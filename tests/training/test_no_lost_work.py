@@ -16,7 +16,8 @@ import pytest
 
 import tensorflow.compat.v1 as tf
 from saved_weights import load_all, saved_step
-from train_runs import TrainRun
+from train_runs import SMALL, TrainRun, folders
+from training.run_log import read_curves
 
 pytestmark = pytest.mark.slow
 SAVE_EVERY = 2
@@ -27,9 +28,7 @@ class Run(TrainRun):
     poll_seconds = 0.001  # a save is short
 
     def __init__(self, data, model, *flags):
-        super().__init__(model, [[
-            sys.executable, 'train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none',
-            '--batchsize=2', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1'] + list(flags)])
+        super().__init__(model, [[sys.executable, 'train.py', *folders(data, model), *SMALL, '--batchsize=2', *flags]])
         self.process, = self.processes
 
     def last_logged_step(self):
@@ -77,45 +76,29 @@ def first_run(start_run, folder):
 
 @pytest.fixture(scope='module')
 def resumed(start_run, first_run):
-    """The run after the kills: where it resumed; stopped by SIGTERM to its group; the log."""
+    """The run after the kills: where it resumed; its last step before SIGTERM came to its group; the log."""
     model, _ = first_run
-    leftovers = [name for name in os.listdir(str(model)) if 'temp' in name]
+    (model / 'model-9_temp_0123').mkdir()  # should the kill have come after the save
     before = saved_step(model)
     run = start_run(model, '--max-steps=1000', '--save-every=100000', '--valid-every=1')
     run.wait_until(lambda: run.last_logged_step() >= before + 3)
     last = run.last_logged_step()
     run.stop(signal.SIGTERM)
-    return model, leftovers, before, last, run.log()
+    return model, before, last, run
 
 
-def test_a_killed_run_resumes_within_one_save_interval(first_run, resumed):
-    _, reached = first_run
-    _, _, before, _, log = resumed
-    assert reached - before <= SAVE_EVERY
-    assert 'resuming from %s-%d' % (resumed[0] / 'model', before) in log
-    assert re.findall(r' step=(\d+),', log)[0] == str(before + 1)
-
-
-def test_leftovers_of_a_killed_save_are_removed(resumed):
-    model, leftovers, _, _, log = resumed
-    if not leftovers:
-        pytest.skip('the kill came after the save; test_leftovers covers the same by hand-made files')
+def test_a_killed_run_resumes_within_one_save_interval_and_sigterm_saves_within_one_step(first_run, resumed):
+    """While training with a validation after each step; curves have each step once."""
+    model, before, last, run = resumed
+    assert first_run[1] - before <= SAVE_EVERY
+    assert 'resuming from %s-%d' % (model / 'model', before) in run.log()
+    assert 'left by a save that was cut short' in run.log()
     assert not [name for name in os.listdir(str(model)) if 'temp' in name]
-    assert 'left by a save that was cut short' in log
-
-
-def test_sigterm_saves_within_one_step(resumed):
-    """While training with a validation after each step."""
-    model, _, _, last, log = resumed
-    steps = [int(step) for step in re.findall(r' step=(\d+),', log)]
-    assert 'stopped by a signal at step %d' % steps[-1] in log
-    assert saved_step(model) == steps[-1] <= last + 2
-
-
-def test_curves_have_each_step_once(resumed):
-    with open(str(resumed[0] / 'logs' / 'curves.csv')) as file:
-        steps = [int(line.split(',')[1]) for line in file if line.startswith('train')]
-    assert steps == list(range(1, saved_step(resumed[0]) + 1))
+    steps = run.logged_steps()
+    assert 'stopped by a signal at step %d' % steps[-1] in run.log()
+    assert steps[0] == before + 1 and saved_step(model) == steps[-1] <= last + 2
+    curves = read_curves(str(model / 'logs' / 'curves.csv'))
+    assert [int(row['step']) for row in curves if row['kind'] == 'train'] == list(range(1, steps[-1] + 1))
 
 
 @pytest.fixture(scope='module')
@@ -166,18 +149,12 @@ def test_a_stopped_or_killed_supervisor_costs_nothing(start_run, tmp_path):
     assert saved_step(model) == run.last_logged_step() > before
 
 
-def test_divergence_ends_the_run_with_code_3(diverging, folder):
-    run, _ = diverging
+def test_divergence_ends_a_run_from_given_weights_with_code_3_and_leaves_these(diverging, folder):
+    run, source = diverging
     assert run.process.wait(timeout=600) == 3 and 'Traceback' not in run.log()
     message, = run.errors()
     assert re.search(r'NaN or infinite at step %d, with lr=[\d.]+e\+\d\d;' % (run.last_logged_step() + 1), message)
     assert str(folder / 'diverged' / 'model-0') in message
-
-
-def test_checkpoint_flag_starts_a_new_run_from_given_weights(diverging, folder):
-    """They are also what is still there after the divergence."""
-    run, source = diverging
-    run.process.wait(timeout=600)
     assert 'Restore pretrained weights... %s' % source in run.log()
     source, good = load_all(source), load_all(str(folder / 'diverged' / 'model-0'))
     assert good['global_step'] == 0 and source['global_step'] > 0

@@ -7,6 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_command
 from pose_errors import UserError
+from train_runs import SMALL, folders
 from training import devices
 from training.config import Recipe
 from training.optimizer import GROWTH_STEPS, LARGEST_SCALE, Optimizer
@@ -113,9 +114,8 @@ def test_gradients_are_those_without_a_scale():
 @pytest.mark.slow
 def test_train_learns_the_same_in_both_precisions_and_resumes_in_the_other(sample_coco, tmp_path):
     def train(name, *flags):
-        return run_command('train.py', '--model=mobilenet_thin', '--pretrained=none', '--datapath=%s' % sample_coco,
-                           '--modelpath=%s' % (tmp_path / name), '--batchsize=4', '--input-width=64',
-                           '--input-height=64', '--workers=1', '--log-every=1', '--valid-every=6', *flags)
+        return run_command('train.py', *folders(sample_coco, tmp_path / name), *SMALL, '--batchsize=4',
+                           '--valid-every=6', *flags)
 
     if not devices.has_bfloat16():
         assert_user_error(train('mixed', '--max-steps=6', '--precision=mixed'), '--precision=mixed')

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from batches import START, Sequence, compressed, expanded, samples_done, shortened
-from conftest import PROGRAMS, program_environment
+from conftest import program_environment
 from test_pose_dataworker import worker_command
-from train_runs import SMALL, TrainRun
+from train_runs import SMALL_NETWORK, TrainRun
 from training.config import Schedule, schedule_of
 from training.run_folder import note_progress, read_progress
 
@@ -58,8 +58,8 @@ def test_data_workers_are_told_of_so_many_gaps_only(caplog):
 @pytest.fixture
 def start_run(tmp_path, close_at_end):
     def start_run(*flags):
-        command = [sys.executable, str(PROGRAMS / 'train_small.py'), '--modelpath=%s' % (tmp_path / 'model')]
-        return close_at_end(TrainRun(str(tmp_path / 'model'), [command + SMALL + list(flags)], [program_environment()]))
+        command = [sys.executable, *SMALL_NETWORK, '--modelpath=%s' % (tmp_path / 'model'), *flags]
+        return close_at_end(TrainRun(str(tmp_path / 'model'), [command], [program_environment()]))
     return start_run
 
 
@@ -90,7 +90,7 @@ def test_another_batch_size_goes_on_with_the_next_samples(start_run, sample_coco
 @pytest.mark.slow
 def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_coco, tmp_path, address, start):
     """Two data workers, of which one stands still while the other goes on; then a stop."""
-    workers = [start(*worker_command(address, sample_coco), '--workers=1') for _ in range(2)]
+    workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
     flags = ['--remote-data=%s' % address, '--batchsize=2', '--max-steps=1000000']
     run = start_run(*flags)
     run.wait_until(lambda: len(run.logged_steps()) > 20 and run.log().count('data worker joined') == 2)

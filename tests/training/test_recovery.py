@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
-from conftest import PROGRAMS, assert_user_error, run_command, wait_for
+from conftest import PROGRAMS, assert_user_error, run_command, run_well, wait_for
 from inference import read_skeleton
 from pose_errors import UserError
+from train_runs import SMALL, folders
 from training import checkpoint
 from training.checkpoint import recover
 from training.config import Schedule
@@ -110,35 +111,34 @@ def damage_best(best, how):
         (best / 'best.json').write_bytes(how)
 
 
-def test_a_kill_between_the_record_of_the_best_and_its_checkpoint_loses_neither(tmp_path):
+@pytest.fixture
+def session_and_saver():
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(tf.get_variable('weight', initializer=np.zeros(3, np.float32), use_resource=False).initializer)
-        saver = checkpoint.create_saver(5)
-        checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 4, 0.7)
-        best = checkpoint.BestCheckpoint(saver, str(tmp_path))
-        record = (tmp_path / 'best' / 'best.json')
-        best.update(session, 6, 0.5)
-        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
-        killed = json.loads(record.read_text())
-        assert killed == {'step': 6, 'loss_ll': 0.5, 'previous': {'step': 4, 'loss_ll': 0.7}}
-        record.write_text(json.dumps(dict(step=8, loss_ll=0.1, previous={'step': 6, 'loss_ll': 0.5})))
-        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
+        yield session, checkpoint.create_saver(5)
+
+
+def test_a_kill_between_the_record_of_the_best_and_its_checkpoint_loses_neither(session_and_saver, tmp_path):
+    session, saver = session_and_saver
+    record = tmp_path / 'best' / 'best.json'
+    for step, loss in ((4, 0.7), (6, 0.5)):
+        checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, step, loss)
+        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == loss
+    assert json.loads(record.read_text()) == {'step': 6, 'loss_ll': 0.5, 'previous': {'step': 4, 'loss_ll': 0.7}}
+    record.write_text(json.dumps(dict(step=8, loss_ll=0.1, previous={'step': 6, 'loss_ll': 0.5})))
+    assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
 
 
 @pytest.mark.parametrize('how', ['a file', 'empty checkpoint', b'', b'text', b'[]', b'{"loss_ll": "low"}', b'\xff',
                                  b'{"loss_ll": NaN}'])
-def test_a_damaged_best_is_set_aside(tmp_path, how, caplog):
-    with tf.Graph().as_default(), tf.Session() as session:
-        weight = tf.get_variable('weight', initializer=np.zeros(3, np.float32), use_resource=False)
-        session.run(weight.initializer)
-        saver = checkpoint.create_saver(5)
-        checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 2, 0.5)
-        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
-        damage_best(tmp_path / 'best', how)
-        best = checkpoint.BestCheckpoint(saver, str(tmp_path))
-        assert best.loss_ll == np.inf and 'best is damaged' in caplog.text
-        assert (tmp_path / 'damaged-best').exists()
-        best.update(session, 4, 0.7)
+def test_a_damaged_best_is_set_aside(session_and_saver, tmp_path, how, caplog):
+    session, saver = session_and_saver
+    checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 2, 0.5)
+    damage_best(tmp_path / 'best', how)
+    best = checkpoint.BestCheckpoint(saver, str(tmp_path))
+    assert best.loss_ll == np.inf and 'best is damaged' in caplog.text
+    assert (tmp_path / 'damaged-best').exists()
+    best.update(session, 4, 0.7)
     assert json.loads((tmp_path / 'best' / 'best.json').read_text()) == {'step': 4, 'loss_ll': 0.7}
 
 
@@ -161,8 +161,6 @@ def test_damaged_curves_lose_their_bad_lines_only(tmp_path, content, steps):
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
-    if not os.path.exists('/dev/full'):
-        pytest.skip('there is no /dev/full')
     with RunLog(str(tmp_path), 0, Schedule(10, 1000, True, 0)) as log:
         curves, = [file.fd for file in psutil.Process().open_files() if file.path == str(tmp_path / 'curves.csv')]
         os.dup2(os.open('/dev/full', os.O_WRONLY), curves)
@@ -173,8 +171,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
 
 
 def train_flags(data, model, *more):
-    return ['train.py', '--datapath=%s' % data, '--modelpath=%s' % model, '--pretrained=none', '--batchsize=2',
-            '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1', '--save-every=2'] + list(more)
+    return ['train.py', *folders(data, model), *SMALL, '--batchsize=2', '--save-every=2', *more]
 
 
 @pytest.fixture(scope='module')
@@ -184,32 +181,21 @@ def run(sample_coco, tmp_path_factory):
     shutil.copytree(str(sample_coco), str(folder / 'data'))
     picture = sorted((folder / 'data' / 'val2017').iterdir())[1]
     picture.write_bytes(picture.read_bytes()[:2000])
-    result = run_command(*train_flags(folder / 'data', folder / 'model', '--max-steps=4', '--valid-every=4',
-                                      '--eval-every=2'))
-    return folder, result
-
-
-@pytest.mark.slow
-def test_an_odd_validation_image_does_not_end_a_run(run):
-    folder, result = run
-    assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
-    assert 'done: step 4' in result.stderr and step_of(folder / 'model') == 4
-    assert 'AP evaluation at step 2 left out' in result.stderr and picture_name(folder) in result.stderr
-
-
-def picture_name(folder):
-    return sorted((folder / 'data' / 'val2017').iterdir())[1].name
+    log = run_well(*train_flags(folder / 'data', folder / 'model', '--max-steps=4', '--valid-every=4',
+                                '--eval-every=2')).stderr
+    assert 'Traceback' not in log and 'done: step 4' in log and step_of(folder / 'model') == 4
+    assert 'AP evaluation at step 2 left out' in log and picture.name in log
+    return folder
 
 
 @pytest.mark.slow
 def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, tmp_path):
     """The newest checkpoint and the file `checkpoint` damaged; a second trainer meanwhile; the terminal closes."""
-    folder, _ = run
     model = tmp_path / 'model'
-    shutil.copytree(str(folder / 'model'), str(model))
+    shutil.copytree(str(run / 'model'), str(model))
     (model / 'model-4.index').write_bytes(b'')
     (model / 'checkpoint').unlink()
-    flags = train_flags(folder / 'data', model, '--max-steps=100000', '--valid-every=0')
+    flags = train_flags(run / 'data', model, '--max-steps=100000', '--valid-every=0')
     leader, follower = os.openpty()
     process = start(sys.executable, PROGRAMS / 'in_terminal.py', follower, *flags, pass_fds=[follower])
     os.close(follower)
@@ -224,7 +210,7 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     assert step_of(model) >= 4 and (model / 'damaged-model-4.index').exists()
     assert len(json.loads((model / 'run.json').read_text())['starts']) == 2
     # Step 3 has the same batch and, from the checkpoint, the same weights as before; another batch's loss differs.
-    before, after = losses(folder / 'model'), losses(model)
+    before, after = losses(run / 'model'), losses(model)
     assert after[3] == pytest.approx(before[3], rel=1e-4) and abs(before[3] / before[1] - 1) > 1e-2
 
 

@@ -1,31 +1,22 @@
 """One run per folder: the lock is told, and lost with its holder."""
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from conftest import PROGRAMS, program_environment
+from conftest import PROGRAMS, wait_for
 from pose_errors import UserError
 from training.run_folder import LOCK_FILE, lock_folder
 
 
 @pytest.fixture
-def other_holder(tmp_path):
+def other_holder(start_program, tmp_path):
     """A function that starts another process, which holds tmp_path."""
-    holders = []
-
-    def start():
-        holders.append(subprocess.Popen([sys.executable, str(PROGRAMS / 'hold_folder.py'), str(tmp_path)],
-                                        stdout=subprocess.PIPE, env=program_environment()))
-        assert holders[-1].stdout.readline() == b'held\n'
-        return holders[-1]
-
-    yield start
-    for holder in holders:
-        holder.kill()
-        holder.wait()
+    def other_holder():
+        holder = start_program(PROGRAMS / 'hold_folder.py', tmp_path)
+        wait_for(lambda: 'held' in holder.log.read_text(), 'it does not hold the folder')
+        return holder
+    return other_holder
 
 
 def test_the_second_one_is_told_who_holds_the_folder(other_holder, tmp_path):

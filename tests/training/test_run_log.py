@@ -18,12 +18,15 @@ METRICS = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, 
 
 
 def test_each_start_is_noted_with_its_flags(tmp_path):
-    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
+    """For people to read; a new run in the folder of one without a checkpoint starts anew."""
+    for _ in range(2):
+        note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
     note_start(str(tmp_path), dict(FLAGS, tag='again'), COCO_SKELETON, resumes=True)
     run = read_run(str(tmp_path))
     assert run['flags'] == dict(FLAGS, tag='again')
     assert [start['flags']['tag'] for start in run['starts']] == ['', 'again']
     assert all(start['versions']['tensorflow'] == tf.__version__ and start['command'] for start in run['starts'])
+    assert (tmp_path / RUN_FILE).read_text() == json.dumps(run, indent=1, sort_keys=True)
 
 
 def test_another_number_of_samples_is_told(tmp_path, caplog):
@@ -51,25 +54,14 @@ def test_a_small_learning_rate_is_no_zero_in_the_log(rate, text, caplog):
     assert text in caplog.text
 
 
-def test_a_new_run_in_the_folder_of_a_run_without_checkpoint_starts_anew(tmp_path):
-    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
-    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
-    assert len(read_run(str(tmp_path))['starts']) == 1
-
-
-def test_run_json_is_as_people_read_it(tmp_path):
-    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
-    text = (tmp_path / RUN_FILE).read_text()
-    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True)
-
-
 def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
     note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
     check_resume(str(tmp_path), dict(FLAGS, lr=[0.1], tag='other'))
     for name, value, mentions in (('model', 'cmu', '--model=mobilenet_thin'), ('input_width', 96, '--input-width=64'),
                                   ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam')):
-        with pytest.raises(UserError, match=mentions):
+        with pytest.raises(UserError, match=mentions) as error:
             check_resume(str(tmp_path), dict(FLAGS, **{name: value}))
+        assert str(value) in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_run_goes_on_with_its_keypoints(tmp_path):

@@ -22,8 +22,10 @@ def test_a_process_alone_ends_at_once():
 
 
 @pytest.fixture
-def second():
+def second(monkeypatch):
     """The second of two processes, which never meets the first; its flag `told` is a stop signal."""
+    for name in ('FAREWELL_SECONDS', 'BEAT_SECONDS'):
+        monkeypatch.setattr('training.coordinator.' + name, 0.1)
     told = []
     cluster = Cluster(tuple('127.0.0.1:%d' % port for port in free_ports(2)), 1)
     with MultiProcess(cluster, lambda: bool(told)) as process:

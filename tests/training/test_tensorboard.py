@@ -1,7 +1,6 @@
 """What TensorBoard's own server shows of a run."""
 import json
 import re
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -10,6 +9,7 @@ import urllib.request
 import cv2
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tensorflow.compat.v1 as tf
 from conftest import wait_for
@@ -33,29 +33,19 @@ def write_run(folder):
         log.evaluation(30, 0.5)
 
 
-@pytest.fixture(scope='module')
-def server(tmp_path_factory):
-    """The address of TensorBoard on such a run."""
-    folder = tmp_path_factory.mktemp('board')
-    write_run(folder)
-    log = folder / 'server.log'
-    with open(str(log), 'w') as output:
-        process = subprocess.Popen([sys.executable, '-m', 'tensorboard.main', '--logdir=%s' % folder, '--port=0',
-                                    '--host=127.0.0.1'], stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield wait_for(lambda: re.search(r'http://127.0.0.1:\d+/', log.read_text()), 'no server').group()
-    finally:
-        process.kill()
-        process.wait()
-
-
 def ask(server, route, **query):
     with urllib.request.urlopen('%sdata/%s?%s' % (server, route, urllib.parse.urlencode(query)), timeout=60) as answer:
         return answer.read()
 
 
 @pytest.mark.slow
-def test_training_and_validation_share_their_charts(server):
+def test_charts_pictures_flags_and_graph(start, tmp_path):
+    """Training and validation share their charts."""
+    write_run(tmp_path / 'run')
+    process = start(sys.executable, '-m', 'tensorboard.main', '--logdir=%s' % (tmp_path / 'run'), '--port=0',
+                    '--host=127.0.0.1')
+    server = wait_for(lambda: re.search(r'http://127.0.0.1:\d+/', process.log.read_text()), 'no server').group()
+
     def tags():
         found = json.loads(ask(server, 'plugin/scalars/tags').decode())
         return found if len(found) == 2 and 'AP/AP' in found['validation'] else None
@@ -70,9 +60,6 @@ def test_training_and_validation_share_their_charts(server):
         assert [row[1] for row in rows] == list(STEPS)
         np.testing.assert_allclose([row[2] for row in rows], [factor * 100.0 / step for step in STEPS], rtol=1e-6)
 
-
-@pytest.mark.slow
-def test_pictures_over_steps(server):
     query = {'run': 'validation', 'tag': 'pictures/validation', 'sample': 0}
     entries = wait_for(lambda: json.loads(ask(server, 'plugin/images/images', **query).decode()), 'no pictures')
     assert [entry['step'] for entry in entries] == list(STEPS)
@@ -81,9 +68,6 @@ def test_pictures_over_steps(server):
         pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
         assert pixels.shape == (40, 60, 3) and (pixels == entry['step']).all()
 
-
-@pytest.mark.slow
-def test_flags_and_graph(server):
     query = {'run': 'train', 'tag': 'run/flags'}
     text = wait_for(lambda: json.loads(ask(server, 'plugin/text/text', **query).decode()), 'no text')
     assert '<td>--max-steps</td>' in text[0]['text'].replace('\n', '') and 'mobilenet_thin' in text[0]['text']
@@ -93,7 +77,6 @@ def test_flags_and_graph(server):
 @pytest.mark.slow
 def test_after_a_kill_the_points_up_to_the_checkpoint_stay(tmp_path):
     """As TensorBoard's Python reader, which knows starts of sessions, has them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     metrics = dict({name: 1.0 for name in LOSSES}, loss_ll_background=1.0, lr=0.1, examples_per_sec=1.0, queue=0,
                    data_wait=0.0)
     for first, steps in ((0, (10, 20, 27)), (20, (30,))):

@@ -9,8 +9,12 @@ import time
 
 from conftest import PROGRAMS, ROOT, free_ports, program_environment
 
-SMALL = ['--model=small', '--pretrained=none', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1',
-         '--valid-every=0']
+SMALL = ['--pretrained=none', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1']
+SMALL_NETWORK = [str(PROGRAMS / 'train_small.py'), '--model=small', '--valid-every=0'] + SMALL
+
+
+def folders(data, model):
+    return ['--datapath=%s' % data, '--modelpath=%s' % model]
 
 
 class TrainRun:
@@ -83,6 +87,6 @@ class ClusterRun(TrainRun):
         self.workers = ['127.0.0.1:%d' % port for port in free_ports(processes)]
         configs = [{'cluster': {'worker': self.workers}, 'task': {'type': 'worker', 'index': k}}
                    for k in range(processes)]
-        commands = [[sys.executable, str(PROGRAMS / 'train_small.py'), '--datapath=%s' % data, '--modelpath=%s' % model]
-                    + SMALL + list(flags) + (different or {}).get(k, []) for k in range(processes)]
+        commands = [[sys.executable, *SMALL_NETWORK, *folders(data, model), *flags, *(different or {}).get(k, [])]
+                    for k in range(processes)]
         super().__init__(model, commands, [program_environment(TF_CONFIG=json.dumps(config)) for config in configs])
