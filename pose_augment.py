@@ -1,7 +1,8 @@
 """Augmentation the CMU way: scale, rotate, crop and flip, composed into one affine and applied in one warp.
 
 One function draws the random numbers, another turns them into a 2x3 matrix, and pure functions apply the matrix to the
-image and to the joints. Pixel coordinates refer to pixel centres: the first pixel of a row is at x = 0.
+image and to the joints. Pixel coordinates refer to pixel centres: the first pixel of a row is at x = 0. What changes
+the look of the crop (colour, blur, noise, JPEG artefacts, patches) is drawn and applied in the same way, after that.
 """
 import collections
 import math
@@ -11,11 +12,21 @@ import numpy as np
 
 PERSON_HEIGHT = 0.6  # of the input's height, before the random scale
 BORDER_GREY = 128
+MAX_PATCHES = 8
 NEGATIVE_SIDES = 0.25, 1.0  # of an image without people: what a crop is made around, as a share of its shorter side
 
 # What is drawn for each sample: scale, angle (degrees) and offset (input pixels, in x and in y) from (lowest, highest).
-Ranges = collections.namedtuple('Ranges', 'scale angle offset flip_probability')
+# log_scale: the logarithm of the scale is uniform, not the scale.  colour: how far brightness, contrast, saturation and
+# hue change, from 0 to 1.  grey, blur, noise, jpeg: probabilities of each.  patches: the most that cover a part of it.
+Ranges = collections.namedtuple(
+    'Ranges', 'scale angle offset flip_probability log_scale colour grey blur noise jpeg patches',
+    defaults=(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0))
 CMU_RANGES = Ranges(scale=(0.5, 1.1), angle=(-40.0, 40.0), offset=(-40.0, 40.0), flip_probability=0.5)
+PRESETS = {
+    'cmu': CMU_RANGES,  # of 2017
+    'cmu2019': CMU_RANGES._replace(scale=(1 / 3, 1.1), angle=(-45.0, 45.0), patches=2),  # of openpose_train
+    'strong': CMU_RANGES._replace(scale=(0.25, 2.0), log_scale=True, colour=0.5, grey=0.05, blur=0.1, noise=0.1,
+                                  jpeg=0.1, patches=2)}
 
 # scale: factor on PERSON_HEIGHT; angle: degrees, clockwise on the screen; offset_x, offset_y: of the crop's centre from
 # the person's, in input pixels; flip: whether the crop is mirrored.
@@ -24,8 +35,10 @@ Augmentation = collections.namedtuple('Augmentation', 'scale angle offset_x offs
 
 def draw_augmentation(rng, ranges=CMU_RANGES):
     """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip."""
-    return Augmentation(rng.uniform(*ranges.scale), rng.uniform(*ranges.angle), rng.uniform(*ranges.offset),
-                        rng.uniform(*ranges.offset), bool(rng.uniform() < ranges.flip_probability))
+    scale = rng.uniform(*(np.log(ranges.scale) if ranges.log_scale else ranges.scale))
+    return Augmentation(math.exp(scale) if ranges.log_scale else scale, rng.uniform(*ranges.angle),
+                        rng.uniform(*ranges.offset), rng.uniform(*ranges.offset),
+                        bool(rng.uniform() < ranges.flip_probability))
 
 
 def draw_box(rng, width, height):
@@ -96,3 +109,59 @@ def is_mirrored(matrix):
 def _determinant(matrix):
     (a, b, _), (c, d, _) = matrix.tolist()
     return a * d - b * c
+
+
+# How the look of a crop changes. colour: 3x4, BGR to BGR with an offset, or None.  blur: sigma in pixels, or 0.
+# noise: int16 (NOISE_TILE, NOISE_TILE, 3) to add, repeated over the crop, or None.  jpeg: a quality, or 0.
+# patches: [(x, y, width, height as shares of the crop's sides, colour)].
+Look = collections.namedtuple('Look', 'colour blur noise jpeg patches')
+LUMINANCE_BGR = 0.114, 0.587, 0.299
+NOISE_TILE = 64
+
+
+def draw_look(rng, ranges):
+    """Draw a Look from a numpy RandomState; None, and nothing is drawn, where the ranges leave the look alone."""
+    if not any((ranges.colour, ranges.grey, ranges.blur, ranges.noise, ranges.jpeg, ranges.patches)):
+        return None
+    colour = draw_colour(rng, ranges.colour) if ranges.colour else None
+    if rng.uniform() < ranges.grey:
+        colour = np.tile(LUMINANCE_BGR, (3, 1)) @ (np.eye(3, 4) if colour is None else colour)
+    blur = rng.uniform(0.5, 2.0) if rng.uniform() < ranges.blur else 0
+    noise = None
+    if rng.uniform() < ranges.noise:
+        noise = rng.normal(0, rng.uniform(2, 12), (NOISE_TILE, NOISE_TILE, 3)).astype(np.int16)
+    jpeg = rng.randint(10, 60) if rng.uniform() < ranges.jpeg else 0
+    patches = [(*rng.uniform(0, 0.9, 2), *rng.uniform(0.05, 0.25, 2), rng.randint(0, 256, 3).tolist())
+               for _ in range(rng.randint(ranges.patches + 1))]
+    return Look(colour, blur, noise, jpeg, patches)
+
+
+def draw_colour(rng, strength):
+    """A random 3x4 matrix on BGR pixels 0..255: brightness, contrast, saturation and hue in one."""
+    brightness, contrast = rng.uniform(-64, 64) * strength, math.exp(rng.uniform(-0.5, 0.5) * strength)
+    saturation, hue = 1 + rng.uniform(-1, 1) * strength, math.radians(rng.uniform(-36, 36)) * strength
+    saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMINANCE_BGR, (3, 1))
+    turn, _ = cv2.Rodrigues(np.full(3, hue / math.sqrt(3)))  # about the axis of greys
+    return np.column_stack([contrast * turn @ saturate, np.full(3, brightness + 128 * (1 - contrast))])
+
+
+def change_look(image, look):
+    """A uint8 (H, W, 3) BGR image with a Look, as a new one; with None, the image itself."""
+    if look is None:
+        return image
+    height, width, _ = image.shape
+    if look.patches:
+        image = image.copy()
+    for x, y, wide, high, colour in look.patches:
+        image[int(y * height):int((y + high) * height) + 1, int(x * width):int((x + wide) * width) + 1] = colour
+    if look.colour is not None:
+        image = cv2.transform(image, look.colour)
+    if look.blur:
+        image = cv2.GaussianBlur(image, (0, 0), look.blur)
+    if look.noise is not None:
+        repeats = -(-height // NOISE_TILE), -(-width // NOISE_TILE), 1
+        image = np.clip(image + np.tile(look.noise, repeats)[:height, :width], 0, 255).astype(np.uint8)
+    if look.jpeg:
+        _, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, look.jpeg])
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return image

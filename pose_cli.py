@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import math
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ class StopSignal:
     after the current step; one more, later, kills as usual."""
 
     def __init__(self):
+        self._end = math.inf
         self._received, self._terminals = None, [fd for fd in (0, 1, 2) if os.isatty(fd)]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -30,7 +32,11 @@ class StopSignal:
 
     def __call__(self):
         """Whether to stop."""
-        return self._received is not None
+        return self._received is not None or time.monotonic() >= self._end
+
+    def after(self, seconds):
+        """Ask for a stop so many seconds from now."""
+        self._end = time.monotonic() + seconds
 
     def check(self):
         """Raise Stopped if a signal came."""
@@ -183,6 +189,35 @@ def whole_number(minimum, maximum):
 positive_int, non_negative_int = whole_number(1, MAX_INT), whole_number(0, MAX_INT)
 positive_process_count, process_count = whole_number(1, MAX_PROCESSES), whole_number(0, MAX_PROCESSES)
 seed = whole_number(0, MAX_SEED)
+
+
+def real_number(minimum, maximum):
+    """An argparse type: a number from minimum to maximum."""
+    def parse(text):
+        value = number(text)
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError('%.40r is not a number from %g to %g' % (text, minimum, maximum))
+        return value
+    return parse
+
+
+def interval(minimum, maximum):
+    """An argparse type: '0.5,1.1' -> (0.5, 1.1), both from minimum to maximum, the lower one first."""
+    def parse(text):
+        values = tuple(map(number, text.split(',')))
+        if len(values) != 2 or not minimum <= values[0] <= values[1] <= maximum:
+            raise argparse.ArgumentTypeError('%.40r is not two numbers from %g to %g, like 0.5,1.1, the lower one first'
+                                             % (text, minimum, maximum))
+        return values
+    return parse
+
+
+def number(text):
+    """A float; NaN, which is in no range, for text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def size(text):

@@ -82,7 +82,9 @@ class PoseDataset:
             image = self._without_people[rng.randint(len(self._without_people))]
             box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
         matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
-        return self._sample(image, matrix, augmentation)
+        sample = self._sample(image, matrix, augmentation)
+        return sample._replace(image=pose_augment.change_look(sample.image,
+                                                              pose_augment.draw_look(rng, self.ranges)))
 
     def image_of(self, index):
         """The path of the image of sample number index, in words where it is drawn anew each time."""
@@ -177,6 +179,36 @@ def _good_samples(make_sample, indices, counter):
             yield sample
 
 
+def add_augmentation_flags(parser):
+    """Add --augment, and a flag for each part of it."""
+    share = pose_cli.real_number(0, 1)
+    add = parser.add_argument
+    add('--augment', choices=sorted(pose_augment.PRESETS), help="cmu: the authors' of 2017 (default); cmu2019: their "
+        'later one; strong: wider scales, colour, grey, blur, noise, JPEG artefacts, patches')
+    add('--aug-scale', type=pose_cli.interval(0.01, 100), metavar='MIN,MAX', help="factors on the person's height, "
+        "which is %g of the input's" % pose_augment.PERSON_HEIGHT)
+    add('--aug-rotate', type=pose_cli.real_number(0, 180), metavar='DEGREES', help='to either side')
+    add('--aug-offset', type=pose_cli.real_number(0, 10000), metavar='PIXELS', help='of the crop, in each direction')
+    add('--aug-flip', type=share, metavar='P', help='probability of a mirror image')
+    add('--aug-colour', type=share, metavar='STRENGTH', help='of changes of brightness, contrast, saturation and hue')
+    for name in ('grey', 'blur', 'noise', 'jpeg'):
+        add('--aug-' + name, type=share, metavar='P', help='probability of ' + {
+            'grey': 'a grey image', 'jpeg': 'JPEG artefacts'}.get(name, name))
+    add('--aug-patches', type=pose_cli.whole_number(0, pose_augment.MAX_PATCHES), metavar='N',
+        help='the most patches that cover a part')
+
+
+def ranges_of(flags):
+    """The pose_augment.Ranges that add_augmentation_flags' flags ask for."""
+    given = {name: getattr(flags, 'aug_' + name) for name in ('scale', 'colour', 'grey', 'blur', 'noise', 'jpeg',
+                                                              'patches')}
+    given['flip_probability'] = flags.aug_flip
+    for name, bound in (('angle', flags.aug_rotate), ('offset', flags.aug_offset)):
+        given[name] = None if bound is None else (-bound, bound)
+    return pose_augment.PRESETS[flags.augment or 'cmu']._replace(
+        **{name: value for name, value in given.items() if value is not None})
+
+
 def check_input_size(input_width, input_height, stride, flag=None):
     """Raise UserError when a side of the input is not a multiple of the output stride.
 
@@ -231,6 +263,7 @@ def parse_flags():
     parser.add_argument('--input-height', type=pose_cli.positive_int, default=368, help='the same')
     parser.add_argument('--stride', type=pose_cli.positive_int, default=8, help='output stride of the network')
     parser.add_argument('--seed', type=pose_cli.seed, default=0)
+    add_augmentation_flags(parser)
     flags = parser.parse_args()
     if not flags.datapath:
         parser.error('give --datapath=DIR or set $COCO_DIR')
@@ -243,7 +276,7 @@ def main():
     flags = parse_flags()
     pose_cli.log_to_stderr()
     dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
-                          flags.imgpath, category=flags.category)
+                          flags.imgpath, ranges_of(flags), flags.category)
     pose_files.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)

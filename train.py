@@ -30,7 +30,7 @@ from annotations.skeleton import COCO_SKELETON, parse_skeleton
 from batches import Sequence, compressed, expanded, remaining, samples_done, shortened
 from batches.loader import BatchLoader
 from networks.tensorflow import tf
-from pose_dataset import PoseDataset
+from pose_dataset import PoseDataset, ranges_of
 from pose_errors import Stopped, UserError, disk_trouble
 from pose_files import sources_digest
 from remote.receiver import BatchReceiver
@@ -102,10 +102,12 @@ def train(flags, weights, coordinator):
         schedule = schedule_of(flags, source.samples, start.step, samples_done(start.sequence))
         warn_of_short_run(flags, source.samples, schedule)
         with tf.Graph().as_default():
-            step = build_and_run(flags, weights, source, validation, start, schedule, coordinator)
-        if step < schedule.max_steps:  # told here, where data workers learn from it to wait for the run to go on
-            raise Stopped('stopped by a signal at step %d; saved in %s; the same command resumes there'
-                          % (step, flags.modelpath))
+            step, exhausted = build_and_run(flags, weights, source, validation, start, schedule, coordinator)
+        if exhausted:
+            logging.info('%d validations in a row were no better: --patience ends the run', flags.patience)
+        elif step < schedule.max_steps:  # told here, where data workers learn from it to wait for the run to go on
+            raise Stopped('stopped by a signal%s at step %d; saved in %s; the same command resumes there'
+                          % (' or --max-hours' if flags.max_hours is not None else '', step, flags.modelpath))
     logging.info('done: step %d, checkpoints in %s, TensorBoard log and curves.csv in %s; a higher --max-steps or '
                  '--max-epoch trains on', step, flags.modelpath, flags.logpath)
 
@@ -138,7 +140,7 @@ def warn_of_short_run(flags, samples, schedule):
 def open_dataset(flags, split, negatives=0.0):
     """The PoseDataset of a split, for the network of the flags. negatives: as there."""
     return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, category=flags.category, negatives=negatives)
+                       flags.imgpath, ranges_of(flags), flags.category, negatives)
 
 
 def open_validation(flags):
@@ -165,7 +167,7 @@ def open_source(flags, start, coordinator):
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
                 'skeleton': start.skeleton.to_json(), 'negatives': flags.negatives,
-                'sequence': shortened(start.sequence)}
+                'augmentation': dict(ranges_of(flags)._asdict()), 'sequence': shortened(start.sequence)}
     # Data workers know no shards: to them, the shards of all batches are a sequence of smaller batches.
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=cluster.index, every=cluster.size,
                            data=training_data(flags))
@@ -199,7 +201,9 @@ def check_keypoints(skeleton, validation):
 # Graph, session and loop.
 
 def build_and_run(flags, weights, source, validation, start, schedule, coordinator):
-    """Build the graph of a step, connect the processes, and train in a session. Returns the last step.
+    """Build the graph of a step, connect the processes, and train in a session.
+
+    Returns (the last step, whether --patience ended the run).
 
     Args:
         source: a batch source.  validation: a PoseDataset, or None.  start: a Start.  schedule: a config.Schedule.
@@ -215,7 +219,7 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
         training = build_training(flags.model, queue.batch, devices, flags.lr, schedule, source.skeleton,
                                   recipe_of(flags, loss_scale), cluster)
         validator = validation and Validator(flags.model, devices[0], validation,
-                                             max(1, flags.batchsize // cluster.size // flags.gpus))
+                                             max(1, flags.batchsize // cluster.size // flags.gpus), training.averages)
         saver = create_saver(flags.keep, training.variables)
         latest = latest_checkpoint(flags.modelpath) if cluster.is_first else None
         if latest:
@@ -244,7 +248,8 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                     open_log(flags, checkpoints.first_step, schedule, training, cluster) as log:
                 logging.info('%s: %d samples, %d steps per epoch, step %d of %d', flags.model, source.samples,
                              schedule.steps_per_epoch, checkpoints.first_step, schedule.max_steps)
-                best = BestCheckpoint(saver, flags.modelpath) if cluster.is_first else None
+                best = BestCheckpoint(saver, flags.modelpath, 'AP' if flags.eval_every else 'loss_ll') \
+                    if cluster.is_first else None
                 check = Checks(flags, validator, best, log, schedule.max_steps, coordinator)
                 try:
                     step = run_steps(flags, session, training, queue, checkpoints.first_step, schedule.max_steps, log,
@@ -258,7 +263,7 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                 coordinator.wait_for_failure()  # TensorFlow, too, may have noticed that a process is gone, not which
             raise
     queue.check()
-    return step
+    return step, check.exhausted
 
 
 def what_is_left(flags, queue, start, step, coordinator, alone=False):
@@ -313,6 +318,8 @@ def run_steps(flags, session, training, queue, step, max_steps, log, check, coor
             if check.is_due(step):
                 session.run_step_fn(lambda step_context: check(step_context.session, step))
                 interval.restart()
+                if check.exhausted:
+                    coordinator.stop()
     return step
 
 

@@ -25,13 +25,14 @@ from annotations.arrays import ignored_regions, people_of
 from batches.loader import BatchLoader
 from pose_dataset import PoseDataset, check_input_size, read_image
 
-STEPS = ('decode', 'read', 'warp', 'maps', 'mask', 'sample')
+STEPS = ('decode', 'read', 'warp', 'maps', 'mask', 'sample', 'look')
 CROWDS = (5, 20)
 WARM_UP = 4
 
 
 def steps_of(dataset, index, seed):
-    """The steps of one sample as functions without arguments; together they are what dataset.training_sample does."""
+    """The steps of one sample as functions without arguments; together they are what dataset.training_sample does.
+    look: what --augment=strong does beside."""
     a = dataset.annotations
     image, person = a.sample_image[index], a.bbox[a.sample_person[index]].astype(np.float64)
     path, size = os.path.join(dataset.image_folder, a.file_name[image].decode()), a.image_size[image]
@@ -41,6 +42,7 @@ def steps_of(dataset, index, seed):
     data = np.fromfile(path, np.uint8)
     pixels, reduction = read_image(path, size, pose_augment.matrix_scale(matrix))
     smaller = pose_augment.reduced_matrix(matrix, reduction)
+    crop, strong = np.zeros((dataset.input_height, dataset.input_width, 3), np.uint8), pose_augment.PRESETS['strong']
     cells = (dataset.input_height // dataset.stride, dataset.input_width // dataset.stride, dataset.stride)
 
     def maps():
@@ -53,7 +55,8 @@ def steps_of(dataset, index, seed):
         'warp': lambda: pose_augment.warp_image(pixels, smaller, dataset.input_width, dataset.input_height),
         'maps': maps,
         'mask': lambda: pose_labels.render_mask(*ignored_regions(a, image), matrix, *cells),
-        'sample': lambda: rng.seed(seed) or dataset.training_sample(index, rng)}
+        'sample': lambda: rng.seed(seed) or dataset.training_sample(index, rng),
+        'look': lambda: rng.seed(seed) or pose_augment.change_look(crop, pose_augment.draw_look(rng, strong))}
 
 
 def cpu_ms(function):
@@ -135,7 +138,8 @@ def print_table(figures):
     for name, key in (('decode the whole image', 'decode_ms'),
                       ('read: the file, decoded as small as possible', 'read_ms'),
                       ('warp', 'warp_ms'), ('heatmaps and PAFs', 'maps_ms'), ('mask', 'mask_ms'),
-                      ('whole sample', 'sample_ms'), ('heatmaps and PAFs of 5 people', 'maps_5_people_ms'),
+                      ('whole sample', 'sample_ms'), ('the look of --augment=strong, beside it', 'look_ms'),
+                      ('heatmaps and PAFs of 5 people', 'maps_5_people_ms'),
                       ('heatmaps and PAFs of 20 people', 'maps_20_people_ms')):
         print('%-44s %8.2f %16.2f' % (name, figures[key], figures[key] / figures['decode_ms']))
     print('%-44s %8s %16s' % ('', 'samples/s', 'of one'))

@@ -116,27 +116,20 @@ def freeze(graph, checkpoint):
     Raises UserError when it is damaged, or has another model's variables (names the first that does not match).
     """
     try:
-        if pretrained.is_weights_file(checkpoint):
-            weights = vgg19.converted(pretrained.read_weights(checkpoint))
-            shapes = {name: list(weights[name].shape) for name in weights}
-
-            def value_of(name):
-                return pretrained.checked_values(weights[name], name, checkpoint)
-        else:
-            reader = tf.train.load_checkpoint(checkpoint)
-            shapes, value_of = reader.get_variable_to_shape_map(), reader.get_tensor
+        weights = vgg19.converted(pretrained.read_weights(checkpoint))
         frozen = like(graph, graph.node)
         for node in frozen.node:
             if node.op not in VARIABLES:
                 continue
             wanted = [dim.size for dim in node.attr['shape'].shape.dim]
-            found = shapes.get(node.name)
+            value = weights.get(node.name)
+            found = None if value is None else list(value.shape)
             if found != wanted:
                 raise UserError('the checkpoint %s is not of this model: its variable %s %s; give the --model that it '
                                 'was trained with'
                                 % (checkpoint, node.name, 'is missing' if found is None else
                                    'has shape %s, not %s' % (found, wanted)))
-            node.CopyFrom(constant_node(node.name, value_of(node.name)))
+            node.CopyFrom(constant_node(node.name, pretrained.checked_values(value, node.name, checkpoint)))
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
         raise UserError('the checkpoint %s is damaged: %s; take another one' % (checkpoint, error))
     return frozen

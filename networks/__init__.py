@@ -94,13 +94,14 @@ def stride(name):
     return entry(name).stride
 
 
-def get_network(name, image, is_training, skeleton=COCO_SKELETON):
+def get_network(name, image, is_training, skeleton=COCO_SKELETON, freeze_batch_norm=False):
     """Build the network `name` on `image`.
 
     image: (B,H,W,3) BGR pixels 0..255, float32 or uint8; H and W are multiples of the network's stride, or unknown.
     is_training: a bool. True: batch norm uses the batch's statistics, and its updates of the moving averages are added
         to tf.GraphKeys.UPDATE_OPS (run them with the train op). False: it uses the moving averages.
     skeleton: the annotations.skeleton.Skeleton to find: COCO's 18 parts and 19 limbs unless told otherwise.
+    freeze_batch_norm: in training, that of the layers that come from the pretrained file stays as in inference.
     Returns a network_base.Network. Variables go through tf.get_variable: reuse, scopes and devices are the caller's.
     """
-    return network_class(name)(name, image, is_training, skeleton)
+    return network_class(name)(name, image, is_training, skeleton, freeze_batch_norm)

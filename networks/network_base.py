@@ -61,7 +61,7 @@ class Network:
     pretrained = None
     untrained = ()  # layers of the published checkpoints that no output depends on: prefixes of their names
 
-    def __init__(self, name, image, is_training, skeleton):
+    def __init__(self, name, image, is_training, skeleton, freeze_batch_norm=False):
         """image: (B,H,W,3) float32 or uint8, BGR 0..255; H and W are multiples of the stride, or unknown."""
         for axis, size in zip(('height', 'width'), image.shape.as_list()[1:3]):
             if size is not None and size % self.stride:
@@ -70,6 +70,7 @@ class Network:
         self.name = name
         self.skeleton = skeleton
         self.is_training = is_training
+        self._frozen_norms = self.pretrained.prefixes if freeze_batch_norm else ()
         self.variables = []
         self.skeleton_variables = set()
         self._decay = batch_norm_decay() if is_training else None
@@ -185,7 +186,7 @@ class Network:
         beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
         moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
         moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
-        if not self.is_training:
+        if not self.is_training or name.startswith(self._frozen_norms):
             return tf.nn.fused_batch_norm(x, scale, beta, moving_mean, moving_variance, epsilon=BATCH_NORM_EPSILON,
                                           is_training=False, name=name + '/FusedBatchNorm')[0]
         x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, scale, beta, epsilon=BATCH_NORM_EPSILON,

@@ -35,6 +35,7 @@ MAX_NAMES = 8  # of variables in a line of the log
 FORMATS = {'.caffemodel': 'caffemodel', '.pb': 'frozen_graph', '.h5': 'keras_h5', '.hdf5': 'keras_h5'}
 STATE_FILE = 'checkpoint'  # TensorFlow's, in a folder of checkpoints
 MAX_STATE_BYTES = 1 << 20
+AVERAGE = 'ExponentialMovingAverage'  # what TensorFlow calls it, behind the name of its variable
 LEAF = re.compile(r'(_depthwise|_pointwise)?/(BatchNorm/)?\w+$')  # of a variable's name: what follows its layer's
 
 
@@ -245,6 +246,8 @@ def read_with_metadata(path):
 
 
 class _Checkpoint(Mapping):
+    """A checkpoint's variables: the moving average of a variable where there is one, which is the better network."""
+
     def __init__(self, path):
         from .tensorflow import tf
         check_tensorflow_path(path, 'the checkpoint')
@@ -255,13 +258,14 @@ class _Checkpoint(Mapping):
     def __getitem__(self, name):
         if name not in self.shapes:
             raise KeyError(name)
-        return np.asarray(self._read(self.reader.get_tensor, name))
+        average = '%s/%s' % (name, AVERAGE)
+        return np.asarray(self._read(self.reader.get_tensor, average if average in self.shapes else name))
 
     def __iter__(self):
-        return iter(self.shapes)
+        return (name for name in self.shapes if not name.endswith('/' + AVERAGE))
 
     def __len__(self):
-        return len(self.shapes)
+        return sum(1 for _ in self)
 
     def _read(self, call, *args):
         try:

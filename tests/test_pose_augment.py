@@ -96,3 +96,55 @@ def test_a_reduced_image_lands_where_the_full_one_does(reduction):
                    - warp_image(reduced, matrix * [reduction, reduction, 1], 64, 64))
     inside = (slice(8, 56), slice(8, 56))
     assert difference[inside].mean() < 2 and difference[inside].mean() < 0.6 * wrong[inside].mean()
+
+
+PLAIN = pose_augment.CMU_RANGES
+PICTURE = cv2.GaussianBlur(np.random.RandomState(6).randint(0, 256, (96, 80, 3)).astype(np.uint8), (0, 0), 3)
+
+
+def look_of(**ranges):
+    return pose_augment.draw_look(np.random.RandomState(7), PLAIN._replace(**ranges))
+
+
+def test_cmu_changes_no_look_and_draws_nothing_for_it():
+    rng = np.random.RandomState(1)
+    assert pose_augment.draw_look(rng, PLAIN) is None and rng.uniform() == np.random.RandomState(1).uniform()
+    assert pose_augment.change_look(PICTURE, None) is PICTURE
+
+
+def test_a_look_is_a_function_of_its_seed_and_leaves_the_image_alone():
+    before = PICTURE.copy()
+    for seed in range(30):
+        pictures = [pose_augment.change_look(PICTURE, pose_augment.draw_look(
+            np.random.RandomState(seed), pose_augment.PRESETS['strong'])) for _ in range(2)]
+        assert np.array_equal(*pictures) and pictures[0].dtype == np.uint8 and pictures[0].shape == PICTURE.shape
+    assert np.array_equal(PICTURE, before)
+
+
+def test_each_part_of_a_look():
+    def changed(**ranges):
+        return pose_augment.change_look(PICTURE, look_of(**ranges)).astype(int)
+
+    grey = changed(grey=1.0)
+    assert (grey == grey[..., :1]).all() and abs(grey.mean() - cv2.cvtColor(PICTURE, cv2.COLOR_BGR2GRAY).mean()) < 1
+    edges = [np.abs(np.diff(picture.astype(int), axis=0)).mean() for picture in (changed(blur=1.0), PICTURE)]
+    assert edges[0] < 0.95 * edges[1]
+    noise = changed(noise=1.0) - PICTURE
+    assert 1 < noise.std() < 15 and abs(noise.mean()) < 1
+    assert 0.5 < np.abs(changed(jpeg=1.0) - PICTURE).mean() < 20
+    covered = changed(patches=pose_augment.MAX_PATCHES)
+    share = (covered != PICTURE).any(axis=2).mean()
+    assert 0 < share < 0.6
+    assert np.abs(changed(colour=1.0) - PICTURE).mean() > 5
+    # Hue turns about the axis of greys: what is grey stays grey.
+    flat = np.full((8, 8, 3), 90, np.uint8)
+    turned = pose_augment.change_look(flat, look_of(colour=1.0))
+    assert np.ptp(turned.astype(int)) <= 1
+
+
+def test_wide_scales_are_drawn_by_their_logarithm():
+    rng = np.random.RandomState(2)
+    scales = np.log([draw_augmentation(rng, pose_augment.PRESETS['strong']).scale for _ in range(4000)])
+    low, high = np.log([0.25, 2.0])
+    assert low <= scales.min() and scales.max() <= high
+    assert np.abs((np.sort(scales) - low) / (high - low) - (np.arange(4000) + 0.5) / 4000).max() < 0.031

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from conftest import PROGRAMS, ROOT, free_ports, program_environment
+from conftest import PROGRAMS, ROOT, free_ports, program_environment, run_command
 
 SMALL = ['--pretrained=none', '--input-width=64', '--input-height=64', '--workers=1', '--log-every=1']
 SMALL_NETWORK = [str(PROGRAMS / 'train_small.py'), '--model=small', '--valid-every=0'] + SMALL
@@ -15,6 +15,14 @@ SMALL_NETWORK = [str(PROGRAMS / 'train_small.py'), '--model=small', '--valid-eve
 
 def folders(data, model):
     return ['--datapath=%s' % data, '--modelpath=%s' % model]
+
+
+def train_small(data, model, *flags, code=0):
+    """Train the small network in a process of its own; returns its log."""
+    result = run_command(*SMALL_NETWORK, *folders(data, model), '--batchsize=2', '--seed=4', '--lr=0.01', *flags,
+                         env=program_environment())
+    assert result.returncode == code, result.stderr
+    return result.stderr
 
 
 class TrainRun:

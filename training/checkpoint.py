@@ -171,16 +171,17 @@ def _identity(folder):
 
 
 class BestCheckpoint:
-    """Keeps the checkpoint with the lowest validation loss_ll, in a folder `best` of its own in modelpath.
+    """Keeps the checkpoint with the lowest validation loss_ll, or the highest AP, in a folder `best` in modelpath.
 
-    saver: of the other checkpoints, whose operations it shares.
+    saver: of the other checkpoints, whose operations it shares.  metric: 'loss_ll' or 'AP'.
     """
 
-    def __init__(self, saver, modelpath):
+    def __init__(self, saver, modelpath, metric='loss_ll'):
+        self._metric, self._sign = metric, -1 if metric == 'loss_ll' else 1
         self._folder = os.path.join(modelpath, 'best')
         self._record = os.path.join(self._folder, 'best.json')
         self._saver = create_saver(keep=1, like=saver)
-        self._kept = None  # {step, loss_ll} of the checkpoint in the folder
+        self._kept = None  # {step, metric} of the checkpoint in the folder
         try:
             self._resume()
         except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -189,9 +190,9 @@ class BestCheckpoint:
             self._kept = None
 
     @property
-    def loss_ll(self):
-        """The lowest so far, infinite before the first validation."""
-        return self._kept['loss_ll'] if self._kept else np.inf
+    def value(self):
+        """The best so far, infinitely bad before the first validation."""
+        return self._kept[self._metric] if self._kept else -self._sign * np.inf
 
     def _resume(self):
         """Take up what an earlier start left. Raises many things when it is damaged."""
@@ -207,21 +208,27 @@ class BestCheckpoint:
             record = json.load(file)
         if record['step'] != saved_step(self._folder):  # killed between the record and its checkpoint
             record = record['previous']
-        self._kept = {'step': int(record['step']), 'loss_ll': float(record['loss_ll'])}
-        if self._kept['step'] != saved_step(self._folder) or not np.isfinite(self.loss_ll):
-            raise ValueError('it tells of step %d with loss_ll=%s' % (self._kept['step'], self.loss_ll))
+        if self._metric not in record and set(record) & {'loss_ll', 'AP'}:
+            logging.info('%s was chosen by another measure; the next %s is the best so far', self._folder, self._metric)
+            return
+        self._kept = {'step': int(record['step']), self._metric: float(record[self._metric])}
+        if self._kept['step'] != saved_step(self._folder) or not np.isfinite(self.value):
+            raise ValueError('it tells of step %d with %s=%s' % (self._kept['step'], self._metric, self.value))
 
-    def update(self, session, step, loss_ll):
-        """Keep the session's weights if loss_ll is the lowest so far."""
-        if loss_ll < self.loss_ll:
+    def update(self, session, step, value):
+        """Keep the session's weights if the value is the best so far. Returns whether it is."""
+        better = self._sign * value > self._sign * self.value
+        if better:
             if not os.path.isdir(self._folder):
                 os.mkdir(self._folder)  # not its parents: the run folder may have been moved
-            better = {'step': int(step), 'loss_ll': float(loss_ll)}
+            now = {'step': int(step), self._metric: float(value)}
             # The record comes first, and knows the one before: a run that is killed here finds both.
-            write_json(self._record, dict(better, **({'previous': self._kept} if self._kept else {})), indent=1)
+            write_json(self._record, dict(now, **({'previous': self._kept} if self._kept else {})), indent=1)
             self._saver.save(session, os.path.join(self._folder, BASENAME), step, write_meta_graph=False)
-            self._kept = better
-            logging.info('best validation so far: loss_ll=%.6g at step %d, kept in %s', loss_ll, step, self._folder)
+            self._kept = now
+            logging.info('best validation so far: %s=%.6g at step %d, kept in %s', self._metric, value, step,
+                         self._folder)
+        return better
 
 
 def recover(folder):

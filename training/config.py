@@ -4,19 +4,21 @@ Without TensorFlow, whose import takes seconds: wrong flags are told at once.
 """
 import argparse
 import collections
+import json
 import math
 import os
+import sys
 
 import networks
 import networks.pretrained
 import pose_cli
 import pose_files
 from annotations.images import find_split
-from annotations.skeleton import COCO_SKELETON
+from annotations.skeleton import COCO_SKELETON, RUN_FILE
 from batches.batch import batch_layout, check_memory
 from pose_cli import non_negative_int, positive_int, positive_process_count
-from pose_dataset import check_input_size
-from pose_errors import UserError
+from pose_dataset import add_augmentation_flags, check_input_size
+from pose_errors import UserError, reason_of
 
 from .cluster import read_cluster
 
@@ -24,10 +26,12 @@ from .cluster import read_cluster
 WARMUP_STEPS = 50
 
 # What the flags leave open, by --recipe. `paper` is the solver of the original's authors: their rate falls to 0.333 of
-# itself every 136,106 steps of 10 samples.
-RECIPES = {'default': {'optimizer': 'adam', 'lr': [0.001], 'momentum': 0.9, 'weight_decay': 0.0,
-                       'warmup_steps': WARMUP_STEPS},
-           'paper': {'optimizer': 'sgd', 'lr': [4e-5], 'momentum': 0.9, 'weight_decay': 5e-4, 'warmup_steps': 0}}
+# itself every 136,106 steps of 10 samples. `cmu2019` is how they prepare samples since.
+DEFAULTS = {'optimizer': 'adam', 'lr': [0.001], 'momentum': 0.9, 'weight_decay': 0.0, 'warmup_steps': WARMUP_STEPS,
+            'augment': 'cmu', 'negatives': 0.0}
+RECIPES = {'default': DEFAULTS,
+           'paper': dict(DEFAULTS, optimizer='sgd', lr=[4e-5], weight_decay=5e-4, warmup_steps=0),
+           'cmu2019': dict(DEFAULTS, augment='cmu2019', negatives=0.02)}
 PAPER_MODELS = ('cmu', 'vgg')
 PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
 PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
@@ -36,9 +40,10 @@ PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
 # accumulate: batches per update.  loss_scale: where an optimizer.LossScale starts, 0: none.
 # backbone_rate: a factor on the learning rate of the variables whose names start with one of `backbone`.
+# freeze_batch_norm: theirs stays as it is.  clip_norm: of all gradients, 0: any.  ema: decay of the averages, 0: none.
 Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
-                                          'loss_scale backbone_rate backbone',
-                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, 0.0, 1.0, ()))
+                                          'loss_scale backbone_rate backbone freeze_batch_norm clip_norm ema',
+                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, 0.0, 1.0, (), False, 0.0, 0.0))
 
 # How far a run goes, in steps of its batch. steps_per_epoch, max_steps: the last step.  by_steps: whether --max-steps
 # says so.  offset: what has to be added to the global step to get the samples that were trained in batches of now; 0
@@ -60,12 +65,15 @@ def read_command(environment):
     stop = pose_cli.StopSignal()
     cluster = read_cluster(environment)
     check_flags(flags, cluster)
+    if flags.max_hours is not None:
+        stop.after(3600 * flags.max_hours)
     return flags, cluster, stop
 
 
 def parse_flags():
     parser = pose_cli.ArgumentParser(description='Train a pose network on COCO keypoints.')
     add = parser.add_argument
+    add('--config', metavar='run.json', help='the flags of that run, but for its folders; other flags here change them')
     add('--model', type=networks.model_name, default='mobilenet_thin', help='one of ' + ', '.join(networks.NAMES))
     pose_cli.add_data_flags(parser)
     add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
@@ -88,23 +96,52 @@ def parse_flags():
     add('--valid-every', type=non_negative_int, default=2000, help='steps between validations; 0: no validation')
     add('--eval-every', type=non_negative_int, default=0, help='steps between COCO AP evaluations; 0: none')
     add('--save-every', type=positive_int, default=1000, help='steps between checkpoints')
+    add('--patience', type=non_negative_int, default=0, metavar='N', help='end after so many validations, or AP '
+        'evaluations with --eval-every, without a better one (0: never)')
+    add('--max-hours', type=pose_cli.real_number(0, 1e6), metavar='HOURS', help='stop and save after so many hours; '
+        'the same command goes on')
     add('--keep', type=positive_int, default=5, help='checkpoints to keep, besides the best')
     add('--workers', type=positive_process_count, default=pose_files.usable_cores(),
         help='loader processes, one per core that this process may use unless told otherwise')
     add('--seed', type=pose_cli.seed, default=0, help='of the order of samples, augmentation and initial weights')
-    add('--negatives', type=fraction, default=0.0, help='share of the samples from images without people')
+    add('--negatives', type=fraction, help='share of the samples from images without people (default 0)')
+    add_augmentation_flags(parser)
     add_optimizer_flags(add)
+    parser.set_defaults(**flags_of_run(sys.argv[1:], parser))
     flags = parser.parse_args()
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
 
 
+def flags_of_run(arguments, parser):
+    """{name: value} of the flags of the run that --config names, {} without it. Raises UserError."""
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument('--config')
+    path = config.parse_known_args(arguments)[0].config
+    if path is None:
+        return {}
+    try:
+        with open(os.path.join(path, RUN_FILE) if os.path.isdir(path) else path, encoding='utf-8') as file:
+            flags = dict(json.load(file)['flags'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError('--config=%s is no run.json of a run (%s); give that of the folder of its --modelpath'
+                        % (path, reason_of(error)))
+    known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help'}
+    completed = RECIPES.get(flags.get('recipe'), DEFAULTS)  # what a recipe says, it says again
+    return {name: value for name, value in flags.items() if name in known and completed.get(name) != value}
+
+
 def add_optimizer_flags(add):
     """The flags of an update. add: the add_argument of a parser."""
     add('--lr', type=learning_rates, help='one value: cosine decay; a,b,c: a step every 5 epochs (default 0.001)')
-    add('--backbone-lr', type=factor, default=1.0, metavar='FACTOR',
-        help='times the learning rate is that of the layers that come from ImageNet; 0.1 keeps more of what they know '
-             '(default 1)')
+    add('--backbone-lr', type=pose_cli.real_number(0, 1), default=1.0, metavar='FACTOR',
+        help='times the learning rate is that of the layers that come from ImageNet; 0.1 keeps more of what they know, '
+             '0 freezes them (default 1)')
+    add('--freeze-batch-norm', action='store_true', help='batch norm of these layers uses the statistics of ImageNet')
+    add('--clip-norm', type=pose_cli.real_number(1e-6, 1e12), metavar='NORM',
+        help='the largest norm of all gradients together; larger ones are scaled to it (default: any)')
+    add('--ema', type=fraction, default=0.0, metavar='DECAY', help='of a moving average of the weights, as 0.999; that '
+        'is then validated and exported (0: none)')
     add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
                                                       'none)' % WARMUP_STEPS)
     add('--optimizer', choices=('adam', 'sgd'), help='what changes the weights (default adam)')
@@ -112,7 +149,8 @@ def add_optimizer_flags(add):
     add('--weight-decay', type=fraction,
         help='times the weights is added to their gradients; not to biases (default 0)')
     add('--recipe', choices=sorted(RECIPES), default='default',
-        help="paper: the authors' solver, for %s, where other flags do not say otherwise" % ' and '.join(PAPER_MODELS))
+        help="paper: the authors' solver, for %s, where other flags do not say otherwise; cmu2019: the later samples "
+             'of theirs, for all' % ' and '.join(PAPER_MODELS))
     add('--precision', choices=('float32', 'mixed'), default='float32',
         help='mixed: 16 bits where that is safe; needs a GPU, or a CPU with AVX512-BF16 or AMX on TensorFlow 2')
     add('--accumulate', type=positive_int, default=1, help='batches per update: their gradients are averaged')
@@ -120,7 +158,7 @@ def add_optimizer_flags(add):
 
 def learning_rates(text):
     """'0.001' -> [0.001], '0.001,0.0001' -> [0.001, 0.0001]."""
-    rates = [_number(part) for part in text.split(',')]
+    rates = [pose_cli.number(part) for part in text.split(',')]
     if not all(0 < rate < math.inf for rate in rates):
         raise argparse.ArgumentTypeError('%r is not a learning rate like 0.001, or several like 0.001,0.0001' % text)
     return rates
@@ -128,26 +166,10 @@ def learning_rates(text):
 
 def fraction(text):
     """A flag's value from 0 to below 1."""
-    value = _number(text)
+    value = pose_cli.number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError('%r is not a number from 0 to below 1' % text)
     return value
-
-
-def factor(text):
-    """A flag's value above 0, to 1."""
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError('%r is not a factor above 0, to 1' % text)
-    return value
-
-
-def _number(text):
-    """A float; NaN, which is in no range, for text that is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def check_flags(flags, cluster):
@@ -165,6 +187,8 @@ def check_flags(flags, cluster):
         raise UserError('no training data: give --datapath=DIR (or $COCO_DIR), or --remote-data=tcp://0.0.0.0:PORT')
     if flags.eval_every and not (flags.datapath and flags.valid_every):
         raise UserError('--eval-every needs validation images: give --datapath=DIR, and --valid-every above 0')
+    if flags.patience and not (flags.datapath and flags.valid_every):
+        raise UserError('--patience needs validation images: give --datapath=DIR, and --valid-every above 0')
     if flags.curve_keys and not flags.remote_data:
         raise UserError('--curve-keys is for data workers: give --remote-data too')
     if flags.checkpoint and flags.pretrained not in (None, 'none'):
@@ -230,4 +254,5 @@ def recipe_of(flags, loss_scale=0.0):
     paper = flags.recipe == 'paper'
     return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
                   paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
-                  loss_scale, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes)
+                  loss_scale, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes,
+                  flags.freeze_batch_norm, flags.clip_norm or 0.0, flags.ema)

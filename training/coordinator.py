@@ -56,6 +56,10 @@ class SingleProcess:
         if self():
             raise Stopped('stopped by a signal before the first step')
 
+    def stop(self):
+        """Ask all processes to stop after the next step, as a signal does."""
+        self._stop.after(0)
+
     def all_gather(self, topic, facts, barrier=False):
         """The facts of all processes about a topic, in order; see MultiProcess."""
         if not barrier:

@@ -1,6 +1,7 @@
 """How gradients change the weights: the learning rate over time, the optimizer, and what is particular to a layer."""
 import re
 
+from networks.pretrained import AVERAGE
 from networks.tensorflow import tf
 
 from .config import PAPER_BIASES, PAPER_DECAY, PAPER_LATER_STAGES, Recipe
@@ -72,7 +73,7 @@ class Optimizer:
         After an overflow the weights stay, the optimizer's averages go on as after gradients of 0, and the step counts:
         its samples are used up.
         """
-        changes = [(self._of_layer(*pair), pair[1]) for pair in gradients]
+        changes = [(self._of_layer(*pair), pair[1]) for pair in self._clipped(gradients)]
         if not self._scale:
             return self._optimizer.apply_gradients(changes, global_step)
         overflowed = self._scale.overflowed(tf.global_norm([gradient for gradient, _ in gradients]))
@@ -81,6 +82,12 @@ class Optimizer:
                    for change, variable in changes]
         with tf.control_dependencies([self._scale.update(overflowed)]):
             return self._optimizer.apply_gradients(changes, global_step)
+
+    def _clipped(self, gradients):
+        if not self._recipe.clip_norm:
+            return gradients
+        clipped, _ = tf.clip_by_global_norm([gradient for gradient, _ in gradients], self._recipe.clip_norm)
+        return [(gradient, variable) for gradient, (_, variable) in zip(clipped, gradients)]
 
     def _of_layer(self, gradient, variable):
         """The gradient with weight decay and, in SGD, times the factor on the layer's rate, which there is the same."""
@@ -129,6 +136,28 @@ def layer_factors(name, recipe):
         factor *= ((PAPER_LATER_STAGES if layer.startswith('Mconv') else 1.0)
                    * (PAPER_BIASES if kind == 'biases' else 1.0))
     return decay, factor
+
+
+def average_weights(variables, decay, step, updates):
+    """Keep moving averages of variables (Polyak and Juditsky 1992), in which the first steps are soon forgotten.
+
+    Not tf.train.ExponentialMovingAverage: it reads the variables of graph mode at no fixed moment of a step.
+
+    Args:
+        step: the global step.  updates: the operations of a step that change it and the variables.
+    Returns:
+        ([operation that updates an average], {name of a variable: its average}).
+    """
+    operations, averages = [], {}
+    with tf.control_dependencies(updates):
+        steps = tf.cast(step.read_value(), tf.float32)
+        kept = tf.where(steps > 1, tf.minimum(decay, (1 + steps) / (10 + steps)), 0.0)
+        for variable in variables:
+            average = tf.get_variable('%s/%s' % (variable.op.name, AVERAGE), variable.shape.as_list(), tf.float32,
+                                      tf.zeros_initializer(), trainable=False, use_resource=False)
+            operations.append(tf.assign_sub(average, (average.read_value() - variable.read_value()) * (1 - kept)))
+            averages[variable.op.name] = average
+    return operations, averages
 
 
 class LossScale:

@@ -25,8 +25,8 @@ from pose_errors import UserError
 from .checkpoint import checkpoint_steps, latest_checkpoint, recover
 from .cluster import common_flags
 
-LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer')  # what a run cannot change when it resumes
-EARLIER_FLAGS = {'optimizer': 'adam'}  # what runs did before there was a flag
+LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer', 'ema')  # what a run cannot change when it resumes
+EARLIER_FLAGS = {'optimizer': 'adam', 'ema': 0.0}  # what runs did before there was a flag
 LOCK_FILE = '.lock'
 HELD = (errno.EACCES, errno.EAGAIN)
 

@@ -18,7 +18,7 @@ from networks.tensorflow import tf
 
 from .cluster import ALONE
 from .config import Recipe
-from .optimizer import Optimizer, learning_rate_schedule
+from .optimizer import Optimizer, average_weights, learning_rate_schedule
 
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
 BUCKET_BYTES = 1 << 24
@@ -30,8 +30,10 @@ FIRST_STEP = 1 << 16
 # variables: what a checkpoint holds. copy: the operation that makes all replicas like the first one. stop: between
 # processes, a placeholder, 1 when this one was told to stop. busy_seconds: from a batch's arrival to its gradients,
 # computed only in steps that fetch it. wire_bytes: what a tower sends a step. loss_scale: of mixed precision, or 0.
+# averages: {name of a variable of the network: its moving average}, where the recipe wants them.
 Training = collections.namedtuple(
-    'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes loss_scale')
+    'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes loss_scale '
+    'averages')
 # network: a networks.Network. losses: {name: scalar}, see network_base.build_losses. gradients: [(gradient, own
 # variable)]. updates: the operations that update the moving averages of batch norm.
 Tower = collections.namedtuple('Tower', 'network losses gradients updates')
@@ -54,13 +56,14 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, schedule, recipe)
-    towers, optimizers, replicas = [], [], [[] for _ in devices]
+    towers, optimizers, replicas, averaged = [], [], [[] for _ in devices], []
     with tf.device('/cpu:0'):
         parts = split_batch(batch, len(devices), skeleton)
     for k, (device, part) in enumerate(zip(devices, parts)):
         with tower_scope(k, device), collected(replicas[k]):
             optimizers.append(Optimizer(rate, recipe))
-            towers.append(tower_gradients(model, part, optimizers[k], skeleton, recipe.accumulate))
+            towers.append(tower_gradients(model, part, optimizers[k], skeleton, recipe.accumulate,
+                                          recipe.freeze_batch_norm))
 
     if len(devices) * cluster.size == 1:
         reduced = Reduced([towers[0].gradients], [[]], towers[0].losses, None, 0)
@@ -72,9 +75,12 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
             with tf.control_dependencies(towers[k].updates):
                 updates.append(optimizers[k].apply_gradients(reduced.gradients[k], None if k else global_step))
             updates += [tf.assign(variable, value) for variable, value in reduced.averages[k]]
+    for k, device in enumerate(devices if recipe.ema else ()):
+        with tf.device(device), collected(replicas[k]):
+            averaged.append(average_weights(towers[k].network.variables, recipe.ema, global_step, updates))
     with tf.device(devices[0]):
         finite_check = optimizers[0].finite_check(reduced.metrics['loss'], reduced.gradients[0])
-    with tf.control_dependencies(updates):
+    with tf.control_dependencies(updates + [operation for operations, _ in averaged for operation in operations]):
         step = tf.identity(global_step)
 
     others = {variable.op.name for replica in replicas[1:] for variable in replica}
@@ -83,7 +89,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
         variables=[variable for variable in tf.global_variables() if variable.op.name not in others],
         copy=copy_variables([global_step], replicas, devices, cluster), stop=reduced.stop,
         busy_seconds=busy_seconds(batch, towers[0].gradients), wire_bytes=reduced.wire_bytes,
-        loss_scale=optimizers[0].loss_scale)
+        loss_scale=optimizers[0].loss_scale, averages=averaged[0][1] if averaged else {})
 
 
 @contextlib.contextmanager
@@ -138,7 +144,7 @@ def busy_seconds(batch, gradients):
             return tf.cast(tf.timestamp() - start, tf.float32)
 
 
-def tower_gradients(model, batch, optimizer, skeleton, accumulate=1):
+def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batch_norm=False):
     """Build a tower on the current device.
 
     Args:
@@ -148,6 +154,7 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1):
         accumulate: in so many slices, one after the other, so that memory is that of one. Losses and gradients are the
             means over them, which for losses that are means over samples are those of the whole; batch norm sees each
             slice by itself.
+        freeze_batch_norm: see networks.get_network.
     Returns:
         a Tower.
     """
@@ -160,7 +167,7 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1):
             # The identities make each field cross to this device once, and no slice begin before the last one ended.
             fields = Batch(*(tf.identity(field) for field in fields))
         with tf.variable_scope(tf.get_variable_scope(), reuse=number > 0 or None):
-            next_slice = _slice_gradients(model, fields, optimizer, skeleton)
+            next_slice = _slice_gradients(model, fields, optimizer, skeleton, freeze_batch_norm)
         tower = next_slice if tower is None else _sum(tower, next_slice)
     if accumulate == 1:
         return tower
@@ -168,10 +175,11 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1):
                           gradients=[(gradient / accumulate, variable) for gradient, variable in tower.gradients])
 
 
-def _slice_gradients(model, batch, optimizer, skeleton):
+def _slice_gradients(model, batch, optimizer, skeleton, freeze_batch_norm):
     image, heatmap, paf, mask = dense_maps(batch, skeleton)
     earlier = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
-    network = networks.get_network(model, image, is_training=True, skeleton=skeleton)
+    network = networks.get_network(model, image, is_training=True, skeleton=skeleton,
+                                   freeze_batch_norm=freeze_batch_norm)
     losses = build_losses(network.stages, heatmap, paf, mask, image.shape.as_list()[0],
                           last=network.stage_count - 1)
     gradients = optimizer.compute_gradients(losses['loss'], network.variables)

@@ -29,15 +29,22 @@ class Validator:
         model, device: name of the network and where it runs.
         dataset: a PoseDataset of the validation split.
         batchsize: images per step; the last batch may be smaller.
+        averages: {name of a variable: what is to stand for it}, as from towers.Training.
     Attributes:
         network: the networks.Network.  input_size: its (width, height).
     """
 
-    def __init__(self, model, device, dataset, batchsize):
+    def __init__(self, model, device, dataset, batchsize, averages=None):
         self._dataset, self._batchsize = dataset, batchsize
         self.input_size = dataset.input_width, dataset.input_height
         layout = batch_layout(batchsize, dataset.input_width, dataset.input_height, dataset.stride, dataset.skeleton)
-        with tf.device(device), tf.name_scope('validation'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+
+        def averaged(getter, name, *args, **kwargs):
+            variable = getter(name, *args, **kwargs)
+            return (averages or {}).get(variable.op.name, variable)
+
+        with tf.device(device), tf.name_scope('validation'), \
+                tf.variable_scope(tf.get_variable_scope(), reuse=True, custom_getter=averaged):
             self._batch = Batch(*(tf.placeholder(dtype, (None,) + shape[1:]) for _, dtype, shape in layout))
             image, heatmap, paf, mask = dense_maps(self._batch, dataset.skeleton)
             self.network = networks.get_network(model, image, is_training=False, skeleton=dataset.skeleton)
@@ -80,13 +87,13 @@ class Validator:
         return {name: total / images for name, total in totals.items()}, images, pose_draw.contact_sheet(rows)
 
 
-def validate(session, validator, tag, step, log, best, stop):
-    """One validation: log line, pictures, and the best checkpoint. A signal ends it."""
+def validate(session, validator, tag, step, log, stop):
+    """One validation: log line and pictures. Returns loss_ll, or None where a signal or an error ended it."""
     with only_reporting('validation', step):
         metrics, images, picture = validator.run(session, stop)
         log.validation(step, images, tag, metrics)
         log.picture(step, 'validation', picture)
-        best.update(session, step, metrics['loss_ll'])
+        return metrics['loss_ll']
 
 
 @contextlib.contextmanager
@@ -105,7 +112,7 @@ def only_reporting(what, step):
 
 
 def evaluate_ap(session, validator, flags, step, log, stop):
-    """Log the COCO keypoint AP of the network as it is now, on the validation images. A signal ends it."""
+    """Log the COCO keypoint AP of the network as it is now, on the validation images, and return it; or as validate."""
     with only_reporting('AP evaluation', step):
         annotation_file, image_folder = find_split(flags.datapath, flags.valid_split, flags.imgpath)
         summary, _, _ = evaluate(
@@ -113,6 +120,7 @@ def evaluate_ap(session, validator, flags, step, log, stop):
             input_size=validator.input_size, progress=False,
             dataset=read_dataset(annotation_file, flags.category, image_folder))
         log.evaluation(step, summary['AP'])
+        return summary['AP']
 
 
 def log_background_loss(validation, stop):
@@ -133,20 +141,36 @@ def is_due(every, step, max_steps):
 
 
 class Checks:
-    """Validation and AP evaluation between steps, when they are due."""
+    """Validation and AP evaluation between steps, when they are due, and the best checkpoint by the last of the two.
+
+    Attributes:
+        exhausted: whether the last --patience of them found nothing better.
+    """
 
     def __init__(self, flags, validator, best, log, max_steps, stop):
         self._flags, self._validator, self._best, self._log = flags, validator, best, log
         self._max_steps, self._stop = max_steps, stop
+        self._worse = 0
 
     def is_due(self, step):
         return self._validator is not None and any(is_due(every, step, self._max_steps) for every in
                                                    (self._flags.valid_every, self._flags.eval_every))
 
+    @property
+    def exhausted(self):
+        return 0 < self._flags.patience <= self._worse
+
     def __call__(self, session, step):
         """session: the plain one, whose runs are no training steps."""
         flags = self._flags
         if is_due(flags.valid_every, step, self._max_steps):
-            validate(session, self._validator, flags.tag or flags.model, step, self._log, self._best, self._stop)
+            loss = validate(session, self._validator, flags.tag or flags.model, step, self._log, self._stop)
+            if not flags.eval_every:
+                self._judge(session, step, loss)
         if is_due(flags.eval_every, step, self._max_steps):
-            evaluate_ap(session, self._validator, flags, step, self._log, self._stop)
+            self._judge(session, step, evaluate_ap(session, self._validator, flags, step, self._log, self._stop))
+
+    def _judge(self, session, step, value):
+        if value is not None:
+            with only_reporting('the best checkpoint', step):
+                self._worse = 0 if self._best.update(session, step, value) else self._worse + 1

@@ -142,6 +142,9 @@ def test_a_sample_of_three_people_takes_at_most_450_000_bytes():
     ({'augmentation': dict(RANGES, offset=[0, 1e300])}, 'augmentation'),
     ({'augmentation': dict(RANGES, flip_probability=2)}, 'augmentation'),
     ({'augmentation': dict(RANGES, angle=[0, float('nan')])}, 'augmentation'),
+    ({'augmentation': dict(RANGES, jpeg=1.5)}, 'augmentation'),
+    ({'augmentation': dict(RANGES, patches=10 ** 9)}, 'augmentation'),
+    ({'augmentation': dict(RANGES, log_scale=1)}, 'augmentation'),
     ({'code': []}, 'same version'), ({'code': '0' * 12}, 'same version'), ({'sequence': None}, 'sequence'),
     ({'sequence': [[[4, 2]], 9]}, 'sequence'), ({'sequence': [[[2, 4.5]], 9]}, 'sequence'),
     ({'sequence': [[[2, 4]] * 2000, 9]}, 'sequence'), ({'sequence': [[], 1 << 70]}, 'sequence')])

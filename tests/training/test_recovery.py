@@ -123,10 +123,10 @@ def test_a_kill_between_the_record_of_the_best_and_its_checkpoint_loses_neither(
     record = tmp_path / 'best' / 'best.json'
     for step, loss in ((4, 0.7), (6, 0.5)):
         checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, step, loss)
-        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == loss
+        assert checkpoint.BestCheckpoint(saver, str(tmp_path)).value == loss
     assert json.loads(record.read_text()) == {'step': 6, 'loss_ll': 0.5, 'previous': {'step': 4, 'loss_ll': 0.7}}
     record.write_text(json.dumps(dict(step=8, loss_ll=0.1, previous={'step': 6, 'loss_ll': 0.5})))
-    assert checkpoint.BestCheckpoint(saver, str(tmp_path)).loss_ll == 0.5
+    assert checkpoint.BestCheckpoint(saver, str(tmp_path)).value == 0.5
 
 
 @pytest.mark.parametrize('how', ['a file', 'empty checkpoint', b'', b'text', b'[]', b'{"loss_ll": "low"}', b'\xff',
@@ -136,7 +136,7 @@ def test_a_damaged_best_is_set_aside(session_and_saver, tmp_path, how, caplog):
     checkpoint.BestCheckpoint(saver, str(tmp_path)).update(session, 2, 0.5)
     damage_best(tmp_path / 'best', how)
     best = checkpoint.BestCheckpoint(saver, str(tmp_path))
-    assert best.loss_ll == np.inf and 'best is damaged' in caplog.text
+    assert best.value == np.inf and 'best is damaged' in caplog.text
     assert (tmp_path / 'damaged-best').exists()
     best.update(session, 4, 0.7)
     assert json.loads((tmp_path / 'best' / 'best.json').read_text()) == {'step': 4, 'loss_ll': 0.7}

@@ -57,9 +57,27 @@ def test_validation_leaves_the_weights_alone_and_repeats_itself(validator):
     np.testing.assert_array_equal(picture, same_picture)
     with pytest.raises(Stopped):  # a signal after the first of two batches
         validator.run(session, Signal(calls=1))
-    # Half a validation is none: had it reached the log or the best checkpoint, None would have failed.
-    assert validate(session, validator, 'tag', 1, log=None, best=None, stop=Signal(calls=1)) is None
+    # Half a validation is none: had it reached the log, None would have failed.
+    assert validate(session, validator, 'tag', 1, log=None, stop=Signal(calls=1)) is None
     assert [len(batch[0]) for batch in validator.batches()] == [4, 2]
+
+
+@pytest.mark.slow
+def test_averages_stand_for_the_weights(dataset):
+    """With each weight doubled in its average, it is the loss of the doubled weights."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = networks.get_network('mobilenet_thin', tf.zeros((4, 64, 64, 3)), is_training=True)
+        weights = [variable for variable in network.variables if variable.op.name.endswith('weights')]
+        averages = {variable.op.name: tf.get_variable(variable.op.name + '/average', initializer=2 * variable,
+                                                      use_resource=False) for variable in weights}
+        plain = Validator('mobilenet_thin', '/cpu:0', dataset, batchsize=4)
+        averaged = Validator('mobilenet_thin', '/cpu:0', dataset, batchsize=4, averages=averages)
+        session.run(tf.variables_initializer(network.variables))
+        session.run(tf.variables_initializer(list(averages.values())))
+        of_averages, before = (each.run(session, Signal())[0]['loss'] for each in (averaged, plain))
+        session.run([tf.assign(variable, averages[variable.op.name]) for variable in weights])
+        assert plain.run(session, Signal())[0]['loss'] == pytest.approx(of_averages, rel=1e-5)
+        assert before != pytest.approx(of_averages, rel=1e-3)
 
 
 def test_background_loss_is_that_of_empty_maps(dataset, caplog):
