@@ -15,7 +15,7 @@ import pose_cli
 if __name__ == '__main__':
     pose_cli.prepare_process()
 
-from training.config import read_command, recipe_of, samples_per_process, schedule_of
+from training.config import read_command, recipe_of, samples_per_process, schedule_of, warn_of_short_run
 
 if __name__ == '__main__':  # before TensorFlow is imported, which takes seconds: wrong flags are told at once
     with pose_cli.errors_in_one_line():
@@ -47,7 +47,6 @@ from training.run_log import Interval, LogLines, RunLog
 from training.towers import build_training
 from training.validation import Checks, Validator, is_due, log_background_loss
 
-FEW_STEPS = 500  # a run of fewer learns next to nothing
 # What all processes of a run start from. step: of the checkpoint.  sequence: the batches.Sequence that is left.
 # loss_scale: of mixed precision, or 0.  skeleton: of the labels.
 Start = collections.namedtuple('Start', 'step sequence loss_scale skeleton')
@@ -124,15 +123,6 @@ def where_to_start(flags, validation, coordinator):
     gaps, after = start['sequence']
     return Start(start['step'], Sequence(tuple(map(tuple, gaps)), after), start['loss_scale'],
                  parse_skeleton(start['skeleton'], 'worker 0'))
-
-
-def warn_of_short_run(flags, samples, schedule):
-    """Say so before a run that is too short for a network to learn anything, where nobody asked for that."""
-    if not schedule.by_steps and schedule.max_steps + schedule.offset < FEW_STEPS:
-        logging.warning('%d samples in batches of %d are %d steps an epoch, so that --max-epoch=%d ends at step %d, '
-                        'with %d steps of warm-up: too few to learn from; give --max-steps=2000 or a smaller '
-                        '--batchsize (etcs/own_data.md)', samples, flags.batchsize * flags.accumulate,
-                        schedule.steps_per_epoch, flags.max_epoch, schedule.max_steps, flags.warmup_steps)
 
 
 # Data: loader processes on this machine, or data workers on others.

@@ -5,6 +5,7 @@ Without TensorFlow, whose import takes seconds: wrong flags are told at once.
 import argparse
 import collections
 import json
+import logging
 import math
 import os
 import sys
@@ -35,6 +36,7 @@ RECIPES = {'default': DEFAULTS,
 PAPER_MODELS = ('cmu', 'vgg')
 PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
 PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
+FEW_STEPS = 500  # a run of fewer learns next to nothing
 
 # optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
@@ -224,6 +226,15 @@ def schedule_of(flags, samples, step=0, done=0):
     offset = done / batchsize - step
     max_steps = flags.max_steps or math.ceil(flags.max_epoch * steps_per_epoch - offset)
     return Schedule(steps_per_epoch, max_steps, bool(flags.max_steps), offset)
+
+
+def warn_of_short_run(flags, samples, schedule):
+    """Say so before a run that is too short for a network to learn anything, where nobody asked for that."""
+    if not schedule.by_steps and schedule.max_steps + schedule.offset < FEW_STEPS:
+        logging.warning('%d samples in batches of %d are %d steps an epoch, so that --max-epoch=%d ends at step %d, '
+                        'with %d steps of warm-up: too few to learn from; give --max-steps=2000 or a smaller '
+                        '--batchsize (etcs/own_data.md)', samples, flags.batchsize * flags.accumulate,
+                        schedule.steps_per_epoch, flags.max_epoch, schedule.max_steps, flags.warmup_steps)
 
 
 def samples_per_process(flags, cluster):
