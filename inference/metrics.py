@@ -108,7 +108,7 @@ def load_coco(annotation_file, category=None):
 
 def coco_results(image_id, keypoints, scores, skeleton):
     """keypoints (people, parts, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
-    points = keypoints[:, list(skeleton.part_of_keypoint)].copy()
+    points = keypoints[:, list(skeleton.part_of_keypoint)]  # a copy
     found = np.isfinite(points[:, :, 2])
     points[:, :, 2] = found
     return [{'image_id': image_id, 'category_id': 1, 'keypoints': person, 'score': round(float(score), 6)}
@@ -132,8 +132,7 @@ def measure(coco, image_ids, results, skeleton):
         evaluation.accumulate()
         with contextlib.redirect_stdout(table):
             evaluation.summarize()
-    ap, ap50, ap75, ap_medium, ap_large, recall = (round(float(value), 4) for value in evaluation.stats[:6])
-    summary = dict(zip(METRICS, (ap, ap50, ap75, ap_medium, ap_large, recall)), images=len(image_ids),
+    summary = dict(zip(METRICS, (round(float(value), 4) for value in evaluation.stats)), images=len(image_ids),
                    people=len(labelled_people(coco, image_ids)), detections=len(results))
     reach = pck(coco, image_ids, results, skeleton)
     if reach is not None:

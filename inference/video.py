@@ -227,21 +227,17 @@ class Output:
 
     def write(self, picture, seconds, record):
         """Write a drawn frame, shown at that time, and its JSON."""
+        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
+        if due >= self._shown:
+            for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
+                self._writer.write(self._last)
+            self._writer.write(picture)
+            self._shown, self._last = due + 1, picture
         try:
-            self._show(picture, seconds)
             self._file.write(json.dumps(record) + '\n')
         except OSError as error:
             raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
         self._written += 1
-
-    def _show(self, picture, seconds):
-        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
-        if due < self._shown:
-            return
-        for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
-            self._writer.write(self._last)
-        self._writer.write(picture)
-        self._shown, self._last = due + 1, picture
 
     def __exit__(self, kind, *_):
         self._writer.release()

@@ -66,23 +66,21 @@ class RunLog(LogLines):
 
     def __init__(self, logpath, first_step, schedule):
         super().__init__(schedule)
-        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        self.logpath, self._failed = logpath, False
+        self._far_above_since, self._warned = None, False
+        path = os.path.join(logpath, CURVES_FILE)
         try:
-            self._open(first_step)
+            self._tensorboard = TensorBoardWriter(logpath, first_step)
+            rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
+            with open(path + '.tmp', 'w', newline='') as file:
+                writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(path + '.tmp', path)
+            self._file = open(path, 'a', newline='', buffering=1)
         except (OSError, tf.errors.OpError) as error:
             raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
                             % (logpath, reason_of(error)))
-
-    def _open(self, first_step):
-        self._tensorboard = TensorBoardWriter(self.logpath, first_step)
-        path = os.path.join(self.logpath, CURVES_FILE)
-        rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
-        with open(path + '.tmp', 'w', newline='') as file:
-            writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(path + '.tmp', path)
-        self._file = open(path, 'a', newline='', buffering=1)
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def start(self, step, flags, output):
@@ -92,7 +90,15 @@ class RunLog(LogLines):
     def training(self, step, metrics, note=''):
         super().training(step, metrics, note)
         self._write('train', step, metrics)
-        self._watch(step, metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9))
+        ratio = metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9)
+        if ratio <= FAR_ABOVE:
+            self._far_above_since, self._warned = None, False
+        elif self._far_above_since is None:
+            self._far_above_since = step
+        elif step - self._far_above_since >= FAR_ABOVE_STEPS and not self._warned:
+            self._warned = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._far_above_since, ratio)
 
     def validation(self, step, images, tag, metrics):
         """Log the line of a validation over `images` images."""
@@ -131,24 +137,6 @@ class RunLog(LogLines):
                 logging.warning('cannot write in --logpath=%s: %s; the run goes on, its curves have a gap',
                                 self.logpath, reason_of(error))
             self._failed = True
-
-
-class LossWatch:
-    """Says so, once, when the loss stays far above that of predicting only background."""
-
-    def __init__(self):
-        self._since, self._said = None, False
-
-    def __call__(self, step, ratio):
-        """ratio: loss_ll in times of the background's, at this step."""
-        if ratio <= FAR_ABOVE:
-            self._since, self._said = None, False
-        elif self._since is None:
-            self._since = step
-        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
-            self._said = True
-            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
-                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
 
 
 def _earlier_curves(path):
