@@ -49,8 +49,7 @@ class PoseDataset:
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the annotations.skeleton.Skeleton of the annotations.
-    Raises:
-        UserError: from annotations.arrays.
+    Raises UserError: from annotations.arrays.
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,

@@ -51,7 +51,10 @@ def draw_skeletons(image, keypoints, skeleton, opacity=0.8):
     for person, here in zip(points, present):
         if not here.any():
             continue
-        width = _stroke_width(person[here], image.shape)
+        # A fortieth of the person's size, within what the picture can show.
+        short_edge = min(image.shape[:2])
+        width = float(np.clip(np.hypot(*np.ptp(person[here], axis=0)) / 40, max(1.5, short_edge / 250),
+                              max(2.5, short_edge / 55)))
         limbs = [(person[a], person[b], colours[b]) for a, b in skeleton.limbs
                  if here[a] and here[b] and (a, b) not in hidden]
         for start, end, _ in limbs:  # the dark rims of all limbs first, so that no rim cuts through a neighbour
@@ -158,13 +161,6 @@ def contact_sheet(rows, margin=6):
             y, x = top + (row_height - height) // 2, left + (column_width - width) // 2
             sheet[y:y + height, x:x + width] = image
     return sheet
-
-
-def _stroke_width(points, image_shape):
-    """Of a person's limbs in pixels: a fortieth of the person's size, within what the picture can show."""
-    size = np.hypot(*np.ptp(points, axis=0))
-    short_edge = min(image_shape[:2])
-    return float(np.clip(size / 40, max(1.5, short_edge / 250), max(2.5, short_edge / 55)))
 
 
 def _fill_limb(image, start, end, width, colour):

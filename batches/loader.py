@@ -58,8 +58,7 @@ class BatchLoader:
     Attributes:
         samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
         number: of the batch that get() returned last.
-    Raises:
-        UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
+    Raises UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, shard=0, num_shards=1, sequence=START):

@@ -74,10 +74,9 @@ def with_skeleton(graph, skeleton):
 
 def skeleton_text(graph):
     """The text that with_skeleton put in, or None."""
-    for node in graph.node:
-        if node.name == SKELETON and node.op == 'Const' and node.attr['value'].tensor.string_val:
-            return node.attr['value'].tensor.string_val[0].decode(errors='replace')
-    return None
+    texts = [text for node in graph.node if node.name == SKELETON and node.op == 'Const'
+             for text in node.attr['value'].tensor.string_val]
+    return texts[0].decode(errors='replace') if texts else None
 
 
 def network_graph(model, skeleton, input_size=None):

@@ -33,8 +33,7 @@ def optimize(graph, input_shape=None):
 
     input_shape: [1, height, width, 3] fixes the size of the input, so that what depends on the size alone becomes
         constant; None leaves the input as it is.
-    Raises:
-        UserError: the graph is not one that the passes can see through, or does not work at that size.
+    Raises UserError: the graph is not one that the passes can see through, or does not work at that size.
     """
     graph = strip_unused(graph)
     branches = [node for node in graph.node if node.op in RUN_TIME_BRANCHES]

@@ -35,8 +35,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
         keypoints: float32 (people, parts, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
         scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
             that a few certain parts count less than a whole person.
-    Raises:
-        UserError: maps of another shape, or with NaN or infinity in them.
+    Raises UserError: maps of another shape, or with NaN or infinity in them.
     """
     maps, parts = np.asarray(maps, np.float32), len(skeleton.parts)
     if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
@@ -81,8 +80,8 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
 
     Args:
         heatmaps: float32 (h, w, parts).
-    Returns:
-        part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32 (peaks,).
+    Returns part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32
+    (peaks,).
     """
     heatmaps = np.ascontiguousarray(heatmaps)
     earlier = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)

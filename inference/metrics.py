@@ -53,8 +53,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
             detections; decode_ms, network_ms and waiting (Predictor.timings); input, scales and flip: the setting.
         results: list of dicts in COCO's results format.
         table: pycocotools' table as text.
-    Raises:
-        UserError: an image is missing or broken, or the maps are not a network's of this project.
+    Raises UserError: an image is missing or broken, or the maps are not a network's of this project.
     """
     dataset = dataset or read_dataset(annotation_file, image_folder=image_folder)
     coco = as_pycocotools(dataset)

@@ -203,8 +203,7 @@ class Predictor:
     def find_people(self, requests):
         """Yield (key, image, keypoints (people, parts, 3) in image pixels, scores (people,)), in the requests' order.
 
-        Raises:
-            UserError: from request.read and the network, or a decoding process died.
+        Raises UserError: from request.read and the network, or a decoding process died.
         """
         decoding = collections.deque()
         items = _read_ahead(requests, self._ahead + self._batchsize)

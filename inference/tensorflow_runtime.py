@@ -32,11 +32,8 @@ def freeze_checkpoint(checkpoint, model, skeleton):
 
 
 def graph_network(graph_def, name, threads=None):
-    """load_network for a frozen GraphDef; name is what errors call it.
-
-    Where batch norm is in training mode, images run one by one, so that what is found does not depend on how many go
-    through the network at once; the log says so.
-    """
+    """load_network for a frozen GraphDef, which errors call `name`. Where batch norm is in training mode, images run
+    one by one, so that what is found does not depend on how many go through at once; the log says so."""
     training = graphdef.training_batch_norms(graph_def)
     if training:
         logging.warning('%s: %d batch norms are in training mode (%s, ...), so images run one by one, and worse than '

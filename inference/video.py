@@ -119,8 +119,7 @@ class Frames:
     Attributes:
         height, width: in pixels, upright.  fps: the nominal rate.  count: of frames, as the file says, or None.
         is_live: whether it goes on while nobody reads.
-    Raises:
-        UserError: there is no such file or camera, or it holds no video.
+    Raises UserError: there is no such file or camera, or it holds no video.
     """
 
     def __init__(self, source):
@@ -265,8 +264,7 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
         source: as for Frames.  limit: only the first so many frames.  show: whether to open a window.
         stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
         input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.
-    Returns:
-        (path of the video, path of the JSON lines, summary as a dict).
+    Returns (path of the video, path of the JSON lines, summary as a dict).
     """
     name = output_name(source)
     with contextlib.closing(Frames(source)) as frames:

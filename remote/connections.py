@@ -163,7 +163,7 @@ class ConnectionGuard:
         with self._lock:
             connection = self._connections.pop(descriptor, None)
             if connection and not connection.disconnected:
-                self._forget_host(connection)
+                self._hosts -= collections.Counter([connection.remote[0]])
         if self._failed and connection and not connection.disconnected:
             self._log.dropped('a connection from %s' % connection.remote[0],
                               "it does not speak ZeroMQ, or not with this trainer's keys: " + HANDSHAKE_REMEDY)
@@ -210,16 +210,10 @@ class ConnectionGuard:
         if connection.disconnected:
             return
         connection.disconnected = True
-        self._forget_host(connection)
+        self._hosts -= collections.Counter([connection.remote[0]])
         with contextlib.suppress(OSError), _borrowed(descriptor) as its_socket:
             if its_socket.getpeername()[:2] == connection.remote:
                 its_socket.shutdown(socket.SHUT_RDWR)
-
-    def _forget_host(self, connection):
-        host = connection.remote[0]
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
 
 
 def connection_limit():

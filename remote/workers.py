@@ -47,9 +47,13 @@ class BatchScheduler:
         """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
         limit = max(MIN_CREDIT, min(self.max_credit, TOTAL_CREDIT_BYTES // num_workers // self._batch_bytes))
         count = limit - len(worker.wanted) - worker.queued
-        if count < limit // 2:
-            return []
-        numbers = [self._next_number() for _ in range(count)]
+        numbers = []
+        for _ in range(count if count >= limit // 2 else 0):
+            if self._retries:
+                numbers.append(heapq.heappop(self._retries))
+            else:
+                numbers.append(self._next)
+                self._next += self._every
         worker.wanted.update(numbers)
         return numbers
 
@@ -62,12 +66,6 @@ class BatchScheduler:
     def retry(self, number):
         """This batch is to be made again: by another worker, or because it came and was bad."""
         heapq.heappush(self._retries, number)
-
-    def _next_number(self):
-        if self._retries:
-            return heapq.heappop(self._retries)
-        self._next += self._every
-        return self._next - self._every
 
 
 class WorkerStats:

@@ -229,7 +229,14 @@ class MultiProcess(SingleProcess):
         self._state['seconds'] = [round(float(waited), 4), round(float(busy), 4)]
         theirs = [other.state.get('seconds') for other in self._others]
         seconds = theirs[:self.cluster.index] + [self._state['seconds']] + theirs[self.cluster.index:]
-        return '' if None in seconds else _straggler(self.cluster.workers, seconds)
+        if None in seconds:
+            return ''
+        total = [max(sum(each), 1e-9) for each in seconds]
+        slowest = max(range(len(total)), key=total.__getitem__)
+        others = total[:slowest] + total[slowest + 1:]
+        return ', slowest=%s data_wait=%.0f%%, the others wait %.0f%% for it' % (
+            self.cluster.workers[slowest], 100 * seconds[slowest][0] / total[slowest],
+            100 * (1 - sum(others) / len(others) / total[slowest]))
 
     def __exit__(self, kind, error, traceback):
         alike = self._end_alike or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE
@@ -340,13 +347,3 @@ def _own_address(cluster):
             probe.connect((others[0], port))  # sends nothing
             address = probe.getsockname()[0]
     return address, port
-
-
-def _straggler(workers, seconds):
-    """Which worker took longest, and its share of waiting for data. seconds: (waited, busy) of each worker."""
-    total = [max(waited + busy, 1e-9) for waited, busy in seconds]
-    slowest = max(range(len(total)), key=total.__getitem__)
-    others = total[:slowest] + total[slowest + 1:]
-    return ', slowest=%s data_wait=%.0f%%, the others wait %.0f%% for it' % (
-        workers[slowest], 100 * seconds[slowest][0] / total[slowest],
-        100 * (1 - sum(others) / len(others) / total[slowest]))
