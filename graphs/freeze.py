@@ -43,10 +43,8 @@ def load_graph(path):
 
 
 def load_frozen(path):
-    """Read a frozen graph, which may come from anybody: INPUT, OUTPUT and all between, without functions.
-
-    Raises UserError when something of it, or weights, lack, and for all that is more than a network's forward pass.
-    """
+    """Read a frozen graph, which may come from anybody: INPUT, OUTPUT and all between, without functions. Raises
+    UserError when something of it, or weights, lack, and for all that is more than a network's forward pass."""
     graph = load_graph(path)
     graph.ClearField('library')  # where functions hide; one that bears the name of an op would stand in for it
     try:

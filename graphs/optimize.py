@@ -75,10 +75,7 @@ def remove_pass_through(graph):
 
 
 def fold_constants(graph):
-    """Compute what depends on constants alone, and on known shapes, and skip cuts that are known to cut nothing.
-
-    Raises UserError for a graph that TF refuses.
-    """
+    """Compute what depends on constants alone, and on known shapes, and skip cuts that are known to cut nothing."""
     with tf.Graph().as_default() as tf_graph:
         import_graph(graph)
         known, fed = set(), {}
@@ -128,11 +125,9 @@ def output_shape(graph, shape):
 
 
 def find_batch_norms(graph):
-    """The batch norms of a frozen graph as UnfoldedNodes, however they are written, with what keeps them from folding.
-
-    The graph must have been simplified. A scale per channel counts as (part of) a batch norm when it follows a
-    convolution, or when an addition per channel stands beside it; scaling the image itself does not.
-    """
+    """The batch norms of a simplified frozen graph as UnfoldedNodes, however they are written, with what keeps them
+    from folding. A scale per channel counts as (part of) one when it follows a convolution, or when an addition per
+    channel stands beside it; scaling the image itself does not."""
     view = GraphView(graph)
     found = []
     for node in view.of(*BATCH_NORM + OTHER_BATCH_NORM):

@@ -43,10 +43,8 @@ def load_tflite(path, threads=None):
 
 
 def open_interpreter(path, threads=None):
-    """An interpreter of a network of this project, ready to run on so many threads (None: all cores).
-
-    Raises UserError: the file is missing, broken or not of this project, or no interpreter is installed.
-    """
+    """An interpreter of a network of this project, ready to run on so many threads (None: all cores). Raises UserError:
+    the file is missing, broken or not of this project, or no interpreter is installed."""
     check_file(path)
     if runtime_name() == 'tflite-runtime' and skeleton_text(path) is None:
         # Its end may be missing, and tflite-runtime, which checks nothing, then often ends the process.
@@ -74,10 +72,8 @@ def open_interpreter(path, threads=None):
 
 
 def check_file(path):
-    """Raise UserError for a .tflite file that is missing, empty, cut short, too large or something else.
-
-    The interpreter trusts what is inside: it is for a sandbox to contain what files of strangers do.
-    """
+    """Raise UserError for a .tflite file that is missing, empty, cut short, too large or something else. The
+    interpreter trusts what is inside: it is for a sandbox to contain what files of strangers do."""
     try:
         with open_file(path) as file:
             size, start = os.fstat(file.fileno()).st_size, file.read(8)
@@ -94,10 +90,8 @@ def check_file(path):
 
 
 def _end_of_buffers(data):
-    """Where the last of the weights in a .tflite file (FlatBuffers, schema version 3) ends.
-
-    Raises struct.error or ValueError for a file that ends before it says so.
-    """
+    """Where the last of the weights in a .tflite file (FlatBuffers, schema version 3) ends. Raises struct.error or
+    ValueError for a file that ends before it says so."""
     def field(table, number):
         """The place that a field of a table refers to, or None."""
         vtable = table - struct.unpack_from('<i', data, table)[0]

@@ -45,15 +45,13 @@ class BatchReceiver:
             draw one), and perhaps augmentation (a dict of pose_augment.Ranges; CMU's), category, negatives (0) and
             sequence (a batches.Sequence, which batch 0 begins).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
-        first, every: the number of the first batch and from each to the next; all of them are made once each, and
-            come as they are ready.
+        first, every: the number of the first batch and from each to the next; they come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         data: (number of samples, annotations.arrays.samples_digest) that each worker's data set must have; without it,
             the first worker's decides.
     Attributes:
         samples: of the data set, as the first data worker counts them; None until it has joined.
-        layout: batches.batch.batch_layout of the batches.
-        number: of the batch that get() returned last.
+        layout: batches.batch.batch_layout of the batches.  number: of the batch that get() returned last.
     Raises UserError: bad address, address in use, bad keys.
     """
 

@@ -334,11 +334,8 @@ def _bind(publisher, address):
 
 
 def _own_address(cluster):
-    """(address, port) to listen on: of the host that the cluster names for this process, and of no other.
-
-    Debian gives a machine's own name to 127.0.1.1, where no other machine gets in; then it is the address from which
-    the others are reached.
-    """
+    """(address, port) to listen on: of the host that the cluster names for this process, and of no other. Debian gives
+    a machine's own name to 127.0.1.1, where no other gets in; then it is the address that reaches the others."""
     host, port = cluster.addresses[cluster.index]
     address = host if host.startswith('[') else socket.gethostbyname(host)
     others = [other for other, _ in cluster.addresses if other != host]
