@@ -246,10 +246,8 @@ def main():
     pose_files.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
-    rows = []
-    while len(rows) < flags.count:
-        for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
-            rows.append(draw_sample(sample, dataset.skeleton))
+    samples = itertools.chain.from_iterable(training_samples(dataset, rng, counter) for _ in itertools.count())
+    rows = [draw_sample(sample, dataset.skeleton) for sample in itertools.islice(samples, flags.count)]
     pose_files.make_folder(flags.output_dir)
     for number, row in enumerate(rows):
         write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))

@@ -144,6 +144,14 @@ def labelled_people(coco, image_ids):
             if annotation['num_keypoints'] > 0]
 
 
+def keypoints_by_image(people):
+    """{image id: the keypoints of its people}, of dicts in COCO's format."""
+    found = {}
+    for person in people:
+        found.setdefault(person['image_id'], []).append(person['keypoints'])
+    return found
+
+
 def last_stage_loss(maps, heatmap, paf, mask):
     """The training loss of one sample's last stage (networks.network_base.build_losses), for maps (h, w, channels)."""
     return float(np.sum(np.square(mask * (maps - np.concatenate([heatmap, paf], axis=2))), dtype=np.float64) / 2)
@@ -158,9 +166,7 @@ def pck(coco, image_ids, results, skeleton):
     """
     names = {name.lower(): k for k, name in enumerate(skeleton.keypoints)}
     diagonals = [(names[a], names[b]) for a, b in TORSO if a in names and b in names]
-    found = {}
-    for result in results:
-        found.setdefault(result['image_id'], []).append(result['keypoints'])
+    found = keypoints_by_image(results)
     hits = labelled = 0
     for person in labelled_people(coco, image_ids):
         truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)

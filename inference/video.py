@@ -285,8 +285,10 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
                 writing.append(writer.submit(_draw_and_write, output, frame, keypoints, numbers, scores, skeleton))
                 while len(writing) > (0 if show else FRAMES_AHEAD):
                     drawn = writing.popleft().result()
-                if show and _show(name, drawn):
-                    break
+                if show:
+                    cv2.imshow(name, drawn)
+                    if cv2.waitKey(1) & 0xff in (ESCAPE, QUIT):
+                        break
             for future in writing:
                 future.result()
         seconds = time.perf_counter() - begin
@@ -333,9 +335,3 @@ def check_display():
         raise UserError('--show needs an OpenCV with windows: install opencv-python in place of opencv-python-headless')
     if sys.platform.startswith('linux') and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
         raise UserError('--show needs a display, and $DISPLAY is not set; leave it out, or use `ssh -X`')
-
-
-def _show(title, picture):
-    """Show a frame; whether the user wants to end (q or Escape)."""
-    cv2.imshow(title, picture)
-    return cv2.waitKey(1) & 0xff in (ESCAPE, QUIT)

@@ -175,8 +175,7 @@ class BestCheckpoint:
 
     def __init__(self, saver, modelpath):
         self._folder = os.path.join(modelpath, 'best')
-        self._record = os.path.join(self._folder, 'best.json')
-        self._saver = create_saver(keep=1, like=saver)
+        self._record, self._saver = os.path.join(self._folder, 'best.json'), create_saver(keep=1, like=saver)
         self._kept = None  # {step, loss_ll} of the checkpoint in the folder
         try:
             self._resume()
