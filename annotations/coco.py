@@ -8,7 +8,6 @@ import collections
 import contextlib
 import io
 import json
-import math
 import os
 
 import numpy as np
@@ -149,7 +148,7 @@ def key(value):
     if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
         return None
     if isinstance(value, float):
-        return str(int(value)) if math.isfinite(value) and value == int(value) else None
+        return str(int(value)) if value.is_integer() else None
     return str(value)
 
 

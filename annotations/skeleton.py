@@ -42,22 +42,10 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
     """
     __slots__ = ()
 
-    @property
-    def heatmap_channels(self):
-        return len(self.parts) + 1
-
-    @property
-    def paf_channels(self):
-        return 2 * len(self.limbs)
-
-    @property
-    def map_channels(self):
-        return self.heatmap_channels + self.paf_channels
-
-    @property
-    def background(self):
-        """The heatmap's last channel."""
-        return len(self.parts)
+    background = property(lambda self: len(self.parts))  # the heatmap's last channel
+    heatmap_channels = property(lambda self: len(self.parts) + 1)
+    paf_channels = property(lambda self: 2 * len(self.limbs))
+    map_channels = property(lambda self: self.heatmap_channels + self.paf_channels)
 
     @property
     def part_of_keypoint(self):

@@ -85,8 +85,7 @@ def _reader(coco, skeleton, image_id, image_folder, find, transforms, oracle_str
     """The function that reads an image of the data set, for a Request. find: annotations.images.image_finder's."""
     entry = coco.loadImgs(image_id)[0]
     path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
-    people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
-    joints = skeleton.joints(people).astype(np.float64)
+    joints = skeleton.joints([person['keypoints'] for person in labelled_people(coco, [image_id])]).astype(np.float64)
     largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
