@@ -6,7 +6,7 @@ import numpy as np
 from graphs import freeze, graphdef
 from networks.pretrained import find_checkpoint
 from networks.tensorflow import tf
-from pose_errors import UserError
+from pose_errors import UserError, reason_of
 
 load_frozen = freeze.load_frozen
 
@@ -54,7 +54,6 @@ def graph_network(graph_def, name, threads=None):
                 return np.concatenate([session.run(output, {image: single[None]}) for single in images])
             return session.run(output, {image: images})
         except (tf.errors.OpError, ValueError) as error:
-            reason = getattr(error, 'message', str(error)).splitlines()[0]
             raise UserError('the network does not run on an input of %dx%d: %s'
-                            % (images.shape[2], images.shape[1], reason))
+                            % (images.shape[2], images.shape[1], reason_of(error)))
     return predict_maps, None if None in shape else (shape[1], shape[0])

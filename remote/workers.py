@@ -2,7 +2,6 @@
 
 Each batch number is asked for once, and requeued when its worker is gone.
 """
-import collections
 import heapq
 import logging
 import threading
@@ -74,7 +73,7 @@ class WorkerStats:
     def __init__(self):
         self._lock = threading.Lock()
         self._events = []
-        self._samples = collections.OrderedDict()  # name of a worker that is there -> samples since the last report
+        self._samples = {}  # name of a worker that is there -> samples since the last report
         self._bad = {}  # sender -> [number of bad messages since the last report, the last one's fault]
         self._reported = time.monotonic()
 
@@ -110,7 +109,7 @@ class WorkerStats:
             if self._samples:
                 lines.append('data workers, samples/s: ' + ', '.join(
                     '%s %.1f' % (worker.name, samples / seconds) for worker, samples in self._samples.items()))
-            self._samples = collections.OrderedDict((worker, 0) for worker in self._samples)
+            self._samples = dict.fromkeys(self._samples, 0)
             bad, self._bad = self._bad, {}
         return lines + ['dropped %d bad messages from %s (last: %s)' % (count, sender, fault)
                         for sender, (count, fault) in sorted(bad.items())]

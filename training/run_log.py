@@ -168,8 +168,9 @@ def _earlier_curves(path):
     rows = []
     try:
         for row in read_curves(path) if os.path.lexists(path) else ():
-            with contextlib.suppress(ValueError):  # of what is no number
-                [float(value or 0) for name, value in row.items() if name != 'kind']
+            with contextlib.suppress(ValueError):  # a row with something else than numbers is left out
+                for name in set(row) - {'kind'}:
+                    float(row[name] or 0)
                 rows.append(row)
     except UserError as error:
         logging.warning('%s: kept as %s; the curves start anew', error, quarantine(path))
