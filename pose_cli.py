@@ -102,7 +102,13 @@ def prepare_process():
     A missing package ends it in one line, with exit code 2. Standard streams that are closed (`2>&-`) lead to nowhere:
     else the next file that is opened would take their place, and what libraries write to stderr would end up in it.
     """
-    sys.excepthook = _report_uncaught
+    def report(kind, error, traceback):
+        if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+            return sys.__excepthook__(kind, error, traceback)
+        print('error: %s has no %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
+              % (printable(sys.executable or 'this Python'), error.name), file=sys.stderr)
+        raise SystemExit(2)
+    sys.excepthook = report
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):
         try:
             os.fstat(number)
@@ -110,15 +116,6 @@ def prepare_process():
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w'))
-
-
-def _report_uncaught(kind, error, traceback):
-    """For sys.excepthook."""
-    if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
-        return sys.__excepthook__(kind, error, traceback)
-    print('error: %s has no %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
-          % (printable(sys.executable or 'this Python'), error.name), file=sys.stderr)
-    raise SystemExit(2)
 
 
 def require_linux(what):

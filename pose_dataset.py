@@ -49,8 +49,7 @@ class PoseDataset:
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the annotations.skeleton.Skeleton of the annotations.
-    Raises:
-        UserError: from annotations.arrays.
+    Raises UserError: from annotations.arrays.
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
@@ -280,10 +279,8 @@ def main():
     pose_files.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
-    rows = []
-    while len(rows) < flags.count:
-        for sample in itertools.islice(training_samples(dataset, rng, counter), flags.count - len(rows)):
-            rows.append(draw_sample(sample, dataset.skeleton))
+    samples = itertools.chain.from_iterable(training_samples(dataset, rng, counter) for _ in itertools.count())
+    rows = [draw_sample(sample, dataset.skeleton) for sample in itertools.islice(samples, flags.count)]
     pose_files.make_folder(flags.output_dir)
     for number, row in enumerate(rows):
         write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))

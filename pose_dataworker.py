@@ -91,9 +91,8 @@ def send_batches(connection, loader, data):
     loader.forget()  # what an earlier connection asked for
     connection.send('ready', samples=loader.samples, data=data)
     logging.info('connected; sending batches')
-    wanted, samples = set(), 0
+    wanted, samples, last_report = set(), 0, time.monotonic()
     batch = None  # the next one; it is fetched while the one before is on its way
-    last_report = time.monotonic()
     while True:
         message = connection.receive(0 if wanted else 1)
         if message is not None:
@@ -107,7 +106,7 @@ def send_batches(connection, loader, data):
                 wanted.update(message['batches'])
         elif wanted and batch is None:
             batch = loader.get(TURN_SECONDS)
-            if batch and loader.number not in wanted:
+            if loader.number not in wanted:
                 batch = None
         elif wanted and connection.sent(TURN_SECONDS):
             connection.send_batch(loader.number, batch)
@@ -149,11 +148,11 @@ def main():
         dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
                               settings['stride'], args.imgpath, augmentation_ranges(settings),
                               settings['category'] or None, settings['negatives'])
-        if not dataset.skeleton.finds_the_same(skeleton_of_settings(settings)):
-            both = dataset.skeleton, skeleton_of_settings(settings)
-            ours, theirs = (', '.join(skeleton.keypoints) for skeleton in both)
+        theirs = skeleton_of_settings(settings)
+        if not dataset.skeleton.finds_the_same(theirs):
             raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '
-                            'the same data' % (args.datapath, ours, theirs))
+                            'the same data' % (args.datapath, ', '.join(dataset.skeleton.keypoints),
+                                               ', '.join(theirs.keypoints)))
         loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None,
                              sequence=sequence_of(settings))
         return loader, samples_digest(dataset.annotations)

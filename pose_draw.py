@@ -51,7 +51,10 @@ def draw_skeletons(image, keypoints, skeleton, opacity=0.8):
     for person, here in zip(points, present):
         if not here.any():
             continue
-        width = _stroke_width(person[here], image.shape)
+        # A fortieth of the person's size, within what the picture can show.
+        short_edge = min(image.shape[:2])
+        width = float(np.clip(np.hypot(*np.ptp(person[here], axis=0)) / 40, max(1.5, short_edge / 250),
+                              max(2.5, short_edge / 55)))
         limbs = [(person[a], person[b], colours[b]) for a, b in skeleton.limbs
                  if here[a] and here[b] and (a, b) not in hidden]
         for start, end, _ in limbs:  # the dark rims of all limbs first, so that no rim cuts through a neighbour
@@ -131,11 +134,8 @@ def caption(image, text):
     """An image uint8 (H, W, 3) BGR with a line of ASCII text on a white strip below, smaller where it would not fit."""
     width = image.shape[1]
     scale = float(np.clip(width / 640, 0.4, 1.5))
+    scale *= min(1, 0.92 * width / max(1, cv2.getTextSize(text, FONT, scale, 1)[0][0]))
     (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
-    room = 0.92 * width
-    if text_width > room:
-        scale *= room / text_width
-        (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, 1)
     strip = np.full((int(text_height * 2.1) + 4, width, 3), WHITE, np.uint8)
     origin = (max(0, (width - text_width) // 2), (len(strip) + text_height) // 2)
     cv2.putText(strip, text, origin, FONT, scale, BLACK, 1, cv2.LINE_AA)
@@ -153,25 +153,14 @@ def contact_sheet(rows, margin=6):
     heights = [max(len(image) for image in row) for row in rows]
     widths = [max(row[column].shape[1] for row in rows if column < len(row))
               for column in range(max(len(row) for row in rows))]
-    sheet = np.full((sum(heights) + margin * (len(heights) + 1), sum(widths) + margin * (len(widths) + 1), 3), WHITE,
-                    np.uint8)
-    top = margin
-    for row, row_height in zip(rows, heights):
-        left = margin
-        for image, column_width in zip(row, widths):
+    tops, lefts = (np.cumsum([margin] + [side + margin for side in sides]) for sides in (heights, widths))
+    sheet = np.full((tops[-1], lefts[-1], 3), WHITE, np.uint8)
+    for row, row_height, top in zip(rows, heights, tops):
+        for image, column_width, left in zip(row, widths, lefts):
             height, width = image.shape[:2]
             y, x = top + (row_height - height) // 2, left + (column_width - width) // 2
             sheet[y:y + height, x:x + width] = image
-            left += column_width + margin
-        top += row_height + margin
     return sheet
-
-
-def _stroke_width(points, image_shape):
-    """Of a person's limbs in pixels: a fortieth of the person's size, within what the picture can show."""
-    size = np.hypot(*np.ptp(points, axis=0))
-    short_edge = min(image_shape[:2])
-    return float(np.clip(size / 40, max(1.5, short_edge / 250), max(2.5, short_edge / 55)))
 
 
 def _fill_limb(image, start, end, width, colour):

@@ -36,7 +36,7 @@ from annotations.images import BadSample, find_split, image_finder, image_paths,
     write_picture
 from inference import choose_skeleton, load_network, read_skeleton, video
 from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
-from inference.metrics import evaluate, labelled_people
+from inference.metrics import evaluate, keypoints_by_image, labelled_people
 from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
     make_transforms, start_decoders
 from networks.pretrained import find_checkpoint, is_weights_file, model_of
@@ -75,11 +75,7 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
 def draw_results(coco, image_folder, results, count, limit, skeleton):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
     image_ids, find = sorted(coco.getImgIds())[:limit], image_finder(image_folder)
-    found, labelled = {}, {}
-    for result in results:
-        found.setdefault(result['image_id'], []).append(result['keypoints'])
-    for person in labelled_people(coco, image_ids):
-        labelled.setdefault(person['image_id'], []).append(person['keypoints'])
+    found, labelled = keypoints_by_image(results), keypoints_by_image(labelled_people(coco, image_ids))
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]

@@ -22,8 +22,7 @@ def render_heatmaps(joints, height, width, stride, sigma=7.0, skeleton=COCO_SKEL
         joints: (people, parts, 2) in input pixels, NaN where not labelled.  sigma: in input pixels.
         height, width: of the maps, in cells.
         stride: input pixels per cell; cell g has its centre at stride * g + stride / 2 - 0.5.
-    Returns:
-        float32 (height, width, parts + 1); the last channel = 1 - the maximum of the others (Cao et al., equation 7).
+    Returns float32 (height, width, parts + 1); the last channel = 1 - the maximum of the others (equation 7).
     """
     parts, channels = len(skeleton.parts), skeleton.heatmap_channels
     joints = np.asarray(joints, np.float64).reshape(-1, 2)
@@ -71,8 +70,7 @@ def render_pafs(joints, height, width, stride, skeleton=COCO_SKELETON):
     Args:
         joints: (people, parts, 2) in input pixels, NaN where not labelled.
         height, width: of the maps, in cells.  stride: input pixels per cell.
-    Returns:
-        float32 (height, width, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
+    Returns float32 (height, width, 2 * limbs), limb k in channels 2k (x) and 2k + 1 (y).
     """
     joints = np.asarray(joints, np.float64).reshape(-1, len(skeleton.parts), 2) / stride
     limbs, half_width = len(skeleton.limbs), LIMB_HALF_WIDTH / stride
@@ -151,8 +149,7 @@ def render_mask(polygons, bitmaps, labelled, matrix, height, width, stride):
         labelled: list of polygons whose inside counts all the same.
         matrix: 2x3 affine, image pixels -> input pixels.
         height, width: of the mask, in cells.  stride: input pixels per cell.
-    Returns:
-        float32 (height, width, 1) in 0..1; 1 outside the image.
+    Returns float32 (height, width, 1) in 0..1; 1 outside the image.
     """
     if not polygons and not bitmaps:
         return np.ones((height, width, 1), np.float32)

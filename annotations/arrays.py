@@ -338,19 +338,14 @@ def _make_and_send(annotation_file, make, version, key, parents_end, connection)
         connection.send(error if isinstance(error, UserError) else
                         UserError('cannot read %s: %s' % (annotation_file, error.strerror)))
         return
-    if unchanged:
-        _store_cache(annotation_file, dict(arrays, key=np.array(key)))
+    if unchanged:  # several processes may start at once, and any may be killed: a cache is whole or not there
+        content, path = io.BytesIO(), _cache_path(annotation_file)
+        np.savez(content, key=np.array(key), **arrays)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            write_file(path, content.getbuffer())
+        except (UserError, OSError) as error:
+            logging.warning('no cache of the annotations, each start will take as long: %s', error)
     with contextlib.suppress(ConnectionError):
         connection.send(arrays)
     os._exit(0)  # at once: taking millions of objects apart would take seconds
-
-
-def _store_cache(annotation_file, arrays):
-    """Several processes may start at once, and any may be killed: a cache is whole or not there."""
-    content, path = io.BytesIO(), _cache_path(annotation_file)
-    np.savez(content, **arrays)
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        write_file(path, content.getbuffer())
-    except (UserError, OSError) as error:
-        logging.warning('no cache of the annotations, each start will take as long: %s', error)

@@ -8,7 +8,6 @@ import collections
 import contextlib
 import io
 import json
-import math
 import os
 
 import numpy as np
@@ -42,8 +41,7 @@ def read_dataset(annotation_file, category=None, image_folder=None):
     Args:
         category: its name; None for the only one with keypoints, or `person`; `all` for all that have the same ones.
         image_folder: where to look for the sizes of images that the file does not give.
-    Raises:
-        UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
+    Raises UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
     content = load_json(annotation_file)
     inferred, skipped = collections.Counter(), collections.Counter()
@@ -150,7 +148,7 @@ def key(value):
     if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
         return None
     if isinstance(value, float):
-        return str(int(value)) if math.isfinite(value) and value == int(value) else None
+        return str(int(value)) if value.is_integer() else None
     return str(value)
 
 
@@ -184,7 +182,9 @@ def _regular_images(entries, image_folder, inferred, skipped):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
         named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
         if named and image_folder and not (width or height):
-            width, height = _size_of_file(image_folder, find(name))
+            found = find(name)
+            with contextlib.suppress(BadSample):
+                width, height = image_size(os.path.join(image_folder, found))[0] if found else (None, None)
             inferred['sizes of images'] += bool(width)
         if not (named and width and height and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
                 and width == int(width) and height == int(height)):
@@ -194,14 +194,6 @@ def _regular_images(entries, image_folder, inferred, skipped):
         images.append({'id': number_of[image_key], 'original_id': entry['id'], 'file_name': name, 'width': int(width),
                        'height': int(height)})
     return images, number_of
-
-
-def _size_of_file(image_folder, found):
-    """(width, height) as the header of an image says, or (None, None)."""
-    try:
-        return image_size(os.path.join(image_folder, found))[0] if found else (None, None)
-    except BadSample:
-        return None, None
 
 
 def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):

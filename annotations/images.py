@@ -71,10 +71,8 @@ def read_image(path, size, scale):
     It is turned as its EXIF header says where the annotations give the turned size, as labelling tools show it; where
     they give the stored size alone, as COCO does, it is not. size: the (width, height) that the annotations give.
 
-    Returns:
-        (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
-    Raises:
-        BadSample: missing, empty, truncated, too large, not an image, or not of that size.
+    Returns (uint8 (H, W, 3) BGR, reduction): reduction 1, 2, 4 or 8 is the factor by which the image is smaller.
+    Raises BadSample: missing, empty, truncated, too large, not an image, or not of that size.
     """
     data, stored, orientation = _read(path)
     wanted, upright = (int(size[0]), int(size[1])), _upright_size(stored, orientation)
@@ -243,12 +241,8 @@ def _chunks(data):
     for _ in range(MAX_CHUNKS):
         if kind == b'IEND' or not png and at >= len(data) - 7:
             return
-        if png:
-            length, kind = struct.unpack_from('>I4s', data, at)
-            end = at + 12 + length
-        else:
-            kind, length = struct.unpack_from('<4sI', data, at)
-            end = at + 8 + length + length % 2
+        length, kind = struct.unpack_from('>I4s', data, at) if png else struct.unpack_from('<4sI', data, at)[::-1]
+        end = at + (12 + length if png else 8 + length + length % 2)
         if end > len(data) + (not png):
             raise struct.error
         yield kind, at, end

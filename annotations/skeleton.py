@@ -42,22 +42,10 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
     """
     __slots__ = ()
 
-    @property
-    def heatmap_channels(self):
-        return len(self.parts) + 1
-
-    @property
-    def paf_channels(self):
-        return 2 * len(self.limbs)
-
-    @property
-    def map_channels(self):
-        return self.heatmap_channels + self.paf_channels
-
-    @property
-    def background(self):
-        """The heatmap's last channel."""
-        return len(self.parts)
+    background = property(lambda self: len(self.parts))  # the heatmap's last channel
+    heatmap_channels = property(lambda self: len(self.parts) + 1)
+    paf_channels = property(lambda self: 2 * len(self.limbs))
+    map_channels = property(lambda self: self.heatmap_channels + self.paf_channels)
 
     @property
     def part_of_keypoint(self):
@@ -142,9 +130,12 @@ def skeleton_of_category(category, annotation_file):
     alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
     if alone:
         refuse('has no limb in "skeleton" that reaches %s; connect it' % ', '.join(alone[:5]))
-    components = _connected_components(limbs, len(keypoints))
-    if len(components) > 1:
-        one, other = (', '.join(keypoints[k] for k in component[:5]) for component in components[:2])
+    component = list(range(len(keypoints)))  # of each keypoint, those that limbs connect to it
+    for a, b in limbs:
+        component = [component[a] if number == component[b] else number for number in component]
+    if len(set(component)) > 1:
+        one, other = (', '.join([name for name, k in zip(keypoints, component) if k == number][:5])
+                      for number in list(dict.fromkeys(component))[:2])
         refuse('has limbs in "skeleton" that leave %s apart from %s; connect them by a limb' % (other, one))
     try:
         flip_order = _given_flip_order(category, keypoints) or flip_order_of(keypoints)
@@ -235,15 +226,6 @@ def _sigmas(category, count):
     except (ValueError, TypeError):
         sigmas = ()
     return sigmas if len(sigmas) == count and all(0 < sigma < 10 for sigma in sigmas) else (DEFAULT_SIGMA,) * count
-
-
-def _connected_components(limbs, parts):
-    """The sets of parts that limbs connect, as sorted lists."""
-    component = list(range(parts))
-    for a, b in limbs:
-        old, new = component[b], component[a]
-        component = [new if k == old else k for k in component]
-    return [[part for part in range(parts) if component[part] == k] for k in dict.fromkeys(component)]
 
 
 def _names(names):

@@ -55,11 +55,9 @@ class BatchLoader:
         first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
         batchsize, shard, num_shards, sequence: as for batch_positions.
-    Attributes:
-        samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.
-        number: of the batch that get() returned last.
-    Raises:
-        UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
+    samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.  number: of
+        the batch that get() returned last.
+    Raises UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
     def __init__(self, dataset, batchsize, workers, seed=None, first=0, shard=0, num_shards=1, sequence=START):

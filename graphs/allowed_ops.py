@@ -139,7 +139,13 @@ def check_shapes(graph):
     names = _order(graph)
     with tf.Graph().as_default() as tf_graph:
         for part in _parts(_numbered(_without_large_constants(set_input_shape(graph, shape)), names)):
-            _import_part(tf_graph, part)
+            own = {node.name for node in part.node}
+            earlier = {ref for node in part.node for ref in node.input if node_name(ref) not in own}
+            try:
+                tf.import_graph_def(part, name='',
+                                    input_map={ref: tf_graph.get_tensor_by_name(ref) for ref in earlier})
+            except (ValueError, KeyError, tf.errors.OpError) as error:
+                raise UserError('TensorFlow %s refuses it: %.300s' % (tf.__version__, error))
             for node in part.node:
                 _check_sizes(tf_graph.get_operation_by_name(node.name), names[int(node.name)])
     _check_output(tf_graph.get_operation_by_name(str(names.index(OUTPUT))), shape)
@@ -171,15 +177,6 @@ def _parts(graph):
 def _computes_integers(node):
     return node.op == 'Shape' or any(node.attr[name].type in INTEGER_TYPES
                                      for name in ('T', 'DstT', 'out_type', 'dtype') if name in node.attr)
-
-
-def _import_part(tf_graph, part):
-    own = {node.name for node in part.node}
-    earlier = {ref for node in part.node for ref in node.input if node_name(ref) not in own}
-    try:
-        tf.import_graph_def(part, name='', input_map={ref: tf_graph.get_tensor_by_name(ref) for ref in earlier})
-    except (ValueError, KeyError, tf.errors.OpError) as error:
-        raise UserError('TensorFlow %s refuses it: %.300s' % (tf.__version__, error))
 
 
 def _check_sizes(op, name):

@@ -42,7 +42,10 @@ def fold_batch_norm(graph):
         weights = view.constant(linear.input[1])
         if weights is None or data_format_of(linear) not in ('NHWC', 'NCHW'):
             continue
-        channels = _output_channels(linear, weights)
+        # Of the weights' output channels, so that what has it multiplies these.
+        shape = weights.shape[2:] if linear.op == 'DepthwiseConv2dNative' else \
+            (weights.shape[0], 1) if flag(linear, 'transpose_b', False) else weights.shape[-1:]
+        channels = int(np.prod(shape))
         scale, shift, chain = np.ones(channels), np.zeros(channels), []
         node = linear
         while node.name != OUTPUT and len(view.users(node)) == 1:
@@ -55,7 +58,7 @@ def fold_batch_norm(graph):
         if not chain or [node.op for node in chain] == ['BiasAdd']:
             continue
         if (scale != 1).any():
-            scaled = weights.astype(np.float64) * _along_output_channels(linear, weights, scale)
+            scaled = weights.astype(np.float64) * scale.reshape(shape)
             linear.input[1] = view.add_constant(linear.name + '/folded_weights', scaled.astype(weights.dtype))
         # The sum takes the name of the last node it replaces, so that what comes after need not change.
         last = chain[-1]
@@ -129,19 +132,6 @@ def why_not_folded(view, ref):
     if origin.op in LINEAR:
         return 'the output of %s is also used elsewhere' % origin.name
     return 'it follows %s (%s)' % (origin.name, origin.op)
-
-
-def _output_channels(linear, weights):
-    if linear.op == 'DepthwiseConv2dNative':
-        return weights.shape[2] * weights.shape[3]
-    return weights.shape[0] if flag(linear, 'transpose_b', False) else weights.shape[-1]
-
-
-def _along_output_channels(linear, weights, scale):
-    """scale (channels,) in a shape that multiplies the weights' output channels."""
-    if linear.op == 'DepthwiseConv2dNative':
-        return scale.reshape(weights.shape[2:])
-    return scale[:, None] if flag(linear, 'transpose_b', False) else scale
 
 
 def _per_channel(value, linear, channels):

@@ -43,10 +43,8 @@ def load_graph(path):
 
 
 def load_frozen(path):
-    """Read a frozen graph, which may come from anybody: INPUT, OUTPUT and all between, without functions.
-
-    Raises UserError when something of it, or weights, lack, and for all that is more than a network's forward pass.
-    """
+    """Read a frozen graph, which may come from anybody: INPUT, OUTPUT and all between, without functions. Raises
+    UserError when something of it, or weights, lack, and for all that is more than a network's forward pass."""
     graph = load_graph(path)
     graph.ClearField('library')  # where functions hide; one that bears the name of an op would stand in for it
     try:
@@ -74,10 +72,9 @@ def with_skeleton(graph, skeleton):
 
 def skeleton_text(graph):
     """The text that with_skeleton put in, or None."""
-    for node in graph.node:
-        if node.name == SKELETON and node.op == 'Const' and node.attr['value'].tensor.string_val:
-            return node.attr['value'].tensor.string_val[0].decode(errors='replace')
-    return None
+    texts = [text for node in graph.node if node.name == SKELETON and node.op == 'Const'
+             for text in node.attr['value'].tensor.string_val]
+    return texts[0].decode(errors='replace') if texts else None
 
 
 def network_graph(model, skeleton, input_size=None):

@@ -157,10 +157,8 @@ def flag(node, name, default):
 
 
 def drop_default_attributes(graph):
-    """The graph without attributes that have their op's default value.
-
-    A newer TensorFlow writes those that it has added to an op; an older one, which computes the same, refuses them.
-    """
+    """The graph without attributes that have their op's default value. A newer TensorFlow writes those that it has
+    added to an op; an older one, which computes the same, refuses them."""
     with tf.Graph().as_default() as tf_graph:
         import_graph(graph)
         ops = {op.type: op.op_def for op in tf_graph.get_operations()}
@@ -173,18 +171,15 @@ def drop_default_attributes(graph):
 
 
 def training_batch_norms(graph):
-    """The nodes of a graph that normalize by the statistics of the batch, as in training.
-
-    Each image's output then depends on the others of its batch, and no pass can fold them.
-    """
+    """The nodes of a graph that normalize by the statistics of the batch, as in training: each image's output then
+    depends on the others of its batch, and no pass can fold them."""
     view = GraphView(graph)
+
+    def averages_batch(node):
+        axes = view.constant(node.input[1]) if node.op == 'Mean' else None
+        return axes is not None and 0 in np.atleast_1d(axes)
     return [node for node in view.of(*BATCH_NORM, 'SquaredDifference') if node.op in BATCH_NORM and is_training(node)
-            or node.op == 'SquaredDifference' and any(_averages_batch(view, user) for user in view.users(node))]
-
-
-def _averages_batch(view, node):
-    axes = view.constant(node.input[1]) if node.op == 'Mean' else None
-    return axes is not None and 0 in np.atleast_1d(axes)
+            or node.op == 'SquaredDifference' and any(map(averages_batch, view.users(node)))]
 
 
 def drop_attributes(node, names):

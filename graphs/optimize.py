@@ -33,8 +33,7 @@ def optimize(graph, input_shape=None):
 
     input_shape: [1, height, width, 3] fixes the size of the input, so that what depends on the size alone becomes
         constant; None leaves the input as it is.
-    Raises:
-        UserError: the graph is not one that the passes can see through, or does not work at that size.
+    Raises UserError: the graph is not one that the passes can see through, or does not work at that size.
     """
     graph = strip_unused(graph)
     branches = [node for node in graph.node if node.op in RUN_TIME_BRANCHES]
@@ -76,10 +75,7 @@ def remove_pass_through(graph):
 
 
 def fold_constants(graph):
-    """Compute what depends on constants alone, and on known shapes, and skip cuts that are known to cut nothing.
-
-    Raises UserError for a graph that TF refuses.
-    """
+    """Compute what depends on constants alone, and on known shapes, and skip cuts that are known to cut nothing."""
     with tf.Graph().as_default() as tf_graph:
         import_graph(graph)
         known, fed = set(), {}
@@ -129,11 +125,9 @@ def output_shape(graph, shape):
 
 
 def find_batch_norms(graph):
-    """The batch norms of a frozen graph as UnfoldedNodes, however they are written, with what keeps them from folding.
-
-    The graph must have been simplified. A scale per channel counts as (part of) a batch norm when it follows a
-    convolution, or when an addition per channel stands beside it; scaling the image itself does not.
-    """
+    """The batch norms of a simplified frozen graph as UnfoldedNodes, however they are written, with what keeps them
+    from folding. A scale per channel counts as (part of) one when it follows a convolution, or when an addition per
+    channel stands beside it; scaling the image itself does not."""
     view = GraphView(graph)
     found = []
     for node in view.of(*BATCH_NORM + OTHER_BATCH_NORM):

@@ -19,13 +19,9 @@ from . import freeze, graphdef, optimize
 
 
 def convert(graph, input_shape):
-    """A frozen graph as the bytes of a .tflite file: float32 pixels (1, height, width, 3) -> float32 maps.
+    """A frozen graph as the bytes of a .tflite file: float32 pixels of input_shape (1, height, width, 3) -> maps.
 
-    Args:
-        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
-        input_shape: [1, height, width, 3].
-    Raises:
-        UserError: the converter refuses the graph.
+    Raises UserError: the converter refuses the graph.
     """
     with _converter(graph, input_shape) as converter:
         return converter.convert()
@@ -37,13 +33,11 @@ def quantize(graph, images):
     Full-integer post-training quantization: weights have a step for each output channel, activations one for each
     tensor, wide enough for all values that the tensor takes on the images.
 
-    Args:
-        graph: as for convert.
-        images: uint8 (N, height, width, 3) BGR, like those that the network will see.
-    Raises:
-        UserError: the converter refuses the graph.
+    images: uint8 (N, height, width, 3) BGR, like those that the network will see.  Raises as convert.
     """
-    images = _with_all_pixel_values(images)
+    images = np.array(images, np.uint8)
+    # A black and a white pixel in each: then the steps of the quantized input are the pixels' own.
+    images[:, 0, 0], images[:, 0, 1] = 0, 255
     with _converter(graph, [1] + list(images.shape[1:])) as converter:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in images)
@@ -51,13 +45,6 @@ def quantize(graph, images):
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.float32
         return converter.convert()
-
-
-def _with_all_pixel_values(images):
-    """The images with a black and a white pixel in each: then the steps of the quantized input are the pixels' own."""
-    images = np.array(images, np.uint8)
-    images[:, 0, 0], images[:, 0, 1] = 0, 255
-    return images
 
 
 @contextlib.contextmanager
@@ -72,15 +59,11 @@ def _converter(graph, input_shape):
                 yield tf.lite.TFLiteConverter.from_frozen_graph(path, [graphdef.INPUT], [graphdef.OUTPUT],
                                                                 {graphdef.INPUT: input_shape})
         except (ConverterError, RuntimeError, ValueError, tf.errors.OpError) as error:
+            # It may hold the log of a program.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            telling = [line for line in lines if 'not supported' in line or 'rror' in line and 'Traceback' not in line]
             raise UserError('the converter to TensorFlow Lite of TensorFlow %s refuses the graph: %s; give '
-                            'graph_frozen.pb, not an optimized graph' % (tf.__version__, _reason(error)))
-
-
-def _reason(error):
-    """The line that says most of an error of the converter, which may hold the log of a program."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    telling = [line for line in lines if 'not supported' in line or 'rror' in line and 'Traceback' not in line]
-    return (telling or lines)[-1][:300]
+                            'graph_frozen.pb, not an optimized graph' % (tf.__version__, (telling or lines)[-1][:300]))
 
 
 @contextlib.contextmanager

@@ -29,8 +29,7 @@ def load_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
         predict_maps: function (images uint8 (B, H, W, 3) BGR) -> float32 maps (B, h, w, C). Raises UserError for a size
             that it does not take.
         size: (width, height) of the images, or None when it is free.
-    Raises:
-        UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
+    Raises UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
     """
     if graph_file and graph_file.endswith('.tflite'):
         from . import tflite_runtime

@@ -29,14 +29,12 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
 
     Args:
         maps: float (h, w, skeleton.map_channels), heatmaps, then PAFs, as the network gives them.
-        stride: input pixels per cell.
-        min_parts: people with fewer parts are left out.
+        stride: input pixels per cell.  min_parts: people with fewer parts are left out.
     Returns:
         keypoints: float32 (people, parts, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
         scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
             that a few certain parts count less than a whole person.
-    Raises:
-        UserError: maps of another shape, or with NaN or infinity in them.
+    Raises UserError: maps of another shape, or with NaN or infinity in them.
     """
     maps, parts = np.asarray(maps, np.float32), len(skeleton.parts)
     if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
@@ -79,10 +77,9 @@ def find_peaks(heatmaps, stride, threshold=PEAK_THRESHOLD):
     The logarithm of a Gaussian is a parabola: the one through a peak and its two neighbours, in each axis, has its
     vertex at the exact centre. Where two cells of a peak are equal, only the first one is taken.
 
-    Args:
-        heatmaps: float32 (h, w, parts).
-    Returns:
-        part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32 (peaks,).
+    heatmaps: float32 (h, w, parts).
+    Returns part int64 (peaks,), ascending; position float64 (peaks, 2), x and y in input pixels; score float32
+    (peaks,).
     """
     heatmaps = np.ascontiguousarray(heatmaps)
     earlier = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)
@@ -123,12 +120,10 @@ def score_limbs(part, position, pafs, stride, limbs):
     heatmap's for stride * g + stride / 2 - 0.5): that is how the labels are made. A limb longer than half the height of
     the picture loses score, as in OpenPose.
 
-    Args:
-        part (peaks,), position (peaks, 2): as from find_peaks.
-        pafs: float32 (h, w, 2 * limbs).  limbs: pairs of parts.
-    Returns:
-        limb, start, end: int64 (candidates,), the limb and its two peaks; score: float64 (candidates,), above 0, at
-        most about 1. Candidates without the PAF's support are left out.
+    part (peaks,), position (peaks, 2): as from find_peaks.  pafs: float32 (h, w, 2 * limbs).  limbs: pairs of parts.
+
+    Returns limb, start, end: int64 (candidates,), the limb and its two peaks; score: float64 (candidates,), above 0, at
+    most about 1. Candidates without the PAF's support are left out.
     """
     height = pafs.shape[0]
     first = np.searchsorted(part, np.arange(np.max(limbs) + 2))
@@ -149,11 +144,9 @@ def score_limbs(part, position, pafs, stride, limbs):
 
 
 def integrals(limb, start, end, position, pafs, stride, steps):
-    """The PAF along pairs of peaks: float32 (pairs, steps), at the given shares of the way from start to end.
-
-    A crowd has ten thousand pairs. They are done CHUNK at a time: small arrays stay in the processor's cache, and their
-    memory need not come anew from the system for each.
-    """
+    """The PAF along pairs of peaks: float32 (pairs, steps), at the given shares of the way from start to end. A crowd
+    has ten thousand pairs; they are done CHUNK at a time: small arrays stay in the processor's cache, and their memory
+    need not come anew from the system for each."""
     height, width = pafs.shape[:2]
     limbs = pafs.shape[2] // 2
     cells = pafs.reshape(height * width * limbs, 2)

@@ -53,8 +53,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
             detections; decode_ms, network_ms and waiting (Predictor.timings); input, scales and flip: the setting.
         results: list of dicts in COCO's results format.
         table: pycocotools' table as text.
-    Raises:
-        UserError: an image is missing or broken, or the maps are not a network's of this project.
+    Raises UserError: an image is missing or broken, or the maps are not a network's of this project.
     """
     dataset = dataset or read_dataset(annotation_file, image_folder=image_folder)
     coco = as_pycocotools(dataset)
@@ -86,8 +85,7 @@ def _reader(coco, skeleton, image_id, image_folder, find, transforms, oracle_str
     """The function that reads an image of the data set, for a Request. find: annotations.images.image_finder's."""
     entry = coco.loadImgs(image_id)[0]
     path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
-    people = [person['keypoints'] for person in labelled_people(coco, [image_id])]
-    joints = skeleton.joints(people).astype(np.float64)
+    joints = skeleton.joints([person['keypoints'] for person in labelled_people(coco, [image_id])]).astype(np.float64)
     largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
@@ -108,7 +106,7 @@ def load_coco(annotation_file, category=None):
 
 def coco_results(image_id, keypoints, scores, skeleton):
     """keypoints (people, parts, 3) and scores (people,) as dicts in COCO's results format; absent parts are 0, 0, 0."""
-    points = keypoints[:, list(skeleton.part_of_keypoint)].copy()
+    points = keypoints[:, list(skeleton.part_of_keypoint)]  # a copy
     found = np.isfinite(points[:, :, 2])
     points[:, :, 2] = found
     return [{'image_id': image_id, 'category_id': 1, 'keypoints': person, 'score': round(float(score), 6)}
@@ -132,8 +130,7 @@ def measure(coco, image_ids, results, skeleton):
         evaluation.accumulate()
         with contextlib.redirect_stdout(table):
             evaluation.summarize()
-    ap, ap50, ap75, ap_medium, ap_large, recall = (round(float(value), 4) for value in evaluation.stats[:6])
-    summary = dict(zip(METRICS, (ap, ap50, ap75, ap_medium, ap_large, recall)), images=len(image_ids),
+    summary = dict(zip(METRICS, (round(float(value), 4) for value in evaluation.stats)), images=len(image_ids),
                    people=len(labelled_people(coco, image_ids)), detections=len(results))
     reach = pck(coco, image_ids, results, skeleton)
     if reach is not None:
@@ -144,6 +141,14 @@ def measure(coco, image_ids, results, skeleton):
 def labelled_people(coco, image_ids):
     return [annotation for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_ids, iscrowd=False))
             if annotation['num_keypoints'] > 0]
+
+
+def keypoints_by_image(people):
+    """{image id: the keypoints of its people}, of dicts in COCO's format."""
+    found = {}
+    for person in people:
+        found.setdefault(person['image_id'], []).append(person['keypoints'])
+    return found
 
 
 def last_stage_loss(maps, heatmap, paf, mask):
@@ -160,9 +165,7 @@ def pck(coco, image_ids, results, skeleton):
     """
     names = {name.lower(): k for k, name in enumerate(skeleton.keypoints)}
     diagonals = [(names[a], names[b]) for a, b in TORSO if a in names and b in names]
-    found = {}
-    for result in results:
-        found.setdefault(result['image_id'], []).append(result['keypoints'])
+    found = keypoints_by_image(results)
     hits = labelled = 0
     for person in labelled_people(coco, image_ids):
         truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)

@@ -149,10 +149,8 @@ def mirrored_channels(skeleton):
 
 
 def _input_cells(axis, target_cells, input_cells, target, transform, shift):
-    """Where the centres of the target's cells lie among another transform's, in one axis: float64 (target_cells,).
-
-    For matrices without rotation, as fit_matrix gives.
-    """
+    """Where the centres of the target's cells lie among another transform's, in one axis: float64 (target_cells,). For
+    matrices without rotation, as fit_matrix gives."""
     size = (target.width, target.height)[axis], (transform.width, transform.height)[axis]
     strides = size[0] / target_cells, size[1] / input_cells
     offsets = [shift * (stride - 1) for stride in strides]
@@ -162,10 +160,8 @@ def _input_cells(axis, target_cells, input_cells, target, transform, shift):
 
 
 def interpolated(maps, positions, axis):
-    """Cubic interpolation along one axis; outside, the border's value goes on.
-
-    Four weighted sums and no matrix product: several decoding processes would fight over a BLAS library's threads.
-    """
+    """Cubic interpolation along one axis; outside, the border's value goes on. Four weighted sums and no matrix
+    product: several decoding processes would fight over a BLAS library's threads."""
     count = maps.shape[axis]
     nearest = np.round(positions)
     if np.abs(positions - nearest).max() < 1e-6:  # the same grid, or its mirror image
@@ -185,8 +181,7 @@ class Predictor:
     """Finds people with a network, and knows where the time went.
 
     Args:
-        predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels).
-        skeleton: what the network finds.
+        predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels).  skeleton: what it finds.
         batchsize: images of equal size that go through the network at once, at most; a mirror image counts as one more.
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
         min_parts: people with fewer parts are left out.
@@ -203,8 +198,7 @@ class Predictor:
     def find_people(self, requests):
         """Yield (key, image, keypoints (people, parts, 3) in image pixels, scores (people,)), in the requests' order.
 
-        Raises:
-            UserError: from request.read and the network, or a decoding process died.
+        Raises UserError: from request.read and the network, or a decoding process died.
         """
         decoding = collections.deque()
         items = _read_ahead(requests, self._ahead + self._batchsize)
@@ -343,10 +337,8 @@ def start_decoders(count=None):
 
 
 def _start_decoder(parent):
-    """In a decoding process: Ctrl-C is the parent's affair, and it does not outlive its parent.
-
-    Its parent in the system's eyes is a server that forks it, which lives as long as one of its children does.
-    """
+    """In a decoding process: Ctrl-C is the parent's affair, and it does not outlive its parent. That is, in the
+    system's eyes, a server that forks it, which lives as long as one of its children does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 

@@ -6,7 +6,7 @@ import numpy as np
 from graphs import freeze, graphdef
 from networks.pretrained import find_checkpoint
 from networks.tensorflow import tf
-from pose_errors import UserError
+from pose_errors import UserError, reason_of
 
 load_frozen = freeze.load_frozen
 
@@ -32,11 +32,8 @@ def freeze_checkpoint(checkpoint, model, skeleton):
 
 
 def graph_network(graph_def, name, threads=None):
-    """load_network for a frozen GraphDef; name is what errors call it.
-
-    Where batch norm is in training mode, images run one by one, so that what is found does not depend on how many go
-    through the network at once; the log says so.
-    """
+    """load_network for a frozen GraphDef, which errors call `name`. Where batch norm is in training mode, images run
+    one by one, so that what is found does not depend on how many go through at once; the log says so."""
     training = graphdef.training_batch_norms(graph_def)
     if training:
         logging.warning('%s: %d batch norms are in training mode (%s, ...), so images run one by one, and worse than '
@@ -57,7 +54,6 @@ def graph_network(graph_def, name, threads=None):
                 return np.concatenate([session.run(output, {image: single[None]}) for single in images])
             return session.run(output, {image: images})
         except (tf.errors.OpError, ValueError) as error:
-            reason = getattr(error, 'message', str(error)).splitlines()[0]
             raise UserError('the network does not run on an input of %dx%d: %s'
-                            % (images.shape[2], images.shape[1], reason))
+                            % (images.shape[2], images.shape[1], reason_of(error)))
     return predict_maps, None if None in shape else (shape[1], shape[0])

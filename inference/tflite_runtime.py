@@ -23,10 +23,8 @@ SKELETON_MARK = b'skeleton'  # at the end of a file that has one
 
 
 def load_tflite(path, threads=None):
-    """A .tflite file as a function of images, and the size that they must have; see inference.load_network.
-
-    Images go in one by one, as the pixels that they are: files in 8 bits take uint8, others float32.
-    """
+    """A .tflite file as a function of images, and the size that they must have; see inference.load_network. Images go
+    in one by one, as the pixels that they are: files in 8 bits take uint8, others float32."""
     interpreter = open_interpreter(path, threads)
     image, maps = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     height, width = (int(side) for side in image['shape'][1:3])
@@ -45,14 +43,15 @@ def load_tflite(path, threads=None):
 
 
 def open_interpreter(path, threads=None):
-    """An interpreter of a network of this project, ready to run on so many threads (None: all cores).
-
-    Raises:
-        UserError: the file is missing, broken or not of this project, or no interpreter is installed.
-    """
+    """An interpreter of a network of this project, ready to run on so many threads (None: all cores). Raises UserError:
+    the file is missing, broken or not of this project, or no interpreter is installed."""
     check_file(path)
-    if runtime_name() == 'tflite-runtime' and skeleton_text(path) is None:  # the end of it may be missing
-        _try_in_another_process(path)
+    if runtime_name() == 'tflite-runtime' and skeleton_text(path) is None:
+        # Its end may be missing, and tflite-runtime, which checks nothing, then often ends the process.
+        program = 'import sys, tflite_runtime.interpreter as lite; lite.Interpreter(sys.argv[1]).allocate_tensors()'
+        quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+        if subprocess.run([sys.executable, '-c', program, path], **quiet).returncode < 0:
+            raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
     try:
         interpreter = interpreter_class()(model_path=path, num_threads=threads or usable_cores())
         interpreter.allocate_tensors()
@@ -73,41 +72,26 @@ def open_interpreter(path, threads=None):
 
 
 def check_file(path):
-    """Raise UserError for a .tflite file that is missing, empty, cut short, too large or something else.
-
-    The interpreter trusts what is inside: it is for a sandbox to contain what files of strangers do.
-    """
-    whole = False
+    """Raise UserError for a .tflite file that is missing, empty, cut short, too large or something else. The
+    interpreter trusts what is inside: it is for a sandbox to contain what files of strangers do."""
     try:
         with open_file(path) as file:
             size, start = os.fstat(file.fileno()).st_size, file.read(8)
-            if start[4:] == IDENTIFIER and size <= MAX_BYTES:
-                with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-                    whole = _end_of_buffers(data) <= size
+            if start[4:] != IDENTIFIER or size > MAX_BYTES:
+                raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh '
+                                '--tflite made' % path)
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                if _end_of_buffers(data) > size:
+                    raise ValueError
     except OSError as error:
         raise UserError('cannot read the graph %s: %s' % (path, error.strerror))
     except (struct.error, ValueError):
-        pass  # it ends before its weights do
-    if start[4:] != IDENTIFIER or size > MAX_BYTES:
-        raise UserError('%s is not a TensorFlow Lite file; give one that scripts/freeze_and_optimize.sh --tflite made'
-                        % path)
-    if not whole:
         raise UserError('%s is only a part of a file; copy or convert it again' % path)
 
 
-def _try_in_another_process(path):
-    """Raise UserError for a file that ends the process, as many without their end do: tflite-runtime checks nothing."""
-    program = 'import sys, tflite_runtime.interpreter as runtime; runtime.Interpreter(sys.argv[1]).allocate_tensors()'
-    result = subprocess.run([sys.executable, '-c', program, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if result.returncode < 0:
-        raise UserError('%s is damaged or only a part of a file; copy or convert it again' % path)
-
-
 def _end_of_buffers(data):
-    """Where the last of the weights in a .tflite file (FlatBuffers, schema version 3) ends.
-
-    Raises struct.error or ValueError for a file that ends before it says so.
-    """
+    """Where the last of the weights in a .tflite file (FlatBuffers, schema version 3) ends. Raises struct.error or
+    ValueError for a file that ends before it says so."""
     def field(table, number):
         """The place that a field of a table refers to, or None."""
         vtable = table - struct.unpack_from('<i', data, table)[0]

@@ -119,8 +119,7 @@ class Frames:
     Attributes:
         height, width: in pixels, upright.  fps: the nominal rate.  count: of frames, as the file says, or None.
         is_live: whether it goes on while nobody reads.
-    Raises:
-        UserError: there is no such file or camera, or it holds no video.
+    Raises UserError: there is no such file or camera, or it holds no video.
     """
 
     def __init__(self, source):
@@ -227,21 +226,17 @@ class Output:
 
     def write(self, picture, seconds, record):
         """Write a drawn frame, shown at that time, and its JSON."""
+        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
+        if due >= self._shown:
+            for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
+                self._writer.write(self._last)
+            self._writer.write(picture)
+            self._shown, self._last = due + 1, picture
         try:
-            self._show(picture, seconds)
             self._file.write(json.dumps(record) + '\n')
         except OSError as error:
             raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
         self._written += 1
-
-    def _show(self, picture, seconds):
-        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
-        if due < self._shown:
-            return
-        for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
-            self._writer.write(self._last)
-        self._writer.write(picture)
-        self._shown, self._last = due + 1, picture
 
     def __exit__(self, kind, *_):
         self._writer.release()
@@ -269,8 +264,7 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
         source: as for Frames.  limit: only the first so many frames.  show: whether to open a window.
         stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
         input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.
-    Returns:
-        (path of the video, path of the JSON lines, summary as a dict).
+    Returns (path of the video, path of the JSON lines, summary as a dict).
     """
     name = output_name(source)
     with contextlib.closing(Frames(source)) as frames:
@@ -291,8 +285,10 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
                 writing.append(writer.submit(_draw_and_write, output, frame, keypoints, numbers, scores, skeleton))
                 while len(writing) > (0 if show else FRAMES_AHEAD):
                     drawn = writing.popleft().result()
-                if show and _show(name, drawn):
-                    break
+                if show:
+                    cv2.imshow(name, drawn)
+                    if cv2.waitKey(1) & 0xff in (ESCAPE, QUIT):
+                        break
             for future in writing:
                 future.result()
         seconds = time.perf_counter() - begin
@@ -339,9 +335,3 @@ def check_display():
         raise UserError('--show needs an OpenCV with windows: install opencv-python in place of opencv-python-headless')
     if sys.platform.startswith('linux') and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
         raise UserError('--show needs a display, and $DISPLAY is not set; leave it out, or use `ssh -X`')
-
-
-def _show(title, picture):
-    """Show a frame; whether the user wants to end (q or Escape)."""
-    cv2.imshow(title, picture)
-    return cv2.waitKey(1) & 0xff in (ESCAPE, QUIT)

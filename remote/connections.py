@@ -9,9 +9,7 @@ or no longer accepted is disconnected: the guard shuts its descriptor down, whic
     more bytes than MAX_GREETING_BYTES, for a worker than its batches have  disconnected
     a key that is no longer accepted (read every KEYS_SECONDS)              disconnected
 """
-import collections
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -61,7 +59,6 @@ class ConnectionGuard:
         self._limit = connection_limit()
         self._lock = threading.Lock()
         self._connections = {}  # descriptor -> _Connection
-        self._hosts = collections.Counter()  # of the connections that have not been disconnected
         self._failed = False  # the connection whose end comes next has failed its handshake
         self._keys_read = time.monotonic()
         zmq_socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_SECONDS * 1000))
@@ -151,8 +148,8 @@ class ConnectionGuard:
             known = self._connections.get(descriptor)
             connection = known if known and known.owner and known.remote == remote else _Connection(remote)
             self._connections[descriptor] = connection
-            self._hosts[remote[0]] += 1
-            of_host, of_all = self._hosts[remote[0]], sum(self._hosts.values())
+            hosts = [other.remote[0] for other in self._connections.values() if not other.disconnected]
+            of_host, of_all = hosts.count(remote[0]), len(hosts)
             if of_host > MAX_PER_HOST or of_all > self._limit:
                 self._disconnect(descriptor, connection)
         if connection.disconnected:
@@ -162,8 +159,6 @@ class ConnectionGuard:
     def _disconnected(self, descriptor):
         with self._lock:
             connection = self._connections.pop(descriptor, None)
-            if connection and not connection.disconnected:
-                self._forget_host(connection)
         if self._failed and connection and not connection.disconnected:
             self._log.dropped('a connection from %s' % connection.remote[0],
                               "it does not speak ZeroMQ, or not with this trainer's keys: " + HANDSHAKE_REMEDY)
@@ -210,16 +205,9 @@ class ConnectionGuard:
         if connection.disconnected:
             return
         connection.disconnected = True
-        self._forget_host(connection)
         with contextlib.suppress(OSError), _borrowed(descriptor) as its_socket:
             if its_socket.getpeername()[:2] == connection.remote:
                 its_socket.shutdown(socket.SHUT_RDWR)
-
-    def _forget_host(self, connection):
-        host = connection.remote[0]
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
 
 
 def connection_limit():
@@ -246,9 +234,7 @@ def _remote_of(descriptor):
     try:
         with _borrowed(descriptor) as its_socket:
             return its_socket.getpeername()[:2]
-    except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK, errno.EINVAL):
-            raise
+    except OSError:
         return 'a host that has gone', 0
 
 

@@ -6,7 +6,6 @@
 """
 import logging
 import os
-import shutil
 import stat
 import struct
 
@@ -20,21 +19,6 @@ TRAINER, WORKER, ACCEPTED = 'trainer', 'worker', 'accepted_workers'
 PUBLIC, SECRET = '.key', '.key_secret'  # endings that ZeroMQ's own functions write
 KEY_BYTES = 32
 REMEDY = 'make keys with scripts/make_curve_keys.py'
-
-
-def make_pair(folder, name):
-    """Write NAME.key and NAME.key_secret into a folder for its owner alone. Raises UserError if they exist."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.path.exists(os.path.join(folder, name + SECRET)):
-        raise UserError('%s is there already; remove it, or add a worker with --worker=NAME'
-                        % os.path.join(folder, name + SECRET))
-    zmq.auth.create_certificates(folder, name)
-
-
-def accept(folder, worker_folder, name):
-    """Accept the worker whose pair lies in worker_folder, under a name."""
-    os.makedirs(os.path.join(folder, ACCEPTED), mode=0o700, exist_ok=True)
-    shutil.copy(os.path.join(worker_folder, WORKER + PUBLIC), os.path.join(folder, ACCEPTED, name + PUBLIC))
 
 
 def read_secret_key(folder, name):
@@ -89,24 +73,19 @@ def open_server(zmq_socket, context, folder):
 
     Returns the socket on which ZeroMQ asks which keys to accept, see answer.
     """
-    public, secret = read_secret_key(folder, TRAINER)
+    zmq_socket.curve_publickey, zmq_socket.curve_secretkey = read_secret_key(folder, TRAINER)
     if not os.path.isdir(os.path.join(folder, ACCEPTED)) or not accepted_keys(folder):
         raise UserError('--curve-keys=%s accepts no worker: %s/ holds no key; %s' % (folder, ACCEPTED, REMEDY))
+    zmq_socket.curve_server = 1
     questions = context.socket(zmq.REP)
     questions.bind('inproc://zeromq.zap.01')
-    zmq_socket.setsockopt(zmq.CURVE_SERVER, 1)
-    zmq_socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
-    zmq_socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
     return questions
 
 
 def open_client(zmq_socket, folder):
     """Make a socket, before it connects, use the worker's keys. Raises UserError."""
-    public, secret = read_secret_key(folder, WORKER)
-    server, _ = _read_key_file(folder, os.path.join(folder, TRAINER + PUBLIC))
-    zmq_socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
-    zmq_socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
-    zmq_socket.setsockopt(zmq.CURVE_SERVERKEY, server)
+    zmq_socket.curve_publickey, zmq_socket.curve_secretkey = read_secret_key(folder, WORKER)
+    zmq_socket.curve_serverkey, _ = _read_key_file(folder, os.path.join(folder, TRAINER + PUBLIC))
 
 
 def answer(questions, folder):

@@ -45,17 +45,14 @@ class BatchReceiver:
             draw one), and perhaps augmentation (a dict of pose_augment.Ranges; CMU's), category, negatives (0) and
             sequence (a batches.Sequence, which batch 0 begins).
         curve_keys: folder of scripts/make_curve_keys.py; only workers with accepted keys get in then.
-        first, every: the number of the first batch and from each to the next; all of them are made once each, and
-            come as they are ready.
+        first, every: the number of the first batch and from each to the next; they come as they are ready.
         link_timeout: seconds without a sign of life after which a worker counts as gone.
         data: (number of samples, annotations.arrays.samples_digest) that each worker's data set must have; without it,
             the first worker's decides.
     Attributes:
         samples: of the data set, as the first data worker counts them; None until it has joined.
-        layout: batches.batch.batch_layout of the batches.
-        number: of the batch that get() returned last.
-    Raises:
-        UserError: bad address, address in use, bad keys.
+        layout: batches.batch.batch_layout of the batches.  number: of the batch that get() returned last.
+    Raises UserError: bad address, address in use, bad keys.
     """
 
     def __init__(self, address, settings, curve_keys=None, first=0, every=1, link_timeout=LINK_TIMEOUT,
@@ -166,7 +163,12 @@ class BatchReceiver:
             if self._socket.closed:
                 return
             if ended:
-                self._end_workers()
+                self._ending, deadline = True, time.monotonic() + LEAVE_SECONDS
+                for worker in list(self._workers.values()):
+                    self._send(worker.route, 'end')
+                while self._workers and time.monotonic() < deadline:
+                    self._receive(0.1)
+                    self._queue.clear()
             self._guard.close()
             self._socket.close(500 if ended else 0)
             # In a thread, as nobody can interrupt it: whatever may hold it up, the run ends.
@@ -181,26 +183,17 @@ class BatchReceiver:
         # After an error or Ctrl-C the trainer is likely to be started again: the workers wait for that.
         self.close(ended=exception is None)
 
-    def _end_workers(self):
-        self._ending = True
-        for worker in list(self._workers.values()):
-            self._send(worker.route, 'end')
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while self._workers and time.monotonic() < deadline:
-            self._receive(0.1)
-            self._queue.clear()
-
     def _take(self):
         """The oldest batch of the queue, or None when it is bad."""
         worker, number, frames = self._queue.popleft()
         worker.queued -= 1
+        batch = None
         try:
             batch = protocol.read_batch([frame.buffer for frame in frames], self.layout)
             self.number = number
         except BadMessage as error:
             self._drop(worker.route, str(worker), error)
             self._scheduler.retry(number)
-            batch = None
         if self._workers.get(worker.route) is worker:
             self._grant(worker)
         return batch
@@ -236,7 +229,13 @@ class BatchReceiver:
     def _receive(self, timeout):
         """Handle messages, at most MESSAGES_PER_TURN, waiting up to timeout seconds for the first."""
         if time.monotonic() - self._pinged > self._ping_seconds:
-            self._ping()
+            self._pinged = time.monotonic()
+            for worker in list(self._workers.values()):
+                if worker.ready and worker.pings * self._ping_seconds > self._link_timeout:  # it answers no more
+                    self._remove(worker.route)
+                    self._guard.disconnect(worker.descriptor, worker.route)
+                elif self._send(worker.route, 'ping'):
+                    worker.pings += 1
         for _ in range(MESSAGES_PER_TURN):
             try:
                 route, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -252,16 +251,6 @@ class BatchReceiver:
                 self._handle(route, descriptor, host, frames)
             except BadMessage as error:
                 self._drop(route, str(self._workers.get(route, host)), error, descriptor)
-
-    def _ping(self):
-        """Ping the workers, and give those up that have a loader and answer no more."""
-        self._pinged = time.monotonic()
-        for worker in list(self._workers.values()):
-            if worker.ready and worker.pings * self._ping_seconds > self._link_timeout:
-                self._remove(worker.route)
-                self._guard.disconnect(worker.descriptor, worker.route)
-            elif self._send(worker.route, 'ping'):
-                worker.pings += 1
 
     def _drop(self, route, sender, error, descriptor=None):
         """Report a bad message. The connection of a stranger is ended, and that of a worker that sends too many."""

@@ -33,10 +33,9 @@ class TrainerConnection:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         set_limits(self._socket, protocol.MAX_HEADER + protocol.CURVE_OVERHEAD)
-        self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 200)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        for option, value in ((zmq.IPV6, 1), (zmq.CONNECT_TIMEOUT, 5000), (zmq.RECONNECT_IVL, 200),
+                              (zmq.RECONNECT_IVL_MAX, 5000)):
+            self._socket.setsockopt(option, value)
         if curve_keys:
             try:
                 keys.open_client(self._socket, curve_keys)

@@ -2,7 +2,6 @@
 
 Each batch number is asked for once, and requeued when its worker is gone.
 """
-import collections
 import heapq
 import logging
 import threading
@@ -47,9 +46,13 @@ class BatchScheduler:
         """Numbers that a worker, one of so many, is to make beside those it has; none before half its limit is free."""
         limit = max(MIN_CREDIT, min(self.max_credit, TOTAL_CREDIT_BYTES // num_workers // self._batch_bytes))
         count = limit - len(worker.wanted) - worker.queued
-        if count < limit // 2:
-            return []
-        numbers = [self._next_number() for _ in range(count)]
+        numbers = []
+        for _ in range(count if count >= limit // 2 else 0):
+            if self._retries:
+                numbers.append(heapq.heappop(self._retries))
+            else:
+                numbers.append(self._next)
+                self._next += self._every
         worker.wanted.update(numbers)
         return numbers
 
@@ -63,12 +66,6 @@ class BatchScheduler:
         """This batch is to be made again: by another worker, or because it came and was bad."""
         heapq.heappush(self._retries, number)
 
-    def _next_number(self):
-        if self._retries:
-            return heapq.heappop(self._retries)
-        self._next += self._every
-        return self._next - self._every
-
 
 class WorkerStats:
     """Counts of samples and bad messages by worker; written by the thread that receives, read by the one that logs."""
@@ -76,7 +73,7 @@ class WorkerStats:
     def __init__(self):
         self._lock = threading.Lock()
         self._events = []
-        self._samples = collections.OrderedDict()  # name of a worker that is there -> samples since the last report
+        self._samples = {}  # name of a worker that is there -> samples since the last report
         self._bad = {}  # sender -> [number of bad messages since the last report, the last one's fault]
         self._reported = time.monotonic()
 
@@ -112,7 +109,7 @@ class WorkerStats:
             if self._samples:
                 lines.append('data workers, samples/s: ' + ', '.join(
                     '%s %.1f' % (worker.name, samples / seconds) for worker, samples in self._samples.items()))
-            self._samples = collections.OrderedDict((worker, 0) for worker in self._samples)
+            self._samples = dict.fromkeys(self._samples, 0)
             bad, self._bad = self._bad, {}
         return lines + ['dropped %d bad messages from %s (last: %s)' % (count, sender, fault)
                         for sender, (count, fault) in sorted(bad.items())]

@@ -18,6 +18,8 @@ import re
 import shutil
 import sys
 
+import zmq.auth
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 
@@ -42,18 +44,34 @@ def parse_flags():
 def make_keys(folder, worker):
     """The first keys, or with the name of a worker its own. Returns the line that tells what was made."""
     if worker is None:
-        keys.make_pair(folder, keys.TRAINER)
-        keys.make_pair(folder, keys.WORKER)
-        keys.accept(folder, folder, keys.WORKER)
+        make_pair(folder, keys.TRAINER)
+        make_pair(folder, keys.WORKER)
+        accept(folder, folder, keys.WORKER)
         return 'keys of the trainer and of a worker: %s' % folder
     trainers = os.path.join(folder, keys.TRAINER + keys.PUBLIC)
     if not os.path.exists(trainers):
         raise UserError('%s holds no trainer.key; make the first keys without --worker' % folder)
     own = os.path.join(folder, worker)
-    keys.make_pair(own, keys.WORKER)
+    make_pair(own, keys.WORKER)
     shutil.copy(trainers, own)
-    keys.accept(folder, own, worker)
+    accept(folder, own, worker)
     return 'key of worker %s: copy %s to its machine' % (worker, own)
+
+
+def make_pair(folder, name):
+    """Write NAME.key and NAME.key_secret into a folder for its owner alone. Raises UserError if they exist."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if os.path.exists(os.path.join(folder, name + keys.SECRET)):
+        raise UserError('%s is there already; remove it, or add a worker with --worker=NAME'
+                        % os.path.join(folder, name + keys.SECRET))
+    zmq.auth.create_certificates(folder, name)
+
+
+def accept(folder, worker_folder, name):
+    """Accept the worker whose pair lies in worker_folder, under a name."""
+    accepted = os.path.join(folder, keys.ACCEPTED)
+    os.makedirs(accepted, mode=0o700, exist_ok=True)
+    shutil.copy(os.path.join(worker_folder, keys.WORKER + keys.PUBLIC), os.path.join(accepted, name + keys.PUBLIC))
 
 
 def main():

@@ -86,8 +86,7 @@ def step_of(path):
 class CheckpointHook(tf.train.SessionRunHook):
     """Saves every `every` steps and at the end, and ends the run before anything that is not finite gets saved.
 
-    tf.train.CheckpointSaverHook would first write the checkpoint again that it resumes from, over itself, and add
-    the whole graph to each one, which takes seconds.
+    tf.train.CheckpointSaverHook would first write the checkpoint again that it resumes from, and the graph into each.
 
     Args:
         saver: see create_saver.  folder: --modelpath.  every: steps between checkpoints.
@@ -95,10 +94,8 @@ class CheckpointHook(tf.train.SessionRunHook):
         writes: whether this process saves. The others of a cluster only watch, and end at the same step.
         note_progress: function (session, step, alone), called in all processes before a checkpoint is saved; alone:
             the others take no part, as after an error.
-    Attributes:
-        first_step: the step that the session starts at.
-    Raises:
-        UserError, with DIVERGED_EXIT_CODE, from a session's run().
+        first_step: an attribute, the step that the session starts at.
+    Raises UserError, with DIVERGED_EXIT_CODE, from a session's run().
     """
 
     def __init__(self, saver, folder, every, training, writes=True, note_progress=lambda session, step, alone: None):

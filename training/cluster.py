@@ -20,14 +20,8 @@ class Cluster(collections.namedtuple('Cluster', 'workers index')):
     workers: (host:port, ...) of each process's TensorFlow server.  index: of this process among them.
     """
 
-    @property
-    def size(self):
-        return len(self.workers)
-
-    @property
-    def is_first(self):
-        """Whether this is worker 0, which alone writes checkpoints, run.json and curves, and validates."""
-        return self.index == 0
+    size = property(lambda self: len(self.workers))
+    is_first = property(lambda self: self.index == 0)  # worker 0 alone writes into the run's folders, and validates
 
     @property
     def local_rank(self):

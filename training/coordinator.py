@@ -233,7 +233,14 @@ class MultiProcess(SingleProcess):
         self._state['seconds'] = [round(float(waited), 4), round(float(busy), 4)]
         theirs = [other.state.get('seconds') for other in self._others]
         seconds = theirs[:self.cluster.index] + [self._state['seconds']] + theirs[self.cluster.index:]
-        return '' if None in seconds else _straggler(self.cluster.workers, seconds)
+        if None in seconds:
+            return ''
+        total = [max(sum(each), 1e-9) for each in seconds]
+        slowest = max(range(len(total)), key=total.__getitem__)
+        others = total[:slowest] + total[slowest + 1:]
+        return ', slowest=%s data_wait=%.0f%%, the others wait %.0f%% for it' % (
+            self.cluster.workers[slowest], 100 * seconds[slowest][0] / total[slowest],
+            100 * (1 - sum(others) / len(others) / total[slowest]))
 
     def __exit__(self, kind, error, traceback):
         alike = self._end_alike or getattr(error, 'exit_code', None) == DIVERGED_EXIT_CODE
@@ -331,11 +338,8 @@ def _bind(publisher, address):
 
 
 def _own_address(cluster):
-    """(address, port) to listen on: of the host that the cluster names for this process, and of no other.
-
-    Debian gives a machine's own name to 127.0.1.1, where no other machine gets in; then it is the address from which
-    the others are reached.
-    """
+    """(address, port) to listen on: of the host that the cluster names for this process, and of no other. Debian gives
+    a machine's own name to 127.0.1.1, where no other gets in; then it is the address that reaches the others."""
     host, port = cluster.addresses[cluster.index]
     address = host if host.startswith('[') else socket.gethostbyname(host)
     others = [other for other, _ in cluster.addresses if other != host]
@@ -344,13 +348,3 @@ def _own_address(cluster):
             probe.connect((others[0], port))  # sends nothing
             address = probe.getsockname()[0]
     return address, port
-
-
-def _straggler(workers, seconds):
-    """Which worker took longest, and its share of waiting for data. seconds: (waited, busy) of each worker."""
-    total = [max(waited + busy, 1e-9) for waited, busy in seconds]
-    slowest = max(range(len(total)), key=total.__getitem__)
-    others = total[:slowest] + total[slowest + 1:]
-    return ', slowest=%s data_wait=%.0f%%, the others wait %.0f%% for it' % (
-        workers[slowest], 100 * seconds[slowest][0] / total[slowest],
-        100 * (1 - sum(others) / len(others) / total[slowest]))

@@ -70,10 +70,7 @@ class StartWeights:
 
 
 def check_start(modelpath, flags, weights):
-    """Raise UserError unless there is a run in modelpath that goes on with these flags, or weights for a new one.
-
-    flags: a dict.  weights: StartWeights.
-    """
+    """Raise UserError unless there is a run in modelpath that goes on with these flags (a dict), or StartWeights."""
     if latest_checkpoint(modelpath):
         check_resume(modelpath, flags)
     elif not checkpoint_steps(modelpath):
@@ -82,13 +79,8 @@ def check_start(modelpath, flags, weights):
 
 @contextlib.contextmanager
 def hold_run_folder(modelpath, logpath, flags, weights):
-    """Hold a run's folder for this process, with a whole checkpoint to resume from if there are any.
-
-    A start that fails before it has saved or logged anything leaves nothing behind.
-
-    Args:
-        flags, weights: as for check_start, whose UserErrors are raised here too, under the folder's lock.
-    """
+    """Hold a run's folder for this process, with a whole checkpoint to resume from if there are any; raises what
+    check_start does. A start that fails before it has saved or logged anything leaves nothing behind."""
     with pose_files.output_folder(modelpath), lock_folder(modelpath), pose_files.output_folder(logpath):
         if recover(modelpath):
             check_resume(modelpath, flags)

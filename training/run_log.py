@@ -60,39 +60,60 @@ class RunLog(LogLines):
     """Writes each logged figure to the log, and to curves.csv and TensorBoard's files in the folder logpath; raises
     UserError when nothing can be written there.
 
+    TensorBoard's are not written by a tf.summary.FileWriter, whose thread ends in a traceback on a full disk.
+
     first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
     schedule: a config.Schedule, which gives the epoch of a step.
     """
 
     def __init__(self, logpath, first_step, schedule):
         super().__init__(schedule)
-        self.logpath, self._failed, self._watch = logpath, False, LossWatch()
+        self.logpath, self._failed = logpath, False
+        self._far_above_since, self._warned = None, False
+        path, self._events = os.path.join(logpath, CURVES_FILE), {}
+        name = 'events.out.tfevents.%d.%s.%d' % (time.time(), socket.gethostname(), os.getpid())
         try:
-            self._open(first_step)
+            for run in (TRAIN, VALIDATION):
+                os.makedirs(os.path.join(logpath, run), exist_ok=True)
+                self._events[run] = tf.io.TFRecordWriter(os.path.join(logpath, run, name))
+                self._write_event(run, file_version='brain.Event:2')
+                # TensorBoard drops what has this step or a later one; the start before ended with first_step.
+                self._write_event(run, step=first_step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+            rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
+            with open(path + '.tmp', 'w', newline='') as file:
+                writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(path + '.tmp', path)
+            self._file = open(path, 'a', newline='', buffering=1)
         except (OSError, tf.errors.OpError) as error:
             raise UserError('cannot write in --logpath=%s: %s; mend that, or choose another folder'
                             % (logpath, reason_of(error)))
-
-    def _open(self, first_step):
-        self._tensorboard = TensorBoardWriter(self.logpath, first_step)
-        path = os.path.join(self.logpath, CURVES_FILE)
-        rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
-        with open(path + '.tmp', 'w', newline='') as file:
-            writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(path + '.tmp', path)
-        self._file = open(path, 'a', newline='', buffering=1)
         self._curves = csv.DictWriter(self._file, CURVE_COLUMNS)
 
     def start(self, step, flags, output):
-        """Show the flags, a dictionary, and the graph of the network's output in TensorBoard."""
-        self._try(self._tensorboard.start, step, flags, output)
+        """Show the flags, a dictionary, as a table under run/flags, and the graph of the network's output."""
+        rows = ['| flag | value |', '|---|---|']
+        rows += ['| --%s | %s |' % (name.replace('_', '-'), '' if value is None else str(value).replace('|', '\\|'))
+                 for name, value in sorted(flags.items())]
+        text = tf.make_tensor_proto('\n'.join(rows).encode())
+        metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
+        self._summarize(TRAIN, step, tf.Summary.Value(tag='run/flags', tensor=text, metadata=metadata))
+        network = tf.graph_util.extract_sub_graph(output.graph.as_graph_def(), [output.op.name])
+        self._try(self._write_event, TRAIN, graph_def=network.SerializeToString())
 
     def training(self, step, metrics, note=''):
         super().training(step, metrics, note)
         self._write('train', step, metrics)
-        self._watch(step, metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9))
+        ratio = metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9)
+        if ratio <= FAR_ABOVE:
+            self._far_above_since, self._warned = None, False
+        elif self._far_above_since is None:
+            self._far_above_since = step
+        elif step - self._far_above_since >= FAR_ABOVE_STEPS and not self._warned:
+            self._warned = True
+            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
+                            'times): a lower --lr or more --warmup-steps may help', step - self._far_above_since, ratio)
 
     def validation(self, step, images, tag, metrics):
         """Log the line of a validation over `images` images."""
@@ -108,19 +129,28 @@ class RunLog(LogLines):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
         encoded = cv2.imencode('.png', image)[1].tobytes()
         self._try(pose_files.write_file, os.path.join(self.logpath, name + '.png'), encoded)
-        self._try(self._tensorboard.picture, VALIDATION, step, name, encoded, *image.shape[:2])
-
-    def __enter__(self):
-        return self
+        png = tf.Summary.Image(height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=encoded)
+        self._summarize(VALIDATION, step, tf.Summary.Value(tag='pictures/' + name, image=png))
 
     def __exit__(self, *_):
-        self._try(self._file.close)
-        self._try(self._tensorboard.close)
+        for file in (self._file, *self._events.values()):
+            self._try(file.close)
 
     def _write(self, kind, step, metrics):
         self._try(self._curves.writerow, dict({name: '%.6g' % value for name, value in metrics.items()},
                                               kind=kind, step=step, epoch='%.4f' % self._epoch(step)))
-        self._try(self._tensorboard.metrics, TRAIN if kind == 'train' else VALIDATION, step, metrics)
+        values = {tag(name): value for name, value in metrics.items()}
+        if metrics.get('loss_ll_background'):
+            values[SHARE] = metrics['loss_ll'] / metrics['loss_ll_background']
+        self._summarize(TRAIN if kind == 'train' else VALIDATION, step,
+                        *(tf.Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
+
+    def _summarize(self, run, step, *values):
+        self._try(self._write_event, run, step=step, summary=tf.Summary(value=values))
+
+    def _write_event(self, run, **fields):
+        self._events[run].write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._events[run].flush()
 
     def _try(self, write, *args, **kwargs):
         """Write; what fails, as on a full disk, is told once and does not end the run."""
@@ -133,31 +163,14 @@ class RunLog(LogLines):
             self._failed = True
 
 
-class LossWatch:
-    """Says so, once, when the loss stays far above that of predicting only background."""
-
-    def __init__(self):
-        self._since, self._said = None, False
-
-    def __call__(self, step, ratio):
-        """ratio: loss_ll in times of the background's, at this step."""
-        if ratio <= FAR_ABOVE:
-            self._since, self._said = None, False
-        elif self._since is None:
-            self._since = step
-        elif step - self._since >= FAR_ABOVE_STEPS and not self._said:
-            self._said = True
-            logging.warning('for %d steps loss_ll has been far above that of predicting only background (now %.3g '
-                            'times): a lower --lr or more --warmup-steps may help', step - self._since, ratio)
-
-
 def _earlier_curves(path):
     """The rows that earlier starts left; a file that cannot be read is set aside."""
     rows = []
     try:
         for row in read_curves(path) if os.path.lexists(path) else ():
-            with contextlib.suppress(ValueError):  # of what is no number
-                [float(value or 0) for name, value in row.items() if name != 'kind']
+            with contextlib.suppress(ValueError):  # a row with something else than numbers is left out
+                for name in set(row) - {'kind'}:
+                    float(row[name] or 0)
                 rows.append(row)
     except UserError as error:
         logging.warning('%s: kept as %s; the curves start anew', error, quarantine(path))
@@ -202,61 +215,6 @@ def comparison_row(image, heatmap, paf, predicted_heatmap, predicted_paf):
             for overlay, kind, pair in ((pose_draw.overlay_heatmap, 'heatmap', (heatmap, predicted_heatmap)),
                                         (pose_draw.overlay_paf, 'PAF', (paf, predicted_paf)))
             for maps, whose in zip(pair, ('truth', 'predicted'))]
-
-
-class TensorBoardWriter:
-    """The event files of one start of a run. Each call writes at once, and raises OSError or tf.errors.OpError.
-
-    Not a tf.summary.FileWriter: that writes in a thread, where a full disk ends in a traceback.
-
-    Args:
-        folder: for the folders train/ and validation/.
-        first_step: TensorBoard drops what an earlier start, since killed, left of later steps.
-    """
-
-    def __init__(self, folder, first_step):
-        name = 'events.out.tfevents.%d.%s.%d' % (time.time(), socket.gethostname(), os.getpid())
-        self._writers = {}
-        for run in (TRAIN, VALIDATION):
-            os.makedirs(os.path.join(folder, run), exist_ok=True)
-            self._writers[run] = tf.io.TFRecordWriter(os.path.join(folder, run, name))
-            self._write(run, file_version='brain.Event:2')
-            # TensorBoard drops what has this step or a later one; the last point of the start before has first_step.
-            self._write(run, step=first_step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
-
-    def metrics(self, run, step, metrics):
-        """metrics: {name as in curves.csv: number}."""
-        values = {tag(name): value for name, value in metrics.items()}
-        if metrics.get('loss_ll_background'):
-            values[SHARE] = metrics['loss_ll'] / metrics['loss_ll_background']
-        self._summary(run, step, *(tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()))
-
-    def picture(self, run, step, name, png, height, width):
-        """png: the bytes of a .png file."""
-        image = tf.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        self._summary(run, step, tf.Summary.Value(tag='pictures/' + name, image=image))
-
-    def start(self, step, flags, output):
-        """What runs: the flags, a dictionary, as a table under run/flags, and the graph of the network's output."""
-        rows = ['| flag | value |', '|---|---|']
-        rows += ['| --%s | %s |' % (name.replace('_', '-'), '' if value is None else str(value).replace('|', '\\|'))
-                 for name, value in sorted(flags.items())]
-        text = tf.make_tensor_proto('\n'.join(rows).encode())
-        metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
-        self._summary(TRAIN, step, tf.Summary.Value(tag='run/flags', tensor=text, metadata=metadata))
-        network = tf.graph_util.extract_sub_graph(output.graph.as_graph_def(), [output.op.name])
-        self._write(TRAIN, graph_def=network.SerializeToString())
-
-    def close(self):
-        for writer in self._writers.values():
-            writer.close()
-
-    def _summary(self, run, step, *values):
-        self._write(run, step=step, summary=tf.Summary(value=values))
-
-    def _write(self, run, **fields):
-        self._writers[run].write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
-        self._writers[run].flush()
 
 
 def tag(name):

@@ -13,6 +13,7 @@ convolution is a correlation as TensorFlow's is, so that only the axes have to b
 pixels as x / 256 - 0.5, which is what networks.network_cmu does: the values are used as they are. (VGG-19 as trained on
 ImageNet takes others: vgg19.py.)
 """
+import collections
 import mmap
 
 import numpy as np
@@ -41,10 +42,10 @@ def read(path):
         raise UserError('cannot read %s: %s' % (path, getattr(error, 'strerror', None) or error))
     weights = {}
     try:
-        for number, _, layer in _fields(content):
+        for number, layer in _fields(content):
             if number in LAYERS and isinstance(layer, memoryview):
                 weights.update(_layer(layer, *LAYERS[number]))
-    except (_Broken, ValueError) as error:
+    except (_Broken, TypeError, ValueError) as error:
         raise UserError('%s is no .caffemodel, or a part of one (%s); get it again' % (path, error))
     if not weights:
         raise UserError('%s has no convolution in it; give the .caffemodel of a network (not its .prototxt)' % path)
@@ -52,63 +53,53 @@ def read(path):
 
 
 def _layer(message, name_field, type_field, blobs_field, convolution):
-    name, kind, blobs = None, None, []
-    for number, _, value in _fields(message):
-        if number == name_field and isinstance(value, memoryview):
-            name = bytes(value).decode('utf-8')
-        elif number == type_field:
-            kind = value
-        elif number == blobs_field:
-            blobs.append(value)
-    if not name or not blobs or kind != convolution:
+    fields = _grouped(message)
+    names = [bytes(value).decode('utf-8') for value in fields[name_field] if isinstance(value, memoryview)]
+    if not any(names[-1:]) or not fields[blobs_field] or fields[type_field][-1:] != [convolution]:
         return
-    weights = _blob(blobs[0])
-    if weights.ndim != 4:
-        raise _Broken('layer %s is a convolution of %d axes' % (name, weights.ndim))
-    yield name + '/weights', weights.transpose(2, 3, 1, 0).copy()
+    name, blobs = names[-1], [_blob(blob) for blob in fields[blobs_field][:2]]
+    if blobs[0].ndim != 4:
+        raise _Broken('layer %s is a convolution of %d axes' % (name, blobs[0].ndim))
+    yield name + '/weights', blobs[0].transpose(2, 3, 1, 0).copy()
     if len(blobs) > 1:
-        biases = _blob(blobs[1])
-        if biases.size != len(weights):
-            raise _Broken('layer %s has %d biases for %d filters' % (name, biases.size, len(weights)))
-        yield name + '/biases', biases.reshape(-1).copy()
+        if blobs[1].size != len(blobs[0]):
+            raise _Broken('layer %s has %d biases for %d filters' % (name, blobs[1].size, len(blobs[0])))
+        yield name + '/biases', blobs[1].reshape(-1).copy()
 
 
 def _blob(message):
     """A BlobProto -> array."""
-    old_shape, shape, chunks, dtype = {}, None, [], '<f4'
-    for number, wire, value in _fields(message):
-        if number in OLD_AXES and wire == VARINT:
-            old_shape[number] = value
-        elif number == SHAPE and wire == BYTES:
-            shape = _dimensions(value)
-        elif number in (DATA, DOUBLE_DATA):
-            dtype = '<f4' if number == DATA else '<f8'
-            chunks.append(value)
-    if shape is None:
-        shape = [old_shape.get(axis, 1) for axis in OLD_AXES]
+    fields = _grouped(message)
+    if fields[SHAPE]:
+        shape = []
+        for value in _grouped(fields[SHAPE][-1])[1]:
+            position, packed = 0, not isinstance(value, int)
+            while packed and position < len(value):
+                size, position = _varint(value, position)
+                shape.append(size)
+            if not packed:
+                shape.append(value)
+    else:
+        shape = [([1] + [size for size in fields[axis] if isinstance(size, int)])[-1] for axis in OLD_AXES]
+    dtype, chunks = ('<f8', fields[DOUBLE_DATA]) if fields[DOUBLE_DATA] else ('<f4', fields[DATA])
     # Floats may also come one by one, or in several pieces.
-    chunk = chunks[0] if len(chunks) == 1 else b''.join(bytes(chunk) for chunk in chunks)
+    chunk = chunks[0] if len(chunks) == 1 else b''.join(chunks)
     size = np.prod(np.array(shape, object)) * np.dtype(dtype).itemsize  # in Python's integers, which do not overflow
     if len(shape) > MAX_DEPTH or len(chunk) != size:
         raise _Broken('a blob of shape %s has %d bytes' % (tuple(shape[:MAX_DEPTH]), len(chunk)))
     return np.frombuffer(chunk, dtype).reshape(shape)
 
 
-def _dimensions(message):
-    dimensions = []
-    for number, wire, value in _fields(message):
-        if number == 1 and wire == VARINT:
-            dimensions.append(value)
-        elif number == 1 and wire == BYTES:  # packed
-            position = 0
-            while position < len(value):
-                size, position = _varint(value, position)
-                dimensions.append(size)
-    return dimensions
+def _grouped(message):
+    """{number: [value, ...]} of the fields of a message."""
+    fields = collections.defaultdict(list)
+    for number, value in _fields(message):
+        fields[number].append(value)
+    return fields
 
 
 def _fields(message):
-    """The fields of a protobuf message, a memoryview: (number, wire type, an int or a memoryview)."""
+    """The fields of a protobuf message, a memoryview: (number, an int or a memoryview)."""
     if not isinstance(message, memoryview):
         raise _Broken('a number where a message is expected')
     position, end = 0, len(message)
@@ -124,7 +115,7 @@ def _fields(message):
             if size > end - position:
                 raise _Broken('it ends inside a field')
             value, position = message[position:position + size], position + size
-        yield tag >> 3, wire, value
+        yield tag >> 3, value
 
 
 def _varint(message, position):

@@ -110,11 +110,6 @@ class _Dtype:
     def __setstate__(self, state):
         self.order = state[1].decode() if isinstance(state[1], bytes) else state[1]
 
-    def of_numbers(self):
-        if self.text not in NUMBER_TYPES or self.order not in ('<', '>', '=', '|'):
-            raise UserError('it has an array of dtype %.20r; only floats and integers are weights' % (self.text,))
-        return np.dtype(self.text).newbyteorder(self.order)
-
 
 class _Array:
     """Takes the place of numpy.ndarray: value is an array of numbers, or the list of an array of objects."""
@@ -134,9 +129,11 @@ def _numbers(data, dtype, shape, order):
     """An array from its parts; numpy checks that there are as many bytes as the shape needs."""
     if not all(type(side) is int and side >= 0 for side in shape):
         raise UserError('it has an array of shape %.50r' % (shape,))
-    dtype = dtype.of_numbers()
-    values = np.frombuffer(bytes(data, 'latin1') if isinstance(data, str) else bytes(data), dtype)
-    return values.reshape(shape, order=order).astype(dtype.newbyteorder('='))
+    if dtype.text not in NUMBER_TYPES or dtype.order not in ('<', '>', '=', '|'):
+        raise UserError('it has an array of dtype %.20r; only floats and integers are weights' % (dtype.text,))
+    numbers = np.dtype(dtype.text).newbyteorder(dtype.order)
+    values = np.frombuffer(bytes(data, 'latin1') if isinstance(data, str) else bytes(data), numbers)
+    return values.reshape(shape, order=order).astype(numbers.newbyteorder('='))
 
 
 def _encode(text, encoding):
