@@ -193,9 +193,7 @@ def free_ports(count):
 @pytest.fixture
 def address():
     """tcp://127.0.0.1:PORT with a port that was free a moment ago."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(('127.0.0.1', 0))
-        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
+    return 'tcp://127.0.0.1:%d' % free_ports(1)[0]
 
 
 @pytest.fixture(scope='module')

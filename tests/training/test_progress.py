@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batches import START, Sequence, compressed, expanded, samples_done, shortened
-from conftest import program_environment
+from conftest import PATIENCE, program_environment
 from test_pose_dataworker import worker_command
 from train_runs import SMALL_NETWORK, TrainRun
 from training.config import Schedule, schedule_of
@@ -89,10 +89,13 @@ def test_another_batch_size_goes_on_with_the_next_samples(start_run, sample_coco
 
 @pytest.mark.slow
 def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_coco, tmp_path, address, start):
-    """Two data workers, of which one stands still while the other goes on; then a stop."""
+    """Two data workers, of which one stands still while the other goes on; then a stop, which they wait out.
+
+    The run goes on when one is killed; the other ends with it.
+    """
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
-    flags = ['--remote-data=%s' % address, '--batchsize=2', '--max-steps=1000000']
-    run = start_run(*flags)
+    flags = ['--remote-data=%s' % address, '--batchsize=2', '--valid-every=100']
+    run = start_run(*flags, '--max-steps=1000000')
     run.wait_until(lambda: len(run.logged_steps()) > 20 and run.log().count('data worker joined') == 2)
     workers[0].send_signal(signal.SIGSTOP)
     reached = run.logged_steps()[-1]
@@ -102,10 +105,13 @@ def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_
     workers[0].send_signal(signal.SIGCONT)
     left, steps = progress_of(tmp_path / 'model'), run.logged_steps()[-1]
     assert left.gaps and samples_done(left) == 2 * steps
-    again = start_run(*flags)
-    again.wait_until(lambda: len(again.logged_steps()) > 40)
-    again.processes[0].send_signal(signal.SIGTERM)
+    assert 'data workers, samples/s: ' in run.log() and 'validation is off' in run.log()
+    again = start_run(*flags, '--max-steps=%d' % (steps + 200))
+    again.wait_until(lambda: again.logged_steps() and again.log().count('data worker joined') == 2)
+    workers[0].kill()
     assert again.exit_codes() == [0], again.log()
+    assert 'resuming from' in again.log() and 'done: step %d' % (steps + 200) in again.log()
+    assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
     later = progress_of(tmp_path / 'model')
     assert samples_done(later) == 2 * again.logged_steps()[-1]
     assert not set(left.gaps) & set(later.gaps)  # what was left came first
