@@ -59,10 +59,6 @@ def test_what_cannot_be_written_is_named_and_a_folder_is_checked_without_making_
     assert [entry.name for entry in tmp_path.iterdir()] == ['taken']
 
 
-def test_the_message_of_an_error_is_one_line():
-    assert str(UserError('a\n  b\tc')) == 'a b c'
-
-
 def test_sizes():
     assert [pose_cli.size(text) for text in ('432x368', '8X16')] == [(432, 368), (8, 16)]
     for text in ('368', '368x', '0x8', '1x2x3'):
@@ -89,6 +85,7 @@ def test_how_a_command_ends(outcome, code, line, capsys):
     with pytest.raises(SystemExit) as caught:
         pose_cli.run(main)
     assert caught.value.code == code and capsys.readouterr().err == line
+    assert str(UserError('a\n  b\tc')) == 'a b c'
 
 
 def parser():
@@ -111,11 +108,6 @@ def test_near_misses_of_flags_get_a_hint(argument, meant):
     assert 'did you mean' not in str(caught.value)
 
 
-def test_a_path_may_begin_with_the_home_folder(monkeypatch):
-    monkeypatch.setenv('HOME', '/home/me')
-    assert parser().parse_args(['--modelpath=~/models']).modelpath == '/home/me/models'
-
-
 @pytest.mark.parametrize('kind, good, bad', [
     (pose_cli.positive_int, '1000000000', '99999999999999999999'), (pose_cli.non_negative_int, '0', '-1'),
     (pose_cli.positive_process_count, '64', '100000'), (pose_cli.process_count, '0', '1025'),
@@ -127,7 +119,9 @@ def test_numbers_have_bounds(kind, good, bad):
         kind(bad)
 
 
-def test_defaults_are_shown_once():
+def test_defaults_are_shown_once_and_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert parser().parse_args(['--modelpath=~/models']).modelpath == '/home/me/models'
     text = parser().format_help()
     assert text.count('default') == 3 and '(default 3)' in text and '(default: 64)' in text
 

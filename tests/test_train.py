@@ -57,6 +57,7 @@ def events(run):
 
 @pytest.mark.slow
 def test_every_step_is_logged_once_in_the_documented_form(run):
+    """As are warnings; the log ends with where things are."""
     lines = [LOG_LINE.search(line) for line in run.log.splitlines() if 'examples/sec' in line]
     assert all(lines), run.log
     assert [int(line.group(2)) for line in lines] == list(range(1, STEPS + 1))
@@ -67,10 +68,6 @@ def test_every_step_is_logged_once_in_the_documented_form(run):
         cosine = (1 + np.cos(np.pi * (step - 1) / STEPS)) / 2
         assert rate == pytest.approx(0.001 * cosine * min(1, step / 4), abs=1e-6)
         assert loss_ll == pytest.approx(paf + heat, rel=1e-4) and loss > loss_ll
-
-
-@pytest.mark.slow
-def test_warnings_come_once_and_the_log_ends_with_where_things_are(run):
     assert run.log.count('TensorFlow sees no GPU: the 2 towers run on CPU devices') == 1
     assert len(re.findall(r'WARNING skipped bad sample 1: \S*%s is a truncated JPEG' % run.broken, run.log)) == 1
     assert 'bad samples skipped, from 1 files' in run.log

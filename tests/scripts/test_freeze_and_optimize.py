@@ -221,22 +221,19 @@ def refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_checkpoint_of_another_model(thin, refused):
+def test_checkpoints_of_another_model_and_damaged_ones(thin, refused, tmp_path):
     message = refused('--model=mobilenet', '--checkpoint=%s' % thin)
     assert 'Openpose/MConv_Stage1_L1_1_depthwise/depthwise_weights' in message or 'MobilenetV1' in message
     assert 'shape' in message
     assert 'conv1_1/weights is missing' in refused('--model=cmu', '--checkpoint=%s' % thin)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('suffix', ['.index', '.data-00000-of-00001'])
-def test_damaged_checkpoint(thin, refused, tmp_path, suffix):
-    prefix = find_checkpoint(str(thin))
-    for end in ('.index', '.data-00000-of-00001'):
-        with open(prefix + end, 'rb') as file:
-            data = file.read()
-        (tmp_path / ('model' + end)).write_bytes(data[:len(data) // 2] if end == suffix else data)
-    assert 'damaged' in refused('--model=mobilenet_thin', '--checkpoint=%s' % (tmp_path / 'model'))
+    for path in thin.glob('model*'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in list(tmp_path.glob('model*')):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:len(whole) // 2])
+        message = refused('--model=mobilenet_thin', '--checkpoint=%s' % (tmp_path / path.stem))
+        assert 'damaged' in message
+        path.write_bytes(whole)
 
 
 @pytest.mark.slow

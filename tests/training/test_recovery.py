@@ -84,16 +84,13 @@ def test_the_file_checkpoint_gone_or_damaged(folder, content):
         str(folder / ('model-%d' % step)) for step in (2, 4, 6)]
 
 
-def test_none_reads_whole(folder):
+def test_none_reads_whole_and_folders_of_new_runs_hold_nothing_to_recover(folder, tmp_path):
     for path in folder.glob('*.data-*'):
         path.write_bytes(b'')
     before = sorted(os.listdir(str(folder)))
     with pytest.raises(UserError, match='no checkpoint in .* reads whole'):
         recover(str(folder))
     assert sorted(os.listdir(str(folder))) == before
-
-
-def test_folders_of_new_runs_hold_nothing_to_recover(tmp_path):
     assert recover(str(tmp_path)) is None
     assert recover(str(tmp_path / 'missing')) is None
     (tmp_path / 'model-0.data-00000-of-00001').write_bytes(b'half')  # the first save was killed
