@@ -204,6 +204,15 @@ def close_at_end():
 
 
 @pytest.fixture
+def signals():
+    """For tests that have signals handled: the next test finds the handlers as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def start(tmp_path):
     """start(*command) runs it in a process that ends with the test; its output goes to process.log."""
     processes = []

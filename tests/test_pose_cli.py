@@ -20,19 +20,14 @@ def test_two_signals_at_once_are_one():
     assert result.stdout == 'alive\n' and result.returncode == -signal.SIGTERM
 
 
-def test_a_signal_that_came_ends_what_asks_for_it():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        stop = pose_cli.StopSignal()
+def test_a_signal_that_came_ends_what_asks_for_it(signals):
+    stop = pose_cli.StopSignal()
+    stop.check()
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+    with pytest.raises(Stopped, match='stopped by a signal before the first step'):
         stop.check()
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        with pytest.raises(Stopped, match='stopped by a signal before the first step'):
-            stop.check()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def test_a_json_file_is_replaced_in_one_move(tmp_path):

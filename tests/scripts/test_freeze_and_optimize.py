@@ -28,13 +28,6 @@ def thin(tmp_path_factory):
     return folder
 
 
-def outputs_elsewhere(folder, images, *graphs):
-    """The outputs of graph files, computed by a process that imports TensorFlow and numpy alone."""
-    np.save(str(folder / 'images.npy'), images)
-    run_well(PROGRAMS / 'run_graphs.py', folder / 'images.npy', folder / 'outputs.npy', *graphs, cwd=str(folder))
-    return np.load(str(folder / 'outputs.npy'))
-
-
 def run_script(*args):
     """Run the shell script as a user does, with this interpreter."""
     return run_bash(ROOT / 'scripts' / 'freeze_and_optimize.sh', *args, cwd='/')
@@ -52,16 +45,15 @@ def run_folder(thin, sample_coco, tmp_path_factory):
     return folder
 
 
-def validation_samples(sample_coco):
-    return list(pose_dataset.validation_samples(pose_dataset.PoseDataset(str(sample_coco), 'val2017', SIZE, SIZE, 8)))
-
-
 @pytest.mark.slow
 def test_graphs_run_in_a_process_without_the_project(run_folder, sample_coco, tmp_path):
     names = ['graph_frozen', 'graph_opt'] + ['graph_q'] * HAS_TRANSFORMS
-    samples = validation_samples(sample_coco)
-    results = outputs_elsewhere(tmp_path, np.array([sample.image for sample in samples]),
-                                *[run_folder / (name + '.pb') for name in names])
+    dataset = pose_dataset.PoseDataset(str(sample_coco), 'val2017', SIZE, SIZE, 8)
+    samples = list(pose_dataset.validation_samples(dataset))
+    np.save(str(tmp_path / 'images.npy'), np.array([sample.image for sample in samples]))
+    run_well(PROGRAMS / 'run_graphs.py', tmp_path / 'images.npy', tmp_path / 'outputs.npy',
+             *[run_folder / (name + '.pb') for name in names], cwd=str(tmp_path))
+    results = np.load(str(tmp_path / 'outputs.npy'))
     report = json.loads((run_folder / 'report.json').read_text())
     assert list(report) == names
     largest = np.abs(results[0]).max()

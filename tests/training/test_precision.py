@@ -71,18 +71,13 @@ def scaled(request):
         yield step, state, lambda value: good.load(value, session)
 
 
-def test_an_overflow_skips_the_step_and_halves_the_scale(scaled):
-    step, state, _ = scaled
+def test_an_overflow_skips_the_step_and_halves_the_scale_which_grows_back_after_many_good_steps(scaled):
+    step, state, set_good = scaled
     assert np.isfinite(step(1e35))  # the loss is finite, but not 2 ** 15 times as much
     assert state() == [3, 2 ** 14, 0, 1]
     assert np.isfinite(step(0.5))
     weight, scale, good, steps = state()
     assert weight < 3 and [scale, good, steps] == [2 ** 14, 1, 2]
-
-
-def test_the_scale_grows_back_after_many_good_steps(scaled):
-    step, state, set_good = scaled
-    step(1e35)
     set_good(GROWTH_STEPS - 1)
     step(0.5)
     assert state()[1:3] == [2 ** 15, 0]
