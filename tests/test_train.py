@@ -116,7 +116,7 @@ def test_keeps_as_many_checkpoints_as_asked_and_the_best_apart(run):
 
 
 @pytest.mark.slow
-def test_curves_agree_with_the_log(run):
+def test_curves_agree_with_the_log_and_tensorboard_with_the_curves(run):
     rows = curves(run, 'train')
     lines = LOG_LINE.findall(run.log)
     assert [int(row['step']) for row in rows] == [int(line[1]) for line in lines]
@@ -125,13 +125,8 @@ def test_curves_agree_with_the_log(run):
             assert float(row[name]) == pytest.approx(float(text), rel=1e-3, abs=0.006), name
         assert 100 * float(row['data_wait']) == pytest.approx(float(line[9]), abs=0.6)
     assert [row['step'] for row in curves(run, 'evaluation')] == ['10', '12']
-
-
-@pytest.mark.slow
-def test_tensorboard_has_the_figures_of_the_curves(run):
     tags = events(run)
     for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
-        rows = curves(run, 'train')
         steps, values = zip(*tags['train/' + tag(name)])
         assert list(steps) == [int(row['step']) for row in rows]
         np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-4)

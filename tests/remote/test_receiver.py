@@ -296,10 +296,12 @@ def test_a_worker_with_other_data_is_refused(address, own, samples, data, reason
         assert any(reason in line for line in receiver.report())
 
 
-def test_few_samples_are_told(address, caplog):
+def test_few_samples_are_told_and_a_run_that_is_resumed_asks_for_the_next_batches(address, caplog):
     caplog.set_level('INFO')
-    with BatchReceiver(address, dict(SETTINGS, batchsize=8)) as receiver, TrainerConnection(address) as first:
-        introduce(receiver, first, 'test:1')
+    with BatchReceiver(address, dict(SETTINGS, batchsize=8), first=1000) as receiver, \
+            TrainerConnection(address) as connection:
+        _, credit = introduce(receiver, connection)
+        assert credit == list(range(1000, 1000 + protocol.MAX_CREDIT))
     assert 'test:1 (127.0.0.1) has 100 samples: 12 steps per epoch' in caplog.text
     assert '100 samples are few' in caplog.text
 
@@ -315,12 +317,6 @@ def test_a_worker_that_stands_still_is_given_up(address, start_program, tmp_path
         worker.send_signal(signal.SIGCONT)
         wait_for(lambda: any('joined' in line for line in (receiver.get(0.1), receiver.report())[1]), 'it stays away')
         next_batch(receiver)
-
-
-def test_a_run_that_is_resumed_asks_for_the_next_batches(address):
-    with BatchReceiver(address, SETTINGS, first=1000) as receiver, TrainerConnection(address) as connection:
-        _, credit = introduce(receiver, connection)
-        assert credit == list(range(1000, 1000 + protocol.MAX_CREDIT))
 
 
 def test_a_stranger_cannot_take_a_workers_place(address):

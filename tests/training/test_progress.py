@@ -3,6 +3,7 @@ import json
 import re
 import signal
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,17 +18,16 @@ from training.run_folder import note_progress, read_progress
 SAMPLES = re.compile(r'(\d+) samples, (\d+) steps per epoch, step (\d+) of (\d+)')
 
 
-class Flags:
-    def __init__(self, **flags):
-        self.__dict__.update(dict(max_epoch=6, max_steps=None, accumulate=1), **flags)
+def flags_with(**flags):
+    return types.SimpleNamespace(**dict(dict(max_epoch=6, max_steps=None, accumulate=1), **flags))
 
 
 def test_the_end_of_a_run_is_counted_in_samples():
-    assert schedule_of(Flags(batchsize=2), 24) == Schedule(12, 72, False, 0)
+    assert schedule_of(flags_with(batchsize=2), 24) == Schedule(12, 72, False, 0)
     # After 3 of 6 epochs in batches of 2, 18 steps in batches of 4 are left.
-    assert schedule_of(Flags(batchsize=4), 24, step=36, done=72) == Schedule(6, 54, False, -18)
-    assert schedule_of(Flags(batchsize=2, accumulate=2), 24, step=36, done=72).max_steps == 54
-    assert schedule_of(Flags(batchsize=4, max_steps=40), 24, step=36, done=72) == Schedule(6, 40, True, -18)
+    assert schedule_of(flags_with(batchsize=4), 24, step=36, done=72) == Schedule(6, 54, False, -18)
+    assert schedule_of(flags_with(batchsize=2, accumulate=2), 24, step=36, done=72).max_steps == 54
+    assert schedule_of(flags_with(batchsize=4, max_steps=40), 24, step=36, done=72) == Schedule(6, 40, True, -18)
 
 
 def test_progress_is_kept_for_each_checkpoint(tmp_path):
