@@ -4,7 +4,6 @@ import pytest
 
 from annotations.skeleton import COCO_SKELETON, skeleton_of_category
 from bench_inputs import STANDING, random_people, render_maps
-from conftest import run_program
 from inference.decode import MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_pieces, match_limbs, \
     score_limbs
 from pose_errors import UserError
@@ -267,8 +266,3 @@ def test_noise_of_an_untrained_network_is_bounded():
     assert (np.diff(part) >= 0).all() and score.min() > 0.8
     keypoints, scores = decode_people(maps, 8)
     assert np.isfinite(scores).all() and keypoints.shape[1:] == (18, 3)
-
-
-def test_no_tensorflow_is_needed():
-    result = run_program('decode_without_tensorflow.py')
-    assert result.stdout.split() == ['1', 'True'], result.stderr

@@ -100,11 +100,9 @@ def test_report_and_table(run_folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_TRANSFORMS, reason='TensorFlow 1.x can quantize')
-def test_quantize_says_that_it_needs_tensorflow_1(thin, tmp_path):
-    result = run_script('--model=mobilenet_thin', '--checkpoint=%s' % thin, '--quantize',
-                        '--output-dir=%s' % (tmp_path / 'out'))
-    assert_user_error(result, '--quantize=nodes', 'TensorFlow 1.x', 'TF=1', '--quantize=int8')
-    assert not (tmp_path / 'out').exists()
+def test_quantize_says_that_it_needs_tensorflow_1(thin, refused):
+    message = refused('--model=mobilenet_thin', '--checkpoint=%s' % thin, '--quantize')
+    assert all(part in message for part in ('--quantize=nodes', 'TensorFlow 1.x', 'TF=1', '--quantize=int8'))
 
 
 BY_HAND = ('strip_unused_nodes(type=float, shape="1,%d,%d,3") remove_nodes(op=Identity, op=CheckNumerics) '
@@ -229,16 +227,11 @@ def test_checkpoints_of_another_model_and_damaged_ones(thin, refused, tmp_path):
 
 
 @pytest.mark.slow
-def test_size_that_is_not_a_multiple_of_the_stride(thin, refused, run_folder):
+def test_sizes_that_do_not_fit_and_folders_that_cannot_be_written(thin, refused, run_folder, tmp_path):
+    (tmp_path / 'file').write_text('')
+    folder = str(tmp_path / 'file' / 'x')
+    assert folder in refused('--graph=%s' % (run_folder / 'graph_opt.pb'), '--output-dir=' + folder)
     message = refused('--model=mobilenet_thin', '--checkpoint=%s' % thin, '--input-size=100x64')
     assert '100' in message and '96 or 104' in message
     message = refused('--graph=%s' % (run_folder / 'graph_opt.pb'), '--input-size=72x72')
     assert '72' in message and str(SIZE) in message
-
-
-@pytest.mark.slow
-def test_output_folder_that_cannot_be_written(run_folder, tmp_path):
-    (tmp_path / 'file').write_text('')
-    result = run_script('--graph=%s' % (run_folder / 'graph_opt.pb'),
-                        '--output-dir=%s' % (tmp_path / 'file' / 'x'))
-    assert_user_error(result, tmp_path / 'file' / 'x')
