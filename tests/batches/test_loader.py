@@ -66,13 +66,13 @@ def test_shards_make_up_the_whole_batch():
 def test_only_what_is_requested_is_made_when_there_is_no_sequence():
     whole = content(rows_of(12))
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
-        assert loader.get(timeout=0.5) is None
+        assert loader.get(timeout=0.2) is None
         loader.request([9, 2, 11])
         made = {}
         for _ in range(3):
             rows = content(take(loader, 1))
             made[loader.number] = rows
-        assert loader.get(timeout=0.5) is None
+        assert loader.get(timeout=0.2) is None
     assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
 
 

@@ -20,8 +20,8 @@ from pose_errors import UserError
 from remote import protocol
 from remote.receiver import BatchReceiver
 from remote.sender import TrainerConnection
-from wire_ends import DATA, SENDER, SETTINGS, assert_same, end_ends, header_of, introduce, made_up_batch, next_batch, \
-    reports, save_batches, start_ends, wait_for_batches
+from wire_ends import DATA, SENDER, SETTINGS, assert_same, end_ends, header_of, host_and_port, introduce, \
+    made_up_batch, next_batch, reports, save_batches, start_ends, wait_for_batches
 
 
 @pytest.fixture(autouse=True)
@@ -210,10 +210,8 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
 
 def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(address):
     with BatchReceiver(address, SETTINGS) as receiver:
-        host, port = address[len('tcp://'):].split(':')
         before = psutil.Process().memory_info().vms
-        with contextlib.closing(socket.create_connection((host, int(port)))) as raw:
-            raw.settimeout(PATIENCE)
+        with contextlib.closing(socket.create_connection(host_and_port(address), PATIENCE)) as raw:
             shake_hands(raw)
             raw.sendall(b'\x02' + struct.pack('>Q', 8 << 30) + bytes(100))  # a frame of 8 GB begins
             while True:  # the trainer closes the connection

@@ -31,6 +31,11 @@ def made_up_batch(seed, settings, people=2):
         'batchsize', 'input_width', 'input_height', 'stride')), people))
 
 
+def host_and_port(address):
+    host, port = address[len('tcp://'):].split(':')
+    return host, int(port)
+
+
 def header_of(batch):
     return protocol.batch_header([(name, array.dtype.str, array.shape) for name, array in batch._asdict().items()])
 
