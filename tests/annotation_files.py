@@ -19,16 +19,16 @@ def image_entry(number, name='a.jpg', width=320, height=240):
     return {'id': number, 'file_name': name, 'width': width, 'height': height}
 
 
-def write_split(folder, annotations, images=None, names=None):
+def write_split(folder, annotations, images=None, names=None, split='train2017'):
     """A COCO file with one image of 320x240 unless told otherwise, and empty files in place of the images."""
     images = images or [image_entry(1)]
-    file = folder / 'annotations' / 'person_keypoints_train2017.json'
+    file = folder / 'annotations' / ('person_keypoints_%s.json' % split)
     file.parent.mkdir(parents=True, exist_ok=True)
-    (folder / 'train2017').mkdir(exist_ok=True)
+    (folder / split).mkdir(exist_ok=True)
     file.write_text(json.dumps({'images': images, 'annotations': annotations,
                                 'categories': [{'id': 1, 'name': 'person'}]}))
     for name in [image.get('file_name') for image in images] if names is None else names:
         if isinstance(name, str) and name.endswith('.jpg'):
-            (folder / 'train2017' / name).parent.mkdir(exist_ok=True)
-            (folder / 'train2017' / name).touch()
-    return str(file), str(folder / 'train2017')
+            (folder / split / name).parent.mkdir(exist_ok=True)
+            (folder / split / name).touch()
+    return str(file), str(folder / split)

@@ -193,9 +193,7 @@ def free_ports(count):
 @pytest.fixture
 def address():
     """tcp://127.0.0.1:PORT with a port that was free a moment ago."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(('127.0.0.1', 0))
-        return 'tcp://127.0.0.1:%d' % probe.getsockname()[1]
+    return 'tcp://127.0.0.1:%d' % free_ports(1)[0]
 
 
 @pytest.fixture(scope='module')
@@ -203,6 +201,15 @@ def close_at_end():
     """close_at_end(thing) gives the thing back; its close() is called when the file's tests have ended."""
     with contextlib.ExitStack() as stack:
         yield lambda thing: stack.enter_context(contextlib.closing(thing))
+
+
+@pytest.fixture
+def signals():
+    """For tests that have signals handled: the next test finds the handlers as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,31 +1,23 @@
 """COCO folders for tests with images of our own making, and image files with more in them than pixels."""
-import json
 import struct
 import zlib
 
 import cv2
 import numpy as np
 
+from annotation_files import image_entry, person, write_split
+
 WIDTH, HEIGHT = 640, 480
 
 
 def write_coco(folder, images, people, split='train2017'):
-    """images: {file name: uint8 image, or bytes of a file}; people: [(file name, keypoints, bbox)] or more fields."""
-    entries, annotations = [], []
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    (folder / 'annotations').mkdir(exist_ok=True)
+    """images: {file name: uint8 image, or bytes of a file}; people: [(file name, keypoints, bbox)]."""
+    sizes = [image.shape[1::-1] if isinstance(image, np.ndarray) else (WIDTH, HEIGHT) for image in images.values()]
+    entries = [image_entry(k, name, *size) for k, (name, size) in enumerate(zip(images, sizes), 1)]
+    write_split(folder, [person(k, 1 + list(images).index(name), keypoints=keypoints, bbox=bbox, area=20000)
+                         for k, (name, keypoints, bbox) in enumerate(people, 1)], entries, split=split)
     for name, image in images.items():
-        size = (WIDTH, HEIGHT)
-        if isinstance(image, np.ndarray):
-            size, image = image.shape[1::-1], jpeg(image)
-        entries.append({'id': len(entries) + 1, 'file_name': name, 'width': size[0], 'height': size[1]})
-        (folder / split / name).write_bytes(image)
-    for name, keypoints, bbox in people:
-        annotations.append({'id': len(annotations) + 1, 'image_id': 1 + list(images).index(name), 'iscrowd': 0,
-                            'category_id': 1, 'num_keypoints': 17, 'keypoints': keypoints, 'bbox': bbox, 'area': 20000})
-    file = folder / 'annotations' / ('person_keypoints_%s.json' % split)
-    file.write_text(json.dumps({'images': entries, 'annotations': annotations,
-                                'categories': [{'id': 1, 'name': 'person'}]}))
+        (folder / split / name).write_bytes(jpeg(image) if isinstance(image, np.ndarray) else image)
     return folder
 
 

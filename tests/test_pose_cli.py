@@ -20,19 +20,14 @@ def test_two_signals_at_once_are_one():
     assert result.stdout == 'alive\n' and result.returncode == -signal.SIGTERM
 
 
-def test_a_signal_that_came_ends_what_asks_for_it():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        stop = pose_cli.StopSignal()
+def test_a_signal_that_came_ends_what_asks_for_it(signals):
+    stop = pose_cli.StopSignal()
+    stop.check()
+    assert not stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+    with pytest.raises(Stopped, match='stopped by a signal before the first step'):
         stop.check()
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        with pytest.raises(Stopped, match='stopped by a signal before the first step'):
-            stop.check()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def test_a_json_file_is_replaced_in_one_move(tmp_path):
@@ -57,10 +52,6 @@ def test_what_cannot_be_written_is_named_and_a_folder_is_checked_without_making_
     with pytest.raises(UserError, match='taken is no folder'):
         pose_files.check_folder(str(tmp_path / 'taken' / 'folder'))
     assert [entry.name for entry in tmp_path.iterdir()] == ['taken']
-
-
-def test_the_message_of_an_error_is_one_line():
-    assert str(UserError('a\n  b\tc')) == 'a b c'
 
 
 def test_sizes():
@@ -89,6 +80,7 @@ def test_how_a_command_ends(outcome, code, line, capsys):
     with pytest.raises(SystemExit) as caught:
         pose_cli.run(main)
     assert caught.value.code == code and capsys.readouterr().err == line
+    assert str(UserError('a\n  b\tc')) == 'a b c'
 
 
 def parser():
@@ -111,11 +103,6 @@ def test_near_misses_of_flags_get_a_hint(argument, meant):
     assert 'did you mean' not in str(caught.value)
 
 
-def test_a_path_may_begin_with_the_home_folder(monkeypatch):
-    monkeypatch.setenv('HOME', '/home/me')
-    assert parser().parse_args(['--modelpath=~/models']).modelpath == '/home/me/models'
-
-
 @pytest.mark.parametrize('kind, good, bad', [
     (pose_cli.positive_int, '1000000000', '99999999999999999999'), (pose_cli.non_negative_int, '0', '-1'),
     (pose_cli.positive_process_count, '64', '100000'), (pose_cli.process_count, '0', '1025'),
@@ -127,7 +114,9 @@ def test_numbers_have_bounds(kind, good, bad):
         kind(bad)
 
 
-def test_defaults_are_shown_once():
+def test_defaults_are_shown_once_and_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert parser().parse_args(['--modelpath=~/models']).modelpath == '/home/me/models'
     text = parser().format_help()
     assert text.count('default') == 3 and '(default 3)' in text and '(default: 64)' in text
 

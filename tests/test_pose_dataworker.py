@@ -1,6 +1,4 @@
 """pose_dataworker.py as users run it: real COCO folders, real trainers, and a machine without TensorFlow."""
-import re
-import signal
 import subprocess
 import sys
 import zlib
@@ -11,7 +9,6 @@ from annotations.skeleton import COCO_SKELETON
 from batches.batch import decode_batch
 from conftest import PATIENCE, PROGRAMS, ROOT, assert_user_error, descendants, is_running, run_command, wait_for
 from remote.receiver import BatchReceiver
-from train_runs import SMALL
 
 SETTINGS = {'batchsize': 2, 'input_width': 96, 'input_height': 64, 'stride': 8, 'seed': 5,
             'skeleton': COCO_SKELETON.to_json()}
@@ -92,28 +89,3 @@ def test_coco_dir_and_missing_keys(sample_coco, tmp_path, monkeypatch):
     monkeypatch.setenv('COCO_DIR', str(sample_coco))
     result = run_command(*WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--curve-keys=%s' % tmp_path)
     assert_user_error(result, 'worker.key_secret', 'make_curve_keys.py')
-
-
-@pytest.mark.slow
-def test_training_with_two_workers(address, start, sample_coco, tmp_path):
-    """train.py goes on when a worker is killed; the other waits while train.py is stopped, and ends when it is done."""
-    workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
-    train = [sys.executable, 'train.py', '--model=mobilenet_fast', '--remote-data=' + address, *SMALL, '--batchsize=2',
-             '--modelpath=%s' % (tmp_path / 'models'), '--logpath=%s' % (tmp_path / 'logs')]
-    trainer = start(*train, '--max-steps=100000')
-    wait_for(lambda: trainer.log.read_text().count('data worker joined: ') == 2 or trainer.poll() is not None,
-             'training does not start')
-    workers[0].send_signal(signal.SIGKILL)
-    steps = trainer.log.read_text().count(' step=')
-    wait_for(lambda: trainer.log.read_text().count(' step=') > steps + 20 or trainer.poll() is not None,
-             'training does not go on')
-    trainer.send_signal(signal.SIGTERM)
-    assert trainer.wait(PATIENCE) == 0, trainer.log.read_text()
-    text = trainer.log.read_text()
-    assert 'data workers, samples/s: ' in text and 'validation is off' in text
-    step = int(re.search(r'stopped by a signal at step (\d+)', text).group(1))
-
-    trainer = start(*train, '--max-steps=%d' % (step + 20))
-    assert trainer.wait(2 * PATIENCE) == 0, trainer.log.read_text()
-    assert 'resuming from' in trainer.log.read_text() and 'step=%d,' % (step + 20) in trainer.log.read_text()
-    assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()

@@ -68,19 +68,15 @@ def test_the_command_on_rendered_data(sample_coco, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png']
 
 
-@pytest.mark.parametrize('labelled', ['some', 'nobody'])
-def test_a_picture_of_nobody_found(sample_coco, tmp_path, labelled):
-    folder = sample_coco if labelled == 'some' else write_coco(tmp_path, {'a.jpg': grey_image()}, [], 'val2017')
-    annotation_file, images = find_split(str(folder), 'val2017')
-    assert pose_eval.draw_results(load_coco(annotation_file), images, [], 2, None, COCO_SKELETON).any()
-
-
-def test_nobody_labelled_and_nobody_found(tmp_path):
+def test_nobody_labelled_and_nobody_found(sample_coco, tmp_path):
     write_coco(tmp_path, {'%d.jpg' % k: grey_image(60 * k) for k in range(3)}, [], 'val2017')
     summary = summary_of(run_well('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path,
                                   '--output-dir=%s' % (tmp_path / 'out')))
     assert (summary['AP'], summary['images'], summary['people'], summary['detections']) == (-1, 3, 0, 0)
     assert json.loads((tmp_path / 'out' / 'keypoints_val2017_results.json').read_text()) == []
+    for folder in (sample_coco, tmp_path):
+        annotation_file, images = find_split(str(folder), 'val2017')
+        assert pose_eval.draw_results(load_coco(annotation_file), images, [], 2, None, COCO_SKELETON).any()
 
 
 def test_the_summary_does_not_wait_for_the_picture(sample_coco, tmp_path):
@@ -211,12 +207,15 @@ def test_impossible_flags(monkeypatch, args, mention):
         parse(monkeypatch, *args.split())
 
 
-def test_data_is_found_through_the_environment(monkeypatch, tmp_path):
+def test_data_is_found_through_the_environment_and_a_network_through_its_run(monkeypatch, tmp_path):
     (tmp_path / 'g.pb').write_bytes(b'')
     monkeypatch.setenv('COCO_DIR', '/data/coco')
     assert parse(monkeypatch, '--oracle').datapath == '/data/coco'
     assert parse(monkeypatch, '--oracle', '--datapath=d').datapath == 'd'
     assert parse(monkeypatch, '--graph=%s' % (tmp_path / 'g.pb'), '--images=photos').datapath is None
+    (tmp_path / 'model-1.index').write_text('')
+    with pytest.raises(UserError, match='--checkpoint needs --model'):
+        parse(monkeypatch, '--checkpoint=%s' % (tmp_path / 'model-1'))
 
 
 @pytest.mark.parametrize('args, mention', [
@@ -240,9 +239,3 @@ def test_a_graph_of_fixed_size_says_so(photo_graph, coco_photos, monkeypatch, tm
         with pytest.raises(UserError, match='640x400'):
             pose_eval.main()
     assert not (tmp_path / 'out').exists()
-
-
-def test_a_checkpoint_without_its_run_needs_the_name_of_its_network(monkeypatch, tmp_path):
-    (tmp_path / 'model-1.index').write_text('')
-    with pytest.raises(UserError, match='--checkpoint needs --model'):
-        parse(monkeypatch, '--checkpoint=%s' % (tmp_path / 'model-1'), '--datapath=d')

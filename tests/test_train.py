@@ -57,6 +57,7 @@ def events(run):
 
 @pytest.mark.slow
 def test_every_step_is_logged_once_in_the_documented_form(run):
+    """As are warnings; the log ends with where things are."""
     lines = [LOG_LINE.search(line) for line in run.log.splitlines() if 'examples/sec' in line]
     assert all(lines), run.log
     assert [int(line.group(2)) for line in lines] == list(range(1, STEPS + 1))
@@ -67,10 +68,6 @@ def test_every_step_is_logged_once_in_the_documented_form(run):
         cosine = (1 + np.cos(np.pi * (step - 1) / STEPS)) / 2
         assert rate == pytest.approx(0.001 * cosine * min(1, step / 4), abs=1e-6)
         assert loss_ll == pytest.approx(paf + heat, rel=1e-4) and loss > loss_ll
-
-
-@pytest.mark.slow
-def test_warnings_come_once_and_the_log_ends_with_where_things_are(run):
     assert run.log.count('TensorFlow sees no GPU: the 2 towers run on CPU devices') == 1
     assert len(re.findall(r'WARNING skipped bad sample 1: \S*%s is a truncated JPEG' % run.broken, run.log)) == 1
     assert 'bad samples skipped, from 1 files' in run.log
@@ -119,7 +116,7 @@ def test_keeps_as_many_checkpoints_as_asked_and_the_best_apart(run):
 
 
 @pytest.mark.slow
-def test_curves_agree_with_the_log(run):
+def test_curves_agree_with_the_log_and_tensorboard_with_the_curves(run):
     rows = curves(run, 'train')
     lines = LOG_LINE.findall(run.log)
     assert [int(row['step']) for row in rows] == [int(line[1]) for line in lines]
@@ -128,13 +125,8 @@ def test_curves_agree_with_the_log(run):
             assert float(row[name]) == pytest.approx(float(text), rel=1e-3, abs=0.006), name
         assert 100 * float(row['data_wait']) == pytest.approx(float(line[9]), abs=0.6)
     assert [row['step'] for row in curves(run, 'evaluation')] == ['10', '12']
-
-
-@pytest.mark.slow
-def test_tensorboard_has_the_figures_of_the_curves(run):
     tags = events(run)
     for name in LOSSES + ('lr', 'examples_per_sec', 'queue', 'data_wait'):
-        rows = curves(run, 'train')
         steps, values = zip(*tags['train/' + tag(name)])
         assert list(steps) == [int(row['step']) for row in rows]
         np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-4)

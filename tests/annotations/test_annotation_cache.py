@@ -15,7 +15,6 @@ from annotation_files import person, write_split
 from annotations.arrays import read_annotations
 from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
 
-
 pytestmark = pytest.mark.usefixtures('own_cache')
 
 

@@ -149,6 +149,8 @@ ODD_FILES = {
 
 @pytest.mark.parametrize('kind', sorted(ODD_FILES))
 def test_odd_images_are_read(kind, tmp_path):
+    grey, _ = read_image(written(tmp_path, jpeg(landmark_image()[:, :, 0])), (WIDTH, HEIGHT), 1)
+    assert grey.shape == (HEIGHT, WIDTH, 3) and (grey[:, :, 0] == grey[:, :, 2]).all()
     path = written(tmp_path, ODD_FILES[kind](landmark_image()))
     for scale, reduction in ((1.0, 1), (0.3, 4)):
         pixels, used = read_image(path, (WIDTH, HEIGHT), scale)
@@ -156,12 +158,6 @@ def test_odd_images_are_read(kind, tmp_path):
         assert pixels.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
         for x, y, colour in ((400, 60, (200, 40, 40)), (400, 420, (40, 40, 200)), (30, 240, (255, 255, 255))):
             assert np.abs(pixels[y // reduction, x // reduction].astype(int) - colour).max() < 12
-
-
-def test_greyscale_becomes_three_channels(tmp_path):
-    path = written(tmp_path, jpeg(landmark_image()[:, :, 0]))
-    pixels, _ = read_image(path, (WIDTH, HEIGHT), 1)
-    assert pixels.shape == (HEIGHT, WIDTH, 3) and (pixels[:, :, 0] == pixels[:, :, 2]).all()
 
 
 BAD_FILES = {
@@ -260,18 +256,15 @@ def test_size_is_bounded_by_the_header(tmp_path):
             assert not let_in, error
 
 
-def test_what_never_ends_is_not_read(tmp_path):
+def test_scans_are_counted_and_what_never_ends_is_not_read(tmp_path):
+    assert read_photograph(written(tmp_path, scans(20))).shape == (480, 640, 3)
+    with pytest.raises(BadSample, match='scans'):
+        read_photograph(written(tmp_path, scans(2000)))
     os.mkfifo(str(tmp_path / 'pipe.jpg'))
     os.symlink('/dev/zero', str(tmp_path / 'zero.jpg'))
     for name in ('pipe.jpg', 'zero.jpg'):
         with pytest.raises(BadSample, match='not a regular file'):
             read_image(str(tmp_path / name), (640, 480), 1)
-
-
-def test_scans_are_counted(tmp_path):
-    assert read_photograph(written(tmp_path, scans(20))).shape == (480, 640, 3)
-    with pytest.raises(BadSample, match='scans'):
-        read_photograph(written(tmp_path, scans(2000)))
 
 
 @pytest.mark.parametrize('progressive', [0, 1])
@@ -284,11 +277,15 @@ def test_motion_photographs_have_a_film_behind_the_picture(progressive, tmp_path
         read_image(written(tmp_path, photo[:-2] + film), (640, 480), 1)
 
 
-def test_names_need_not_be_text(tmp_path):
+def test_names_need_not_be_text_and_a_full_disk_is_told(tmp_path):
     name = os.path.join(os.fsencode(str(tmp_path)), b'M\xfcller.jpg')
     with open(name, 'wb') as file:
         file.write(jpeg(grey_image()))
     assert read_photograph(os.fsdecode(name)).shape == read_photograph(name).shape == (480, 640, 3)
+    write_picture(str(tmp_path / 'a.png'), grey_image())
+    assert read_photograph(str(tmp_path / 'a.png')).shape == (480, 640, 3)
+    with pytest.raises(UserError, match='cannot write'):
+        write_picture('/dev/full/a.png', grey_image())
 
 
 @pytest.mark.slow
@@ -314,10 +311,3 @@ def test_no_damaged_image_ends_the_process(tmp_path):
             assert pixels.dtype == np.uint8 and pixels.ndim == 3
             results[True] += 1
     assert min(results.values()) > 20
-
-
-def test_a_full_disk_is_told(tmp_path):
-    write_picture(str(tmp_path / 'a.png'), grey_image())
-    assert read_photograph(str(tmp_path / 'a.png')).shape == (480, 640, 3)
-    with pytest.raises(UserError, match='cannot write'):
-        write_picture('/dev/full/a.png', grey_image())

@@ -1,9 +1,8 @@
 """Loader processes: order and seeds, shared memory, and processes that are killed."""
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ from annotations.skeleton import COCO_SKELETON
 from batches import SampleOrder, batch_positions
 from batches.batch import Batch, BatchBuffer, batch_layout, encode_batch
 from batches.loader import BatchLoader, _shared_array
-from conftest import PROGRAMS, descendants, is_running, program_environment, wait_for
+from conftest import PROGRAMS, descendants, is_running, wait_for
 from made_up_arrays import made_up_arrays
 from pose_dataset import PoseDataset
 from pose_errors import UserError
@@ -67,13 +66,13 @@ def test_shards_make_up_the_whole_batch():
 def test_only_what_is_requested_is_made_when_there_is_no_sequence():
     whole = content(rows_of(12))
     with BatchLoader(NumberedDataset(50), 4, workers=2, seed=1, first=None) as loader:
-        assert loader.get(timeout=0.5) is None
+        assert loader.get(timeout=0.2) is None
         loader.request([9, 2, 11])
         made = {}
         for _ in range(3):
             rows = content(take(loader, 1))
             made[loader.number] = rows
-        assert loader.get(timeout=0.5) is None
+        assert loader.get(timeout=0.2) is None
     assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
 
 
@@ -210,18 +209,13 @@ def test_closing_leaves_no_process():
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_trainer_leaves_no_process(how):
-    parent = subprocess.Popen([sys.executable, str(PROGRAMS / 'load_batches.py')], env=program_environment(),
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        processes = json.loads(parent.stdout.readline().decode())
-        assert len(processes) == 3 and all(map(is_running, processes))
-        parent.send_signal(how)
-        parent.wait(timeout=20)
-        wait_for(lambda: not any(map(is_running, processes)), 'processes are left over', 10)
-    finally:
-        parent.kill()
-        parent.communicate()
+def test_a_killed_trainer_leaves_no_process(how, start_program):
+    parent = start_program(PROGRAMS / 'load_batches.py')
+    processes = json.loads(wait_for(lambda: re.findall(r'\[.*\]\n', parent.log.read_text()), 'no batches come')[0])
+    assert len(processes) == 3 and all(map(is_running, processes))
+    parent.send_signal(how)
+    parent.wait(timeout=20)
+    wait_for(lambda: not any(map(is_running, processes)), 'processes are left over', 10)
 
 
 def test_shared_memory_needs_no_dev_shm():

@@ -12,6 +12,7 @@ from inference.tensorflow_runtime import graph_network
 from pose_errors import UserError
 
 SIZE = 64
+pytestmark = pytest.mark.slow  # for the conversions; test_wrong_calls.py has small ones
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +51,6 @@ def files(frozen, images, tmp_path_factory):
     return {name: folder / (name + '.tflite') for name in contents}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('int8', 0.15)])
 def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path, kind, tolerance):
     np.save(str(tmp_path / 'images.npy'), images)
@@ -124,7 +124,6 @@ def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expect
     np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.slow
 def test_threads_of_the_first_session_hold_for_tensorflow(frozen, tmp_path):
     """The pool of threads is made once in a process; --threads comes before whatever else opens a session."""
     freeze.save_graph(frozen, str(tmp_path / 'graph.pb'))

@@ -1,10 +1,10 @@
 """Calls around graphs that cannot work: each ends with one line that names the reason, and writes nothing."""
+import importlib
 import sys
 
 import numpy as np
 import pytest
 
-import pose_eval
 import tensorflow.compat.v1 as tf
 from conftest import assert_user_error, run_program
 from graphs import freeze, graphdef, tflite
@@ -91,23 +91,13 @@ EVALUATE = [
 ]
 
 
-@pytest.mark.parametrize('flags, mention', FREEZE)
-def test_freeze_and_optimize(folder, tmp_path, monkeypatch, flags, mention):
-    import freeze_and_optimize
-    flags = [flag.format(folder) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
-    monkeypatch.setattr(sys, 'argv', ['freeze_and_optimize.py'] + flags)
+@pytest.mark.parametrize('command, flags, mention', [('freeze_and_optimize', *call) for call in FREEZE] + [
+    ('pose_eval', ['--datapath={1}', *flags], mention) for flags, mention in EVALUATE])
+def test_one_line_and_no_file(folder, sample_coco, tmp_path, monkeypatch, command, flags, mention):
+    flags = [flag.format(folder, sample_coco) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
+    monkeypatch.setattr(sys, 'argv', [command + '.py'] + flags)
     with pytest.raises(UserError, match=mention) as error:
-        freeze_and_optimize.main()
-    assert error.value.exit_code == 2 and '\n' not in str(error.value)
-    assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize('flags, mention', EVALUATE)
-def test_pose_eval(folder, sample_coco, tmp_path, monkeypatch, flags, mention):
-    flags = [flag.format(folder) for flag in flags] + ['--output-dir=%s' % (tmp_path / 'out')]
-    monkeypatch.setattr(sys, 'argv', ['pose_eval.py', '--datapath=%s' % sample_coco] + flags)
-    with pytest.raises(UserError, match=mention) as error:
-        pose_eval.main()
+        importlib.import_module(command).main()
     assert error.value.exit_code == 2 and '\n' not in str(error.value)
     assert not (tmp_path / 'out').exists()
 

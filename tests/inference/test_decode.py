@@ -4,7 +4,6 @@ import pytest
 
 from annotations.skeleton import COCO_SKELETON, skeleton_of_category
 from bench_inputs import STANDING, random_people, render_maps
-from conftest import run_program
 from inference.decode import MAX_PEAKS_PER_PART, assemble_people, decode_people, find_peaks, join_pieces, match_limbs, \
     score_limbs
 from pose_errors import UserError
@@ -52,20 +51,24 @@ def test_round_trip_recovers_joints_without_offset(stride):
     assert np.abs(errors.mean(axis=0)).max() < 0.2  # a forgotten half cell would be 2 or 4 px
 
 
+def heatmaps_of(points, part=0, cells=(16, 16)):
+    """Of people who have this part alone."""
+    joints = np.full((len(points), 18, 2), np.nan)
+    joints[:, part] = points
+    return render_heatmaps(joints, *cells, 8)[:, :, :18]
+
+
 def test_refinement_is_exact_for_a_gaussian_anywhere_in_a_cell():
     offsets = np.linspace(-3.5, 3.5, 15)
-    joints = np.full((len(offsets), 18, 2), np.nan)
-    joints[:, 0] = np.stack([np.linspace(40, 700, len(offsets)) // 8 * 8 + 3.5 + offsets, 100 + offsets[::-1]], axis=1)
-    part, position, score = find_peaks(render_heatmaps(joints, 24, 96, 8)[:, :, :18], 8)
+    points = np.stack([np.linspace(40, 700, len(offsets)) // 8 * 8 + 3.5 + offsets, 100 + offsets[::-1]], axis=1)
+    part, position, score = find_peaks(heatmaps_of(points, cells=(24, 96)), 8)
     assert (part == 0).all()
-    assert np.abs(position[np.argsort(position[:, 0])] - joints[:, 0]).max() < 0.01
+    assert np.abs(position[np.argsort(position[:, 0])] - points).max() < 0.01
 
 
 def test_peaks_at_the_border_are_refined_too():
     corners = np.array([(0, 0), (1.5, 60), (126.5, 62.5), (64, 127)], float)
-    joints = np.full((4, 18, 2), np.nan)
-    joints[:, 0] = corners
-    _, position, _ = find_peaks(render_heatmaps(joints, 16, 16, 8)[:, :, :18], 8)
+    _, position, _ = find_peaks(heatmaps_of(corners), 8)
     for corner in corners:
         assert np.linalg.norm(position - corner, axis=1).min() < 0.6
 
@@ -73,9 +76,7 @@ def test_peaks_at_the_border_are_refined_too():
 def test_a_joint_between_cells_is_one_peak():
     """Exactly between 2 or 4 cells these have equal values."""
     for joint in ((63.5, 59.5), (59.5, 63.5), (63.5, 63.5)):
-        joints = np.full((1, 18, 2), np.nan)
-        joints[0, 3] = joint
-        heatmaps = render_heatmaps(joints, 16, 16, 8)[:, :, :18]
+        heatmaps = heatmaps_of([joint], part=3)
         assert (heatmaps == heatmaps.max()).sum() > 1
         part, position, _ = find_peaks(heatmaps, 8)
         assert part.tolist() == [3]
@@ -265,8 +266,3 @@ def test_noise_of_an_untrained_network_is_bounded():
     assert (np.diff(part) >= 0).all() and score.min() > 0.8
     keypoints, scores = decode_people(maps, 8)
     assert np.isfinite(scores).all() and keypoints.shape[1:] == (18, 3)
-
-
-def test_no_tensorflow_is_needed():
-    result = run_program('decode_without_tensorflow.py')
-    assert result.stdout.split() == ['1', 'True'], result.stderr

@@ -48,16 +48,13 @@ def test_numbers_stay(people):
     assert tracker.update(np.zeros((0, 18, 3))) == [] and tracker.count == 4
 
 
-def test_people_who_were_gone_for_long_get_a_new_number(people):
+def test_people_who_were_gone_for_long_or_have_hardly_any_parts_get_a_new_number(people):
+    """One common part says nothing about who it is; a single point has no area."""
     tracker = video.Tracker(COCO_SKELETON, max_hidden_frames=3)
     tracker.update(people[:1])
     for _ in range(3):
         tracker.update(people[1:2])
     assert tracker.update(people[:2]) == [3, 2]
-
-
-def test_people_with_hardly_any_parts(people):
-    """One common part says nothing about who it is; a single point has no area."""
     only = np.full((1, 18, 3), np.nan)
     only[0, 0] = people[0, 0]
     tracker = video.Tracker(COCO_SKELETON)

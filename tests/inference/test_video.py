@@ -25,6 +25,7 @@ from pose_draw import draw_skeletons
 from pose_errors import UserError
 
 WIDTH, HEIGHT, COUNT = 256, 192, 24
+pytestmark = pytest.mark.usefixtures('signals')
 
 
 def people_of_frame(index):
@@ -72,15 +73,6 @@ def find(source, folder, predict_maps=predict_maps, stop=lambda: False, **kwargs
     assert os.path.isfile(path)
     with open(lines) as file:
         return summary, [json.loads(line) for line in file]
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """find_people_in_video handles these two; the next test finds them as before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize('decoders', (0, 2))

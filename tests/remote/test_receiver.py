@@ -20,8 +20,8 @@ from pose_errors import UserError
 from remote import protocol
 from remote.receiver import BatchReceiver
 from remote.sender import TrainerConnection
-from wire_ends import DATA, SENDER, SETTINGS, assert_same, end_ends, header_of, introduce, made_up_batch, next_batch, \
-    reports, save_batches, start_ends, wait_for_batches
+from wire_ends import DATA, SENDER, SETTINGS, assert_same, end_ends, header_of, host_and_port, introduce, \
+    made_up_batch, next_batch, reports, save_batches, start_ends, wait_for_batches
 
 
 @pytest.fixture(autouse=True)
@@ -210,10 +210,8 @@ def test_ten_thousand_hostile_messages_do_not_stop_training(address, start_progr
 
 def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(address):
     with BatchReceiver(address, SETTINGS) as receiver:
-        host, port = address[len('tcp://'):].split(':')
         before = psutil.Process().memory_info().vms
-        with contextlib.closing(socket.create_connection((host, int(port)))) as raw:
-            raw.settimeout(PATIENCE)
+        with contextlib.closing(socket.create_connection(host_and_port(address), PATIENCE)) as raw:
             shake_hands(raw)
             raw.sendall(b'\x02' + struct.pack('>Q', 8 << 30) + bytes(100))  # a frame of 8 GB begins
             while True:  # the trainer closes the connection
@@ -296,10 +294,12 @@ def test_a_worker_with_other_data_is_refused(address, own, samples, data, reason
         assert any(reason in line for line in receiver.report())
 
 
-def test_few_samples_are_told(address, caplog):
+def test_few_samples_are_told_and_a_run_that_is_resumed_asks_for_the_next_batches(address, caplog):
     caplog.set_level('INFO')
-    with BatchReceiver(address, dict(SETTINGS, batchsize=8)) as receiver, TrainerConnection(address) as first:
-        introduce(receiver, first, 'test:1')
+    with BatchReceiver(address, dict(SETTINGS, batchsize=8), first=1000) as receiver, \
+            TrainerConnection(address) as connection:
+        _, credit = introduce(receiver, connection)
+        assert credit == list(range(1000, 1000 + protocol.MAX_CREDIT))
     assert 'test:1 (127.0.0.1) has 100 samples: 12 steps per epoch' in caplog.text
     assert '100 samples are few' in caplog.text
 
@@ -315,12 +315,6 @@ def test_a_worker_that_stands_still_is_given_up(address, start_program, tmp_path
         worker.send_signal(signal.SIGCONT)
         wait_for(lambda: any('joined' in line for line in (receiver.get(0.1), receiver.report())[1]), 'it stays away')
         next_batch(receiver)
-
-
-def test_a_run_that_is_resumed_asks_for_the_next_batches(address):
-    with BatchReceiver(address, SETTINGS, first=1000) as receiver, TrainerConnection(address) as connection:
-        _, credit = introduce(receiver, connection)
-        assert credit == list(range(1000, 1000 + protocol.MAX_CREDIT))
 
 
 def test_a_stranger_cannot_take_a_workers_place(address):

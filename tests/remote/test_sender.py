@@ -1,5 +1,6 @@
 """The worker's end of the wire: real processes at both ends, versions, deaths and cut links."""
 import contextlib
+import shutil
 import types
 
 import msgpack
@@ -17,12 +18,10 @@ from wire_ends import DATA, GOOD_SETTINGS, SENDER, SETTINGS, end_ends, in_backgr
 
 def test_a_worker_of_another_version_is_refused(address, start_program, tmp_path, caplog):
     newer = tmp_path / 'newer'
-    newer.mkdir()
-    packages = [path for name in ('annotations', 'batches', 'remote') for path in (ROOT / name).glob('*.py')]
-    for path in list(ROOT.glob('*.py')) + packages + [ROOT / SENDER]:
-        copy = newer / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text())
+    for folder in ('annotations', 'batches', 'remote', 'tests/programs'):
+        shutil.copytree(str(ROOT / folder), str(newer / folder))
+    for path in ROOT.glob('*.py'):
+        shutil.copy(str(path), str(newer))
     text = (newer / 'remote' / 'protocol.py').read_text()
     mine = '\nVERSION = %d\n' % protocol.VERSION
     assert mine in text

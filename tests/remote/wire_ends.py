@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
-import pose_labels
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import encode_batch
 from batches import START
 from batches.loader import SAMPLE_SOURCES
 from conftest import PATIENCE, wait_for
+from made_up_arrays import made_up_arrays
 from pose_files import sources_digest
 from remote import protocol
 
@@ -27,21 +27,14 @@ SENDER, RECEIVER = 'tests/programs/sender.py', 'tests/programs/receiver.py'
 
 
 def made_up_batch(seed, settings, people=2):
-    """A Batch with labels of people at random places, as they are drawn for training."""
-    rng = np.random.RandomState(seed)
-    batchsize, width, height, stride = (
-        settings[name] for name in ('batchsize', 'input_width', 'input_height', 'stride'))
-    cells = (batchsize, height // stride, width // stride)
-    image = rng.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8)
-    heatmap, paf = np.empty(cells + (19,), np.float32), np.empty(cells + (38,), np.float32)
-    size = np.array([settings['input_width'], settings['input_height']])
-    for row in range(settings['batchsize']):
-        joints = rng.uniform(0, 1, (people, 1, 2)) * size + rng.uniform(-0.3, 0.3, (people, 18, 2)) * size
-        joints[rng.uniform(size=(people, 18)) < 0.2] = np.nan
-        heatmap[row] = pose_labels.render_heatmaps(joints, *cells[1:], stride)
-        paf[row] = pose_labels.render_pafs(joints, *cells[1:], stride)
-    mask = (rng.randint(0, stride * stride + 1, cells + (1,)) / (stride * stride)).astype(np.float32)
-    return encode_batch(image, heatmap, paf, mask)
+    """A Batch with labels of people at random places."""
+    return encode_batch(*made_up_arrays(seed, *(settings[name] for name in (
+        'batchsize', 'input_width', 'input_height', 'stride')), people))
+
+
+def host_and_port(address):
+    host, port = address[len('tcp://'):].split(':')
+    return host, int(port)
 
 
 def header_of(batch):

@@ -30,31 +30,19 @@ def colours(path):
     return [int(((abs(hue - centre) < 6) & (saturation > 60)).sum()) for centre in (102, 14)]
 
 
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('plot')
-    write_curves(folder / 'thin' / 'logs', 100, 200)
-    write_curves(folder / 'fast' / 'logs', 50, 100)
-    run_well('scripts/plot_loss.py', folder / 'thin' / 'logs', folder / 'fast', '--output-dir=%s' % (folder / 'out'))
-    return folder
-
-
-@pytest.mark.slow
-def test_both_pictures_show_both_runs(drawn):
-    assert sorted(path.name for path in (drawn / 'out').iterdir()) == ['loss_ll_heat.png', 'loss_ll_paf.png']
-    for path in (drawn / 'out').iterdir():
+def test_both_pictures_show_both_runs_and_hold_their_figures(tmp_path):
+    """As losses, or as shares of the loss of predicting only background."""
+    write_curves(tmp_path / 'thin' / 'logs', 100, 200)
+    write_curves(tmp_path / 'fast' / 'logs', 50, 100)
+    out = tmp_path / 'out'
+    run_well('scripts/plot_loss.py', tmp_path / 'thin' / 'logs', tmp_path / 'fast', '--output-dir=%s' % out)
+    assert sorted(path.name for path in out.iterdir()) == ['loss_ll_heat.png', 'loss_ll_paf.png']
+    for path in out.iterdir():
         assert min(colours(path)) > 500, (path, colours(path))
-
-
-def test_shares_are_of_the_loss_of_predicting_only_background(drawn):
-    thin, fast = (plot_loss.read_run(str(drawn / name), shares=True) for name in ('thin', 'fast'))
+    thin, fast = (plot_loss.read_run(str(tmp_path / name), shares=True) for name in ('thin', 'fast'))
     np.testing.assert_allclose(thin['validation']['loss_ll_paf'], [200 / 300 / step for step in (100, 200, 300, 400)])
     np.testing.assert_allclose(thin['train']['loss_ll_heat'], fast['train']['loss_ll_heat'])  # twice of everything
-
-
-@pytest.mark.slow
-def test_curves_hold_the_runs_figures(drawn):
-    figure = plot_loss.draw([plot_loss.read_run(str(drawn / name)) for name in ('thin', 'fast')], ['thin', 'fast'],
+    figure = plot_loss.draw([plot_loss.read_run(str(tmp_path / name)) for name in ('thin', 'fast')], ['thin', 'fast'],
                             'loss_ll_heat', 'title')
     lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
     assert set(lines) == {'thin, training', 'thin, validation', 'fast, training', 'fast, validation'}
@@ -68,7 +56,6 @@ def test_runs_are_named_by_their_folder():
     assert plot_loss.run_names(['a/run', 'b/run']) == ['a/run', 'b/run']
 
 
-@pytest.mark.slow
 def test_no_curves(tmp_path):
     result = run_command('scripts/plot_loss.py', tmp_path, '--output-dir=%s' % (tmp_path / 'out'))
     assert_user_error(result, tmp_path, 'curves.csv')

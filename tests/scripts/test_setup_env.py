@@ -72,11 +72,14 @@ def test_shim_that_does_not_run_is_passed_over_for_pyenv(machine):
     assert str(wanted) in line and 'TensorFlow 1.15' in line and '.venv ' in line and 'reference platform' in line
 
 
-def test_conda_environment_is_found(machine):
+def test_conda_environment_is_found_and_python_variable_wins(machine):
     conda = machine.home / 'somewhere' / 'conda'
     wanted = fake_python(conda / 'envs' / 'old' / 'bin' / 'python', '3.6')
     line = chosen(machine.setup('--dry-run', CONDA_EXE=str(conda / 'bin' / 'conda')))
     assert str(wanted) in line and 'TensorFlow 1.15' in line
+    wanted = fake_python(machine.home / 'mine', '3.10')
+    line = chosen(machine.setup('--dry-run', CONDA_EXE=str(conda / 'bin' / 'conda'), PYTHON=str(wanted)))
+    assert str(wanted) in line and 'TensorFlow 2' in line and 'PYTHON=' in line
 
 
 def test_without_old_python_the_newest_suitable_gets_tensorflow_2(machine):
@@ -97,13 +100,6 @@ def test_tf_forces_platform_and_folder(machine):
                                             ('lite', '3.13', '.venv-infer ', 'TensorFlow Lite alone')):
         line = chosen(machine.setup('--dry-run', TF=tf))
         assert 'Python ' + version in line and folder in line and tensorflow in line
-
-
-def test_python_variable_wins(machine):
-    fake_python(machine.bin / 'python3.7', '3.7')
-    wanted = fake_python(machine.home / 'mine', '3.10')
-    line = chosen(machine.setup('--dry-run', PYTHON=str(wanted)))
-    assert str(wanted) in line and 'TensorFlow 2' in line and 'PYTHON=' in line
 
 
 @pytest.mark.parametrize('variables, mentions', [

@@ -13,40 +13,36 @@ from training import checkpoint
 from training.towers import Training
 
 
-class TinyTraining:
-    """A session with a CheckpointHook around one variable that grows by `rate` a step."""
+@contextlib.contextmanager
+def tiny_training(folder, every=2, keep=5):
+    """A session with a CheckpointHook around one variable that grows by `amount` a step.
 
-    def __init__(self, folder, every=2, keep=5):
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(tf.Graph().as_default())
+    run(steps, **values of placeholders); between_steps(function) calls function(session), with a session whose runs are
+    no training steps.
+    """
+    with tf.Graph().as_default():
         global_step = tf.train.get_or_create_global_step()
-        self.weight = tf.get_variable('weight', initializer=np.zeros(1000, np.float32), use_resource=False)
-        self.amount = tf.placeholder_with_default(1.0, ())
-        with tf.control_dependencies([tf.assign_add(self.weight, tf.fill([1000], self.amount))]):
-            self.step = tf.assign_add(global_step, 1)
-        self.finite_check = tf.placeholder_with_default(0.0, ())
-        self.saver = checkpoint.create_saver(keep)
-        self.best = checkpoint.BestCheckpoint(self.saver, folder)
-        network = types.SimpleNamespace(variables=[self.weight])
-        self.hook = checkpoint.CheckpointHook(self.saver, folder, every, Training(
-            network, tf.identity(self.step), tf.constant(0.25), {}, self.finite_check, [], tf.no_op(), None, None, 0,
+        weight = tf.get_variable('weight', initializer=np.zeros(1000, np.float32), use_resource=False)
+        feeds = {'amount': tf.placeholder_with_default(1.0, ()), 'finite_check': tf.placeholder_with_default(0.0, ())}
+        with tf.control_dependencies([tf.assign_add(weight, tf.fill([1000], feeds['amount']))]):
+            step = tf.assign_add(global_step, 1)
+        saver = checkpoint.create_saver(keep)
+        best = checkpoint.BestCheckpoint(saver, folder)
+        network = types.SimpleNamespace(variables=[weight])
+        hook = checkpoint.CheckpointHook(saver, folder, every, Training(
+            network, tf.identity(step), tf.constant(0.25), {}, feeds['finite_check'], [], tf.no_op(), None, None, 0,
             None))
-        self.session = self._stack.enter_context(
-            tf.train.SingularMonitoredSession([self.hook], tf.train.Scaffold(saver=self.saver), checkpoint_dir=folder))
+        with tf.train.SingularMonitoredSession([hook], tf.train.Scaffold(saver=saver),
+                                               checkpoint_dir=folder) as session:
+            def run(steps=1, **values):
+                for _ in range(steps):
+                    session.run(step, {feeds[name]: value for name, value in values.items()})
 
-    def run(self, steps=1, **feed):
-        for _ in range(steps):
-            self.session.run(self.step, {getattr(self, name): value for name, value in feed.items()})
+            def between_steps(function):
+                return session.run_step_fn(lambda step_context: function(step_context.session))
 
-    def between_steps(self, function):
-        """function(session), with a session whose runs are no training steps."""
-        return self.session.run_step_fn(lambda step_context: function(step_context.session))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._stack.__exit__(*exception)
+            yield types.SimpleNamespace(run=run, between_steps=between_steps, session=session, weight=weight, hook=hook,
+                                        best=best)
 
 
 def modification_times(folder):
@@ -54,11 +50,11 @@ def modification_times(folder):
 
 
 def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
-    with TinyTraining(str(tmp_path)) as training:
+    with tiny_training(str(tmp_path)) as training:
         training.run(3)
     before = modification_times(str(tmp_path))
     assert 'model-3.index' in before
-    with TinyTraining(str(tmp_path)):
+    with tiny_training(str(tmp_path)):
         pass
     assert modification_times(str(tmp_path)) == before
 
@@ -68,18 +64,18 @@ def test_resuming_does_not_write_over_the_checkpoint_it_resumes_from(tmp_path):
     ({'amount': np.inf}, 'weight')])
 def test_nothing_that_is_not_finite_gets_saved(tmp_path, feed, what):
     with pytest.raises(UserError, match='a %s became NaN or infinite at step 4, with lr=0.25' % what) as caught:
-        with TinyTraining(str(tmp_path)) as training:
+        with tiny_training(str(tmp_path)) as training:
             training.run(3)
             training.run(1, **feed)
     assert caught.value.exit_code == 3 and 'model-2' in str(caught.value)
     assert saved_step(tmp_path) == 2
-    with TinyTraining(str(tmp_path)) as training:
+    with tiny_training(str(tmp_path)) as training:
         np.testing.assert_array_equal(training.between_steps(lambda session: session.run(training.weight)), 2)
 
 
 def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     for start in (0, 10):  # the second time it has to know what the first one left
-        with TinyTraining(str(tmp_path), keep=3) as training:
+        with tiny_training(str(tmp_path), keep=3) as training:
             for step in range(start + 1, start + 11):
                 training.run()
                 training.between_steps(lambda session: training.best.update(session, step, abs(step - 13)))
@@ -89,7 +85,7 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
 
 
 def test_leftovers(tmp_path):
-    with TinyTraining(str(tmp_path)) as training:
+    with tiny_training(str(tmp_path)) as training:
         training.run(2)
     kept = modification_times(str(tmp_path))
     (tmp_path / 'model-4_temp_0123' / 'part').mkdir(parents=True)
@@ -105,7 +101,7 @@ def test_a_folder_that_was_moved_ends_the_run_in_one_line(replaced, tmp_path):
     folder, moved = tmp_path / 'run', tmp_path / 'moved'
     folder.mkdir()
     with pytest.raises(UserError, match='run was moved or removed while training; put it back'):
-        with TinyTraining(str(folder), every=2) as training:
+        with tiny_training(str(folder), every=2) as training:
             training.run(2)
             folder.rename(moved)
             if replaced:
@@ -116,7 +112,7 @@ def test_a_folder_that_was_moved_ends_the_run_in_one_line(replaced, tmp_path):
 
 def test_nothing_is_saved_from_a_device_whose_memory_is_full(tmp_path):
     full = tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor with shape[64,46,46,128]')
-    with TinyTraining(str(tmp_path), every=2) as training:
+    with tiny_training(str(tmp_path), every=2) as training:
         training.run(3)
         training.hook.save_on_error(training.session, full)
         assert saved_step(tmp_path) == 2

@@ -26,6 +26,9 @@ def test_tf_config_and_a_chief_who_is_the_first_worker():
     workers = 'node1:2222', 'node2:2222', 'node3:2222'
     assert read_cluster(tf_config(jobs, 'chief')) == Cluster(workers, 0)
     assert read_cluster(tf_config(jobs, 'worker', 1)) == Cluster(workers, 2)
+    # Second ports meet no other.
+    assert Cluster(('here:2222', 'here:2223', 'there:2222', '[::1]:80'), 0).addresses == [
+        ('here', 2224), ('here', 2225), ('there', 2223), ('[::1]', 81)]
 
 
 @pytest.mark.parametrize('variables, mention', [
@@ -42,11 +45,6 @@ def test_what_is_wrong_is_named(variables, mention):
     with pytest.raises(UserError) as caught:
         read_cluster(variables)
     assert mention in str(caught.value) and caught.value.exit_code == 2
-
-
-def test_second_ports_meet_no_other():
-    cluster = Cluster(('here:2222', 'here:2223', 'there:2222', '[::1]:80'), 0)
-    assert cluster.addresses == [('here', 2224), ('here', 2225), ('there', 2223), ('[::1]', 81)]
 
 
 def slurm(**changes):

@@ -61,16 +61,18 @@ def stopped(start_run, folder, killed):
     return run
 
 
-def test_it_resumes_with_other_processes_at_most_one_interval_back(killed, stopped):
+def test_it_resumes_at_most_one_interval_back_and_a_signal_to_one_ends_all_at_the_same_step(killed, stopped, folder):
+    """With other processes; checkpoints have one replica."""
     assert killed.reached - stopped.before <= SAVE_EVERY
     assert stopped.logged_steps(0)[0] == stopped.logged_steps(1)[0] == stopped.before + 1
     assert 'resuming from' in stopped.log(0) and 'resuming from' not in stopped.log(1)
-
-
-def test_a_signal_to_one_ends_all_at_the_same_step(stopped, folder):
     assert stopped.codes == [0, 0], stopped.all_logs()
     steps = [int(re.search(r'stopped by a signal at step (\d+)', stopped.log(k)).group(1)) for k in range(2)]
     assert steps[0] == steps[1] == saved_step(folder / 'model') == stopped.logged_steps(0)[-1]
+    weights = load_all(str(folder / 'model' / ('model-%d' % steps[0])))
+    assert not [name for name in weights if 'replica' in name]
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert sorted(path.name for path in folder.glob('model/*.json')) == ['run.json']
 
 
 def test_all_log_the_same_losses_and_the_slowest(stopped):
@@ -83,13 +85,6 @@ def test_all_log_the_same_losses_and_the_slowest(stopped):
         assert slowest[-1] and {match.group(1) for match in slowest if match} <= set(stopped.workers)
     told = 'on all addresses of this machine (it knows no other way), and runs whatever graph reaches it'
     assert all(told in stopped.log(k) for k in range(2))
-
-
-def test_a_checkpoint_has_one_replica(stopped, folder):
-    weights = load_all(str(folder / 'model' / ('model-%d' % saved_step(folder / 'model'))))
-    assert not [name for name in weights if 'replica' in name]
-    assert all(np.isfinite(value).all() for value in weights.values())
-    assert sorted(path.name for path in folder.glob('model/*.json')) == ['run.json']
 
 
 def test_different_flags_are_refused_before_the_first_step(start_run, folder):

@@ -33,8 +33,14 @@ def errors(process):
     return [line for line in process.log.read_text().splitlines() if line.startswith('error: ')]
 
 
-def wait_until_agreed(peers):
-    wait_for(lambda: all(says(peer, 'agreed with') for peer in peers), 'they do not agree')
+@pytest.fixture
+def start_peers(start_peer, workers):
+    """start_peers(count) starts so many, which have met when it returns."""
+    def start_peers(count, workers=workers, prefixes=((), (), ())):
+        peers = [start_peer(k, workers[:count], prefixes[k]) for k in range(count)]
+        wait_for(lambda: all(says(peer, 'agreed with') for peer in peers), 'they do not agree')
+        return peers
+    return start_peers
 
 
 def assert_lost(peer, worker, seconds=60):
@@ -44,18 +50,16 @@ def assert_lost(peer, worker, seconds=60):
     assert not says(peer, 'Traceback')
 
 
-def test_a_stopped_process_counts_as_lost(start_peer, workers):
+def test_a_stopped_process_counts_as_lost(start_peers, workers):
     """Its connections stand: only signs of life are missing."""
-    peers = [start_peer(k, workers[:2]) for k in range(2)]
-    wait_until_agreed(peers)
+    peers = start_peers(2)
     peers[0].send_signal(signal.SIGSTOP)
     assert_lost(peers[1], workers[0])
 
 
-def test_busy_python_does_not_count_as_lost(start_peer, workers):
+def test_busy_python_does_not_count_as_lost(start_peers):
     """All hear all, and end well."""
-    peers = [start_peer(k, workers) for k in range(3)]
-    wait_until_agreed(peers)
+    peers = start_peers(3)
     assert all(says(peer, 'worker %d' % k) for peer in peers for k in range(3))
     peers[0].stdin.write(b'hold\n')
     peers[0].stdin.flush()
@@ -66,18 +70,16 @@ def test_busy_python_does_not_count_as_lost(start_peer, workers):
     assert [peer.wait(timeout=60) for peer in peers] == [0, 0, 0]
 
 
-def test_a_process_that_fails_says_why(start_peer, workers):
-    peers = [start_peer(k, workers[:2]) for k in range(2)]
-    wait_until_agreed(peers)
+def test_a_process_that_fails_says_why(start_peers, workers):
+    peers = start_peers(2)
     peers[0].communicate(b'fail\n', 60)
     assert peers[0].returncode == 2
     assert_lost(peers[1], workers[0])
     assert 'the data ran out' in errors(peers[1])[0]
 
 
-def test_a_process_that_was_started_anew_is_not_taken_for_the_old_one(start_peer, workers):
-    peers = [start_peer(k, workers[:2]) for k in range(2)]
-    wait_until_agreed(peers)
+def test_a_process_that_was_started_anew_is_not_taken_for_the_old_one(start_peers, start_peer, workers):
+    peers = start_peers(2)
     peers[0].kill()
     peers[0].wait()
     start_peer(0, workers[:2])
@@ -109,11 +111,10 @@ def test_it_listens_on_the_given_host_alone(start_peer, workers):
     assert [tuple(address) for address in listening] == [('127.0.0.1', port)]
 
 
-def test_a_cut_link_ends_both_sides(start_peer, cut_link):
+def test_a_cut_link_ends_both_sides(start_peers, cut_link):
     prefixes, addresses, switch = cut_link
     workers = ['%s:2222' % address for address in addresses]
-    peers = [start_peer(k, workers, prefix=prefix) for k, prefix in enumerate(prefixes)]
-    wait_until_agreed(peers)
+    peers = start_peers(2, workers, prefixes)
     switch('down')
     assert_lost(peers[0], workers[1])
     assert_lost(peers[1], workers[0])

@@ -2,11 +2,8 @@
 from training import devices
 
 
-def test_missing_libraries_are_named():
+def test_missing_libraries_are_named_and_those_of_wheels_count(tmp_path, monkeypatch):
     assert devices.missing_libraries(('libc.so.6', 'libcudart.so.99.9')) == ['libcudart.so.99.9']
-
-
-def test_libraries_of_wheels_count(tmp_path, monkeypatch):
     library = tmp_path / 'nvidia' / 'cudnn' / 'lib' / 'libcudnn.so.99'
     library.parent.mkdir(parents=True)
     library.write_text('')

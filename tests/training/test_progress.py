@@ -3,12 +3,13 @@ import json
 import re
 import signal
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from batches import START, Sequence, compressed, expanded, samples_done, shortened
-from conftest import program_environment
+from conftest import PATIENCE, program_environment
 from test_pose_dataworker import worker_command
 from train_runs import SMALL_NETWORK, TrainRun
 from training.config import Schedule, schedule_of
@@ -17,17 +18,16 @@ from training.run_folder import note_progress, read_progress
 SAMPLES = re.compile(r'(\d+) samples, (\d+) steps per epoch, step (\d+) of (\d+)')
 
 
-class Flags:
-    def __init__(self, **flags):
-        self.__dict__.update(dict(max_epoch=6, max_steps=None, accumulate=1), **flags)
+def flags_with(**flags):
+    return types.SimpleNamespace(**dict(dict(max_epoch=6, max_steps=None, accumulate=1), **flags))
 
 
 def test_the_end_of_a_run_is_counted_in_samples():
-    assert schedule_of(Flags(batchsize=2), 24) == Schedule(12, 72, False, 0)
+    assert schedule_of(flags_with(batchsize=2), 24) == Schedule(12, 72, False, 0)
     # After 3 of 6 epochs in batches of 2, 18 steps in batches of 4 are left.
-    assert schedule_of(Flags(batchsize=4), 24, step=36, done=72) == Schedule(6, 54, False, -18)
-    assert schedule_of(Flags(batchsize=2, accumulate=2), 24, step=36, done=72).max_steps == 54
-    assert schedule_of(Flags(batchsize=4, max_steps=40), 24, step=36, done=72) == Schedule(6, 40, True, -18)
+    assert schedule_of(flags_with(batchsize=4), 24, step=36, done=72) == Schedule(6, 54, False, -18)
+    assert schedule_of(flags_with(batchsize=2, accumulate=2), 24, step=36, done=72).max_steps == 54
+    assert schedule_of(flags_with(batchsize=4, max_steps=40), 24, step=36, done=72) == Schedule(6, 40, True, -18)
 
 
 def test_progress_is_kept_for_each_checkpoint(tmp_path):
@@ -89,10 +89,13 @@ def test_another_batch_size_goes_on_with_the_next_samples(start_run, sample_coco
 
 @pytest.mark.slow
 def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_coco, tmp_path, address, start):
-    """Two data workers, of which one stands still while the other goes on; then a stop."""
+    """Two data workers, of which one stands still while the other goes on; then a stop, which they wait out.
+
+    The run goes on when one is killed; the other ends with it.
+    """
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
-    flags = ['--remote-data=%s' % address, '--batchsize=2', '--max-steps=1000000']
-    run = start_run(*flags)
+    flags = ['--remote-data=%s' % address, '--batchsize=2', '--valid-every=100']
+    run = start_run(*flags, '--max-steps=1000000')
     run.wait_until(lambda: len(run.logged_steps()) > 20 and run.log().count('data worker joined') == 2)
     workers[0].send_signal(signal.SIGSTOP)
     reached = run.logged_steps()[-1]
@@ -102,10 +105,13 @@ def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_
     workers[0].send_signal(signal.SIGCONT)
     left, steps = progress_of(tmp_path / 'model'), run.logged_steps()[-1]
     assert left.gaps and samples_done(left) == 2 * steps
-    again = start_run(*flags)
-    again.wait_until(lambda: len(again.logged_steps()) > 40)
-    again.processes[0].send_signal(signal.SIGTERM)
+    assert 'data workers, samples/s: ' in run.log() and 'validation is off' in run.log()
+    again = start_run(*flags, '--max-steps=%d' % (steps + 200))
+    again.wait_until(lambda: again.logged_steps() and again.log().count('data worker joined') == 2)
+    workers[0].kill()
     assert again.exit_codes() == [0], again.log()
+    assert 'resuming from' in again.log() and 'done: step %d' % (steps + 200) in again.log()
+    assert workers[1].wait(PATIENCE) == 0, workers[1].log.read_text()
     later = progress_of(tmp_path / 'model')
     assert samples_done(later) == 2 * again.logged_steps()[-1]
     assert not set(left.gaps) & set(later.gaps)  # what was left came first

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
-from conftest import PROGRAMS, assert_user_error, run_command, run_well, wait_for
+from conftest import PROGRAMS, assert_user_error, program_environment, run_command, run_well, wait_for
 from inference import read_skeleton
 from pose_errors import UserError
-from train_runs import SMALL, folders
+from train_runs import SMALL_NETWORK, folders
 from training import checkpoint
 from training.checkpoint import recover
 from training.config import Schedule
@@ -84,16 +84,13 @@ def test_the_file_checkpoint_gone_or_damaged(folder, content):
         str(folder / ('model-%d' % step)) for step in (2, 4, 6)]
 
 
-def test_none_reads_whole(folder):
+def test_none_reads_whole_and_folders_of_new_runs_hold_nothing_to_recover(folder, tmp_path):
     for path in folder.glob('*.data-*'):
         path.write_bytes(b'')
     before = sorted(os.listdir(str(folder)))
     with pytest.raises(UserError, match='no checkpoint in .* reads whole'):
         recover(str(folder))
     assert sorted(os.listdir(str(folder))) == before
-
-
-def test_folders_of_new_runs_hold_nothing_to_recover(tmp_path):
     assert recover(str(tmp_path)) is None
     assert recover(str(tmp_path / 'missing')) is None
     (tmp_path / 'model-0.data-00000-of-00001').write_bytes(b'half')  # the first save was killed
@@ -171,7 +168,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
 
 
 def train_flags(data, model, *more):
-    return ['train.py', *folders(data, model), *SMALL, '--batchsize=2', '--save-every=2', *more]
+    return [*SMALL_NETWORK, *folders(data, model), '--batchsize=2', '--save-every=2', *more]
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +179,7 @@ def run(sample_coco, tmp_path_factory):
     picture = sorted((folder / 'data' / 'val2017').iterdir())[1]
     picture.write_bytes(picture.read_bytes()[:2000])
     log = run_well(*train_flags(folder / 'data', folder / 'model', '--max-steps=4', '--valid-every=4',
-                                '--eval-every=2')).stderr
+                                '--eval-every=2'), env=program_environment()).stderr
     assert 'Traceback' not in log and 'done: step 4' in log and step_of(folder / 'model') == 4
     assert 'AP evaluation at step 2 left out' in log and picture.name in log
     return folder
@@ -195,12 +192,13 @@ def test_training_goes_on_from_the_one_before_and_keeps_its_history(run, start, 
     shutil.copytree(str(run / 'model'), str(model))
     (model / 'model-4.index').write_bytes(b'')
     (model / 'checkpoint').unlink()
-    flags = train_flags(run / 'data', model, '--max-steps=100000', '--valid-every=0')
+    flags = train_flags(run / 'data', model, '--max-steps=100000')
     leader, follower = os.openpty()
-    process = start(sys.executable, PROGRAMS / 'in_terminal.py', follower, *flags, pass_fds=[follower])
+    process = start(sys.executable, PROGRAMS / 'in_terminal.py', follower, *flags, pass_fds=[follower],
+                    env=program_environment())
     os.close(follower)
     wait_for(lambda: ' step=4,' in process.log.read_text(), 'no step 4', 300)
-    second = run_command(*flags)
+    second = run_command(*flags, env=program_environment())
     assert_user_error(second, 'in use by process %d on ' % process.pid, '--modelpath')
     os.close(leader)
     assert process.wait(timeout=600) == 0, process.log.read_text()

@@ -9,18 +9,17 @@ from pose_errors import UserError
 from training.run_folder import LOCK_FILE, lock_folder
 
 
-@pytest.fixture
-def other_holder(start_program, tmp_path):
-    """A function that starts another process, which holds tmp_path."""
-    def other_holder():
+def test_the_second_one_is_told_who_holds_the_folder_and_a_forked_process_does_not(start_program, tmp_path):
+    with lock_folder(str(tmp_path)):
+        forked = os.fork()
+        if forked == 0:
+            signal.pause()
+    try:
         holder = start_program(PROGRAMS / 'hold_folder.py', tmp_path)
         wait_for(lambda: 'held' in holder.log.read_text(), 'it does not hold the folder')
-        return holder
-    return other_holder
-
-
-def test_the_second_one_is_told_who_holds_the_folder(other_holder, tmp_path):
-    holder = other_holder()
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)
     with pytest.raises(UserError, match='in use by process %d on ' % holder.pid):
         with lock_folder(str(tmp_path)):
             pass
@@ -28,18 +27,6 @@ def test_the_second_one_is_told_who_holds_the_folder(other_holder, tmp_path):
     holder.wait()
     with lock_folder(str(tmp_path)):
         assert 'process %d on ' % os.getpid() in (tmp_path / LOCK_FILE).read_text()
-
-
-def test_a_forked_process_does_not_hold_it(other_holder, tmp_path):
-    with lock_folder(str(tmp_path)):
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-    try:
-        other_holder()
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def test_a_folder_that_cannot_be_opened_is_named(tmp_path):
