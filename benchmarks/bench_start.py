@@ -14,18 +14,18 @@ from bench_inputs import ROOT, flag_parser
 from pose_errors import UserError
 
 WRONG_CALLS = {
-    'train.py': ['--model=openpose', '--batchsize=100000000', '--datapath=nowhere', '--lr=fast', '--no-such-flag'],
+    'train.py': ['--model=openpos', '--batchsize=100000000', '--datapath=nowhere', '--lr=fast', '--no-such-flag'],
     'pose_eval.py': ['--graph=nowhere.pb --images=benchmarks', '--checkpoint=nowhere --model=cmu --images=benchmarks',
                      '--weights=nowhere.npy --images=benchmarks', '--oracle --datapath=nowhere', '--no-such-flag'],
     'pose_dataset.py': ['--output-dir=out', '--datapath=nowhere --output-dir=out', '--datapath=benchmarks '
                         '--output-dir=out', '--datapath=. --output-dir=out --input-width=100', '--no-such-flag'],
     'pose_dataworker.py': ['--master=nowhere', '--master=tcp://trainer:1 --datapath=nowhere', '--workers=0',
                            '--master=tcp://trainer:1 --datapath=benchmarks', '--no-such-flag'],
-    'scripts/freeze_and_optimize.py': ['--model=openpose --checkpoint=x --output-dir=out', '--graph=nowhere.pb '
+    'scripts/freeze_and_optimize.py': ['--model=openpos --checkpoint=x --output-dir=out', '--graph=nowhere.pb '
                                        '--output-dir=out', '--model=cmu --checkpoint=nowhere --output-dir=out',
                                        '--model=cmu --checkpoint=x --input-size=100x100 --output-dir=out',
                                        '--no-such-flag'],
-    'scripts/check_gpus.py': ['--models=openpose', '--towers=0', '--batchsize=x', '--input-size=100x100',
+    'scripts/check_gpus.py': ['--models=openpos', '--towers=0', '--batchsize=x', '--input-size=100x100',
                               '--no-such-flag'],
     'scripts/transform_graph.py': ['--in_graph=nowhere.pb --out_graph=x.pb --transforms=x', '--in_graph=nowhere.pb',
                                    '--transforms=x', '', '--no-such-flag'],

@@ -16,6 +16,8 @@ from pose_errors import UserError
 from tensorflow.lite.python.convert import ConverterError
 
 from . import freeze, graphdef, optimize
+from .fold_batch_norm import fold_batch_norm
+from .quantization import correct_biases, equalize
 
 
 def convert(graph, input_shape):
@@ -31,14 +33,16 @@ def quantize(graph, images):
     """A frozen graph in 8 bits as the bytes of a .tflite file: uint8 pixels (1, height, width, 3) -> float32 maps.
 
     Full-integer post-training quantization: weights have a step for each output channel, activations one for each
-    tensor, wide enough for all values that the tensor takes on the images.
+    tensor, wide enough for all values that the tensor takes on the images; quantization.py prepares the graph.
 
     images: uint8 (N, height, width, 3) BGR, like those that the network will see.  Raises as convert.
     """
     images = np.array(images, np.uint8)
     # A black and a white pixel in each: then the steps of the quantized input are the pixels' own.
     images[:, 0, 0], images[:, 0, 1] = 0, 255
-    with _converter(graph, [1] + list(images.shape[1:])) as converter:
+    input_shape = [1] + list(images.shape[1:])
+    graph = fold_batch_norm(optimize.simplify(graphdef.set_input_shape(graph, input_shape)))
+    with _converter(correct_biases(equalize(graph, images), images), input_shape) as converter:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -37,4 +37,4 @@ def test_an_all_reduce_that_reduces_nothing_is_found(monkeypatch):
 
 def test_more_towers_than_gpus_are_refused():
     assert_user_error(check_gpus('--towers=3', CUDA_VISIBLE_DEVICES='0,1'), '--towers=3', 'only 2 GPUs')
-    assert_user_error(check_gpus('--models=openpose'), "'openpose' is not a network")
+    assert_user_error(check_gpus('--models=openpos'), "'openpos' is not a network")

@@ -1,0 +1,69 @@
+"""What a graph gets before it is quantized: the same function, channels alike, means that rounding does not move."""
+import numpy as np
+
+import tensorflow.compat.v1 as tf
+from graphs.graphdef import GraphView
+from graphs.quantization import correct_biases, equalize
+from small_graphs import frozen_graph, outputs
+
+RANDOM = np.random.RandomState(8)
+IMAGES = RANDOM.randint(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+
+
+def weights(*shape):
+    """Whose output channels differ by a factor of six."""
+    return (RANDOM.normal(size=shape) * np.logspace(-0.4, 0.4, shape[-1] if shape[-1] > 1 else shape[-2]).reshape(
+        (-1,) if shape[-1] > 1 else (-1, 1))).astype(np.float32)
+
+
+def network(image):
+    """Depthwise and full convolutions with biases, ReLU and ReLU6, and a concatenation of small beside large."""
+    x = tf.nn.relu6(tf.nn.bias_add(tf.nn.conv2d(image / 255, weights(3, 3, 3, 8), [1, 1, 1, 1], 'SAME'),
+                                   weights(1, 8)[0]))
+    large = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, weights(1, 1, 8, 6), [1, 1, 1, 1], 'SAME'), weights(1, 6)[0]))
+    large = tf.nn.depthwise_conv2d(large, 0.1 * weights(3, 3, 6, 1), [1, 1, 1, 1], 'SAME', name='bare')
+    large = tf.nn.bias_add(tf.nn.conv2d(large, 0.1 * weights(1, 1, 6, 4), [1, 1, 1, 1], 'SAME'), weights(1, 4)[0])
+    small = tf.nn.bias_add(tf.nn.conv2d(x, 0.01 * weights(1, 1, 8, 3), [1, 1, 1, 1], 'SAME'), 0.01 * weights(1, 3)[0],
+                           name='small')
+    both = tf.concat([large, small], 3, name='both')
+    return tf.nn.conv2d(tf.nn.depthwise_conv2d(both, weights(3, 3, 7, 1), [1, 1, 1, 1], 'SAME'), weights(1, 1, 7, 5),
+                        [1, 1, 1, 1], 'SAME')
+
+
+def channel_maxima(graph, name):
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph, name='')
+        return np.max([np.abs(session.run(name + ':0', {'image:0': image[None]})).max((0, 1, 2))
+                       for image in IMAGES], 0)
+
+
+def test_equalizing_keeps_the_function_and_makes_channels_alike():
+    graph = frozen_graph(network, shape=(None, 16, 16, 3))
+    equal = equalize(graph, IMAGES)
+    images = IMAGES.astype(np.float32)
+    expected = outputs(graph, images)
+    np.testing.assert_allclose(outputs(equal, images), expected, atol=1e-5 * np.abs(expected).max())
+    before, after = (np.ptp(np.log10(channel_maxima(each, 'both'))) for each in (graph, equal))
+    assert before > 1 and after < 0.01
+    assert np.ptp(np.log10(channel_maxima(equal, 'bare'))) < 0.7 * np.ptp(np.log10(channel_maxima(graph, 'bare')))
+
+
+def test_rounded_weights_keep_the_means_of_their_channels():
+    graph = equalize(frozen_graph(network, shape=(None, 16, 16, 3)), IMAGES)
+
+    def rounded(graph):
+        """With all weights in 8 bits, as the converter does it."""
+        view = GraphView(graph)
+        for node in view.of('Conv2D', 'DepthwiseConv2dNative'):
+            kernel = view.constant(node.input[1])
+            step = np.abs(kernel).max((0, 1) if node.op != 'Conv2D' else (0, 1, 2), keepdims=True) / 127
+            node.input[1] = view.add_constant('rounded', (np.round(kernel / step) * step).astype(np.float32))
+        return view.graph
+
+    def means(graph):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.import_graph_def(graph, name='')
+            return np.mean([session.run('small:0', {'image:0': image[None]}) for image in IMAGES], (0, 1, 2, 3))
+    exact = means(graph)
+    plain, corrected = (np.abs(means(rounded(each)) - exact).max() for each in (graph, correct_biases(graph, IMAGES)))
+    assert corrected < 0.25 * plain
