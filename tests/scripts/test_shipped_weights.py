@@ -7,6 +7,7 @@ from networks import pretrained
 
 RENDERED = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_rendered.npy'
 ATHLETES = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_lspet.npy'
+SMALL = ROOT / 'etcs' / 'weights' / 'mobilenet_v2_small.npy'
 PHOTOGRAPHS = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_photos.npy'
 
 
@@ -14,10 +15,12 @@ def evaluate(weights, datapath, *flags):
     return summary_of(run_well('pose_eval.py', '--weights=%s' % weights, '--datapath=%s' % datapath, *flags))
 
 
-@pytest.mark.parametrize('path', [RENDERED, ATHLETES, PHOTOGRAPHS])
+@pytest.mark.parametrize('path', [RENDERED, ATHLETES, PHOTOGRAPHS, SMALL])
 def test_files_are_small_and_in_half_precision(path):
     assert path.stat().st_size <= 4.5e6
-    assert {value.dtype for value in pretrained.read_weights(str(path)).values()} == {np.dtype(np.float16)}
+    values = list(pretrained.read_weights(str(path)).values())
+    of_half = sum(value.size for value in values if value.dtype == np.float16)
+    assert of_half > 0.99 * sum(value.size for value in values)  # some variances are too large for it
 
 
 @pytest.mark.slow
@@ -27,6 +30,15 @@ def test_rendered_people_are_found(tmp_path):
              '--seed=2020')
     summary = evaluate(RENDERED, tmp_path / 'data', '--scale=256', '--output-dir=%s' % (tmp_path / 'out'))
     assert summary['images'] == 32 and summary['AP'] >= 0.5
+
+
+@pytest.mark.slow
+def test_the_demos_weights_find_people_in_coco_photographs(tmp_path):
+    """In any batch: the published graph's batch norm mixed the images of one."""
+    data = reference_data('coco_mini')
+    summaries = [evaluate(SMALL, data, '--split=train2017', '--input-size=256x256', '--limit=24',
+                          '--batchsize=%d' % size, '--output-dir=%s' % (tmp_path / str(size))) for size in (1, 8)]
+    assert summaries[0]['AP'] > 0.1 and summaries[0]['AP'] == pytest.approx(summaries[1]['AP'], abs=0.002)
 
 
 @pytest.mark.slow
