@@ -15,6 +15,7 @@ import time
 from pose_errors import Stopped, UserError, disk_trouble, printable
 
 MAX_INT, MAX_PROCESSES, MAX_SEED = 10 ** 9, 1024, 2 ** 63 - 1  # of flags
+VERSION = '1.0.0'  # pyproject.toml reads it here
 # What the packages in requirements.txt that commands cannot do without are called in an import.
 PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'numpy', 'psutil', 'pycocotools', 'tensorflow', 'tqdm', 'zmq')
 
@@ -71,6 +72,7 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault('formatter_class', _HelpFormatter)
         kwargs.setdefault('prog', os.path.relpath(sys.argv[0]))  # with its folder, as the user has to type it
         super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument('--version', action='version', version='OpenPose training %s' % VERSION)
 
     def error(self, message):
         raise UserError('%s (see python3 %s --help)' % (message, self.prog))

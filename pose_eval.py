@@ -34,8 +34,9 @@ from annotations.arrays import log_turned_images
 from annotations.coco import as_pycocotools, read_dataset, summary_of
 from annotations.images import BadSample, find_split, image_finder, image_paths, read_image, read_photograph, \
     write_picture
-from inference import choose_skeleton, load_network, read_skeleton, video
-from inference.decode import MIN_PARTS, decode_people, keypoint_lists  # noqa: F401 (decode_people is for others)
+from inference import choose_skeleton, open_network, read_skeleton, video
+from inference.decode import MIN_PARTS, PEAK_THRESHOLD, keypoint_lists
+from inference.decode import decode_people  # noqa: F401 (for others)
 from inference.metrics import evaluate, keypoints_by_image, labelled_people
 from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
     make_transforms, start_decoders
@@ -89,8 +90,8 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
 
 
-def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=None, batchsize=1, limit=None,
-                     **setting):
+def draw_photographs(predict_maps, skeleton, paths, root, output_dir, threshold, min_score, decoders=None, batchsize=1,
+                     limit=None, **setting):
     """Skeletons on each photograph, and a JSON file beside each in the manner of OpenPose; prints a summary.
 
     paths: of the photographs, below root.  setting: as for inference.predictor.make_transforms, the others for
@@ -98,7 +99,7 @@ def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=N
     """
     paths = paths[:limit]
     outputs = output_prefixes(paths, root, output_dir)
-    predictor = Predictor(predict_maps, skeleton, batchsize, decoders)
+    predictor = Predictor(predict_maps, skeleton, batchsize, decoders, threshold=threshold, min_score=min_score)
     summary = {'images': 0, 'people': 0}
     requests = (Request(path, photograph_reader(path, setting)) for path in paths)
     # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
@@ -202,6 +203,10 @@ def parse_flags():
     parser.add_argument('--flip', action='store_true', help='also average in the maps of the mirrored images')
     parser.add_argument('--batchsize', type=pose_cli.positive_int, default=4,
                         help='images of equal size that go through the network at once')
+    parser.add_argument('--threshold', type=pose_cli.real_number(0, 1), default=PEAK_THRESHOLD,
+                        help='least height of a peak in the heatmaps that counts as a part')
+    parser.add_argument('--min-score', type=pose_cli.real_number(0, 1), default=0.0,
+                        help='people of a lower score are left out')
     parser.add_argument('--decoders', type=pose_cli.process_count,
                         help='processes that decode maps, besides the one that runs the network (one a spare core)')
     parser.add_argument('--output-dir', help='where results and pictures go (%s, or the next free %s-N)'
@@ -264,10 +269,11 @@ def main():
         skeleton = choose_skeleton(own, dataset and dataset.skeleton, args.datapath)
         predict_maps = None
         if not args.oracle:
-            predict_maps, fixed_size = load_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
+            predict_maps, fixed_size = open_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
             args.input_size = choose_size(args.graph, fixed_size, args.input_size, args.scale, args.scales)
         options = dict(decoders=decoders, batchsize=args.batchsize, limit=args.limit, input_size=args.input_size,
-                       short_edge=args.scale, scales=args.scales, flip=args.flip)
+                       short_edge=args.scale, scales=args.scales, flip=args.flip, threshold=args.threshold,
+                       min_score=args.min_score)
         with pose_files.output_folder(args.output_dir):
             if args.datapath:
                 evaluate_data_set(predict_maps, dataset, *files, args.output_dir, args.split, args.pictures,

@@ -27,7 +27,7 @@ import pose_files
 from annotations.skeleton import COCO_SKELETON
 from annotations.images import find_split
 from graphs import freeze, graphdef, optimize, tflite
-from inference import load_network
+from inference import open_network
 from inference.metrics import evaluate
 from inference.predictor import SIZE_MULTIPLE
 from inference.tensorflow_runtime import limit_threads
@@ -41,11 +41,11 @@ CALIBRATION_IMAGES = 32
 # Each makes predict_maps(images) from Graphs and a number of threads, and gives the file that it runs.
 
 def tensorflow_frozen(graphs, threads):
-    return load_network(graphs.frozen_pb, threads=threads)[0], graphs.frozen_pb
+    return open_network(graphs.frozen_pb, threads=threads)[0], graphs.frozen_pb
 
 
 def tensorflow_opt(graphs, threads):
-    return load_network(graphs.opt_pb, threads=threads)[0], graphs.opt_pb
+    return open_network(graphs.opt_pb, threads=threads)[0], graphs.opt_pb
 
 
 def tflite_float(graphs, threads):
@@ -59,7 +59,7 @@ def tflite_int8(graphs, threads):
 def _tflite(graphs, data, name, threads):
     path = os.path.join(graphs.folder, name + '.tflite')
     pose_files.write_file(path, data)
-    return load_network(path, threads=threads)[0], path
+    return open_network(path, threads=threads)[0], path
 
 
 def openvino_float32(graphs, threads):

@@ -1,10 +1,15 @@
-"""From images to people: `load_network` runs a network, whatever file it is in.
+"""From images to people: `load_network` is all that a program needs, whatever file the network is in.
+
+    from inference import draw_people, load_network
+    with load_network('graph_opt.pb') as network:
+        people = network(image)                        # uint8 (H, W, 3), BGR as from cv2.imread
+        cv2.imwrite('people.png', draw_people(image, people))
 
     frozen graph (.pb)          inference/tensorflow_runtime.py
     checkpoint                  inference/tensorflow_runtime.py
     TensorFlow Lite (.tflite)   inference/tflite_runtime.py, no TensorFlow
 
-Each becomes predict_maps(images) -> maps. predictor.py reads images and finds people with such a function,
+`open_network` makes each predict_maps(images) -> maps. predictor.py reads images and finds people with such a function,
 decode.py turns maps into people, metrics.py people into AP, video.py follows them through films.
 
 TensorFlow is imported only for the files that need it: the processes that decode maps import this package too.
@@ -18,7 +23,25 @@ from pose_errors import UserError
 SKELETON_FILE = 'skeleton.json'  # beside a graph
 
 
-def load_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=None):
+def load_network(path, model=None, **options):
+    """A network as a function from images to people: a pose_network.PoseNetwork, which knows the options.
+
+    Args:
+        path: a frozen graph (.pb), a .tflite file, weights (.npy, .caffemodel, .h5), a checkpoint's prefix or folder.
+        model: one of networks.NAMES, where a checkpoint or weights do not say so.
+    Raises UserError: as open_network.
+    """
+    from .pose_network import load
+    return load(path, model, **options)
+
+
+def draw_people(image, people, skeleton=COCO_SKELETON):
+    """The image with skeletons, as a new one. people: as a network returns them.  skeleton: the network's."""
+    from .pose_network import draw
+    return draw(image, people, skeleton)
+
+
+def open_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=None):
     """A network from a file, as a function of images.
 
     Args:

@@ -24,12 +24,12 @@ MIN_PARTS = 3
 MAX_GAP = 1.5  # between the pieces of a person around an absent part, in lengths of the pieces' longest limb
 
 
-def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
+def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON, threshold=PEAK_THRESHOLD):
     """Find the people in the maps of one image.
 
     Args:
         maps: float (h, w, skeleton.map_channels), heatmaps, then PAFs, as the network gives them.
-        stride: input pixels per cell.  min_parts: people with fewer parts are left out.
+        stride: input pixels per cell.  min_parts: people with fewer parts are left out.  threshold: of a part's peak.
     Returns:
         keypoints: float32 (people, parts, 3) of x, y in network-input pixels and the peak's score; NaN where absent.
         scores: float32 (people,), best first: the sum over parts and limbs as a share of a complete person's, 0..1, so
@@ -43,7 +43,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON):
                                           skeleton.paf_channels))
     if not np.isfinite(maps).all():
         raise UserError('the maps hold NaN or infinity: the network has diverged; take an earlier checkpoint')
-    part, position, peak_score = find_peaks(maps[:, :, :parts], stride)
+    part, position, peak_score = find_peaks(maps[:, :, :parts], stride, threshold)
     limb, start, end, limb_score = score_limbs(part, position, maps[:, :, skeleton.heatmap_channels:], stride,
                                                skeleton.limbs)
     chosen = match_limbs(limb, start, end, limb_score)

@@ -36,7 +36,7 @@ def label_maps(joints, width, height, stride, skeleton):
 
 
 def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short_edge=None, limit=None, batchsize=1,
-             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None, oracle_stride=None):
+             progress=True, scales=(1.0,), flip=False, decoders=None, dataset=None, oracle_stride=None, **thresholds):
     """COCO keypoint AP of a network, or of the label maps themselves.
 
     A TensorFlow session is used as `lambda images: session.run(output, {image: images})`.
@@ -48,6 +48,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
         limit: only the first so many images, by id.  progress: whether to show a progress bar.
         dataset: the annotations.coco.Dataset of annotation_file, if it has been read.
         oracle_stride: input pixels per cell of the label maps that take the place of a network's.
+        thresholds: threshold and min_score, as for Predictor.
     Returns:
         summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
             detections; decode_ms, network_ms and waiting (Predictor.timings); input, scales and flip: the setting.
@@ -64,7 +65,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
                   for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
     by_size = sorted(image_ids, key=lambda image_id: [transform[1:] for transform in transforms[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
-    predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1)
+    predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1, **thresholds)
     find = image_finder(image_folder)
     requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, find, transforms[image_id],
                                           oracle_stride)) for image_id in by_size)

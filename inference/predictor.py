@@ -25,7 +25,7 @@ from annotations.images import shrink
 from pose_errors import UserError
 from pose_files import usable_cores
 
-from .decode import MIN_PARTS, decode_people
+from .decode import MIN_PARTS, PEAK_THRESHOLD, decode_people
 
 # A size that every network here takes: some halve the image three times although their output stride is 4.
 SIZE_MULTIPLE = 8
@@ -184,13 +184,14 @@ class Predictor:
         predict_maps: function (images uint8 (B, H, W, 3)) -> maps (B, h, w, channels).  skeleton: what it finds.
         batchsize: images of equal size that go through the network at once, at most; a mirror image counts as one more.
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
-        min_parts: people with fewer parts are left out.
+        min_parts, threshold: as for decode_people.  min_score: people of a lower score are left out.
         ahead: images that are read before, and decoded after the network had them, at most.
     """
 
-    def __init__(self, predict_maps, skeleton, batchsize=1, decoders=None, min_parts=MIN_PARTS, ahead=None):
+    def __init__(self, predict_maps, skeleton, batchsize=1, decoders=None, min_parts=MIN_PARTS, ahead=None,
+                 threshold=PEAK_THRESHOLD, min_score=0.0):
         self._predict_maps, self._batchsize, self._decoders = predict_maps, batchsize, decoders
-        self._min_parts, self._skeleton = min_parts, skeleton
+        self._min_parts, self._threshold, self._min_score, self._skeleton = min_parts, threshold, min_score, skeleton
         self._ahead = ahead or max(4, 2 * batchsize)
         self._batches = []  # (images, network seconds, seconds of waiting)
         self._decode_seconds = []
@@ -263,7 +264,7 @@ class Predictor:
         return maps
 
     def _decode(self, maps, transforms):
-        arguments = maps, transforms, self._min_parts, self._skeleton
+        arguments = maps, transforms, self._min_parts, self._skeleton, self._threshold
         if self._decoders:
             return self._decoders.submit(average_and_decode, *arguments)
         done = concurrent.futures.Future()
@@ -274,15 +275,16 @@ class Predictor:
         (key, image, *_), future = item
         keypoints, scores, seconds = future.result()
         self._decode_seconds.append(seconds)
-        return key, image, keypoints, scores
+        kept = scores >= self._min_score
+        return key, image, keypoints[kept], scores[kept]
 
 
-def average_and_decode(maps, transforms, min_parts, skeleton):
+def average_and_decode(maps, transforms, min_parts, skeleton, threshold=PEAK_THRESHOLD):
     """Average the maps of an image's inputs and decode them: keypoints (people, parts, 3) of x, y in image pixels and
     score; scores (people,); seconds that it took."""
     begin = time.perf_counter()
     averaged, stride, matrix = average_maps(maps, transforms, skeleton)
-    keypoints, scores = decode_people(averaged, stride, min_parts, skeleton)
+    keypoints, scores = decode_people(averaged, stride, min_parts, skeleton, threshold)
     inverse = cv2.invertAffineTransform(matrix)
     keypoints[:, :, :2] = keypoints[:, :, :2] @ inverse[:, :2].T + inverse[:, 2]
     return keypoints, scores, time.perf_counter() - begin

@@ -32,7 +32,7 @@ def freeze_checkpoint(checkpoint, model, skeleton):
 
 
 def graph_network(graph_def, name, threads=None):
-    """load_network for a frozen GraphDef, which errors call `name`. Where batch norm is in training mode, images run
+    """open_network for a frozen GraphDef, which errors call `name`. Where batch norm is in training mode, images run
     one by one, so that what is found does not depend on how many go through at once; the log says so."""
     training = graphdef.training_batch_norms(graph_def)
     if training:
@@ -56,4 +56,5 @@ def graph_network(graph_def, name, threads=None):
         except (tf.errors.OpError, ValueError) as error:
             raise UserError('the network does not run on an input of %dx%d: %s'
                             % (images.shape[2], images.shape[1], reason_of(error)))
+    predict_maps.close = session.close
     return predict_maps, None if None in shape else (shape[1], shape[0])

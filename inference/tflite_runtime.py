@@ -23,7 +23,7 @@ SKELETON_MARK = b'skeleton'  # at the end of a file that has one
 
 
 def load_tflite(path, threads=None):
-    """A .tflite file as a function of images, and the size that they must have; see inference.load_network. Images go
+    """A .tflite file as a function of images, and the size that they must have; see inference.open_network. Images go
     in one by one, as the pixels that they are: files in 8 bits take uint8, others float32."""
     interpreter = open_interpreter(path, threads)
     image, maps = interpreter.get_input_details()[0], interpreter.get_output_details()[0]

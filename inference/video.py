@@ -256,14 +256,14 @@ class Output:
 
 
 def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decoders=None, batchsize=1, limit=None,
-                         show=False, input_size=None, short_edge=None, scales=(1.0,), flip=False):
+                         show=False, input_size=None, short_edge=None, scales=(1.0,), flip=False, **thresholds):
     """Write the annotated video of a source and its JSON lines; shows frames per second meanwhile.
 
     Args:
         predict_maps, skeleton, batchsize, decoders: as for inference.predictor.Predictor.
         source: as for Frames.  limit: only the first so many frames.  show: whether to open a window.
         stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
-        input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.
+        input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.  thresholds: for Predictor.
     Returns (path of the video, path of the JSON lines, summary as a dict).
     """
     name = output_name(source)
@@ -271,7 +271,7 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
         transforms = make_transforms(frames.width, frames.height, input_size, short_edge, scales, flip)
         # A camera's frames should not wait for others to come.
         predictor = Predictor(predict_maps, skeleton, 1 if frames.is_live else batchsize, decoders,
-                              ahead=1 if frames.is_live else None)
+                              ahead=1 if frames.is_live else None, **thresholds)
         tracker = Tracker(skeleton)
         found = predictor.find_people(_requests(frames, transforms, stop, limit))
         total = min(filter(None, (frames.count, limit)), default=None)

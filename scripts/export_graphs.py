@@ -20,7 +20,7 @@ from annotations.coco import read_dataset
 from annotations.images import BadSample, find_split, image_paths, read_photograph
 from graphs import freeze, graphdef, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
-from inference import SKELETON_FILE, choose_skeleton, load_network, read_skeleton, tflite_runtime
+from inference import SKELETON_FILE, choose_skeleton, open_network, read_skeleton, tflite_runtime
 from inference.metrics import evaluate, last_stage_loss
 from inference.predictor import SIZE_MULTIPLE, make_transforms, transform_image
 from inference.tensorflow_runtime import graph_network, limit_threads
@@ -133,7 +133,7 @@ def write_files(graphs, skeleton, tflite_shape, calibration, images, runs, threa
         files = write_graphs(graphs, folder)
         files.update(write_tflite(graphs['graph_frozen'], skeleton, tflite_shape, calibration, folder))
         logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
-        predictors = {name: load_network(path, threads=threads)[0] for name, path in files.items()}
+        predictors = {name: open_network(path, threads=threads)[0] for name, path in files.items()}
         rows, shares = measure(predictors, images, runs)
         for name, row in rows.items():
             row.update(bytes=os.path.getsize(files[name]), **describe(graphs.get(name), files[name]))
@@ -354,7 +354,7 @@ def measure(networks, images, runs):
     them. One that has used up TIME_LIMIT runs no more.
 
     Args:
-        networks: {name: predict_maps}, see inference.load_network.
+        networks: {name: predict_maps}, see inference.open_network.
         images: uint8 (N, height, width, 3).
         runs: timed runs of each network.
     Returns:

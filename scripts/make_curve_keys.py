@@ -18,12 +18,12 @@ import re
 import shutil
 import sys
 
-import zmq.auth
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import pose_cli
 
 pose_cli.prepare_process()
+
+import zmq.auth
 
 from pose_errors import UserError
 from remote import keys

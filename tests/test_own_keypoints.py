@@ -67,7 +67,7 @@ def test_five_keypoints_all_the_way(sample_coco, data, others, address, start, t
          '--output-dir=%s' % graphs, '--input-size=64x64')
     graph = graphs / 'graph_opt.pb'
     assert read_skeleton(str(graph)).keypoints == tool_files.KEYPOINTS
-    predict_maps, _ = pose_eval.load_network(graph_file=str(graph))
+    predict_maps, _ = pose_eval.open_network(graph_file=str(graph))
     assert predict_maps(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 8, 8, 6 + 2 * len(tool_files.LIMBS))
 
     capsys.readouterr()

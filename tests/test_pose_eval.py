@@ -155,7 +155,7 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     """Right names, wrong contents: 19 channels as of a network without PAFs, or maps for another batch size."""
     for maps, mention in ((np.zeros((1, 8, 8, 19)), '57'), (np.zeros((2, 8, 8, 57)), '2, 8, 8, 57. for an input')):
         with pytest.raises(UserError, match=mention):
-            predict_maps, _ = pose_eval.load_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
+            predict_maps, _ = pose_eval.open_network(graph_file=str(write_graph(tmp_path / 'g.pb', maps)))
             transforms = make_transforms(64, 64, (64, 64))
             request = Request('photo', lambda: InputImage(np.zeros((64, 64, 3), np.uint8), 1, transforms, None))
             list(Predictor(predict_maps, COCO_SKELETON).find_people([request]))

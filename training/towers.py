@@ -33,7 +33,7 @@ FIRST_STEP = 1 << 16
 # averages: {name of a variable of the network: its moving average}, where the recipe wants them.
 Training = collections.namedtuple(
     'Training', 'network step rate metrics finite_check variables copy stop busy_seconds wire_bytes loss_scale '
-    'averages')
+    'averages', defaults=({},))
 # network: a networks.Network. losses: {name: scalar}, see network_base.build_losses. gradients: [(gradient, own
 # variable)]. updates: the operations that update the moving averages of batch norm.
 Tower = collections.namedtuple('Tower', 'network losses gradients updates')

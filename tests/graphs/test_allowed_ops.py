@@ -4,7 +4,7 @@ import pytest
 
 import tensorflow.compat.v1 as tf
 from graphs import freeze, graphdef, optimize
-from inference import load_network
+from inference import open_network
 from pose_errors import UserError
 from small_graphs import conv, frozen_graph, fused_norm, positive
 
@@ -13,7 +13,7 @@ def refused(graph, folder, mention):
     path = folder / 'graph.pb'
     path.write_bytes(graph.SerializeToString())
     with pytest.raises(UserError, match=mention) as error:
-        load_network(graph_file=str(path))
+        open_network(graph_file=str(path))
     assert '\n' not in str(error.value) and 'graph.pb' in str(error.value) and len(str(error.value)) < 600
 
 
@@ -66,7 +66,7 @@ def test_a_graph_writes_no_file_from_a_function(tmp_path, called):
         if called == 'Relu':  # TensorFlow would find the function first; it is dropped, so that the op is computed
             call.attr['T'].type = tf.float32.as_datatype_enum
             (tmp_path / 'graph.pb').write_bytes(graph.SerializeToString())
-            predict_maps, _ = load_network(graph_file=str(tmp_path / 'graph.pb'))
+            predict_maps, _ = open_network(graph_file=str(tmp_path / 'graph.pb'))
             assert predict_maps(np.full((1, 16, 16, 3), 3, np.uint8)).max() == 3
     if called != 'Relu':
         refused(graph, tmp_path, call.name + ' is a ' + called)

@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from conftest import run_program
 from graphs import freeze, graphdef, optimize, tflite
-from inference import load_network, read_skeleton, tflite_runtime
+from inference import open_network, read_skeleton, tflite_runtime
 from inference.tensorflow_runtime import graph_network
 from pose_errors import UserError
 
@@ -78,7 +78,7 @@ def test_calibration_on_grey_images_still_takes_pixels_as_they_are(tmp_path):
         tf.nn.conv2d(image / 127.5 - 1, weights, [1, 1, 1, 1], 'SAME', name=graphdef.OUTPUT)
     grey = np.full((1, SIZE, SIZE, 3), 100, np.uint8)
     (tmp_path / 'grey.tflite').write_bytes(tflite.quantize(graph.as_graph_def(), grey))
-    assert load_network(str(tmp_path / 'grey.tflite'))[1] == (SIZE, SIZE)
+    assert open_network(str(tmp_path / 'grey.tflite'))[1] == (SIZE, SIZE)
 
 
 @pytest.mark.parametrize('kind', ['float', 'int8'])
@@ -87,12 +87,12 @@ def test_a_file_that_was_copied_alone_knows_its_keypoints(files, images, tmp_pat
     path = tmp_path / 'alone.tflite'
     path.write_bytes(tflite_runtime.with_skeleton(files[kind].read_bytes(), skeleton))
     assert read_skeleton(str(path)) == skeleton and read_skeleton(str(files[kind])) is None
-    maps = [load_network(str(file))[0](images[:1]) for file in (path, files[kind])]
+    maps = [open_network(str(file))[0](images[:1]) for file in (path, files[kind])]
     assert np.array_equal(*maps)
 
 
 def test_another_size_is_refused(files):
-    predict_maps, size = load_network(str(files['float']))
+    predict_maps, size = open_network(str(files['float']))
     assert size == (SIZE, SIZE)
     with pytest.raises(UserError, match='64x64, not 72x64'):
         predict_maps(np.zeros((1, 64, 72, 3), np.uint8))
@@ -108,7 +108,7 @@ def test_a_file_cut_anywhere_is_refused(files, tmp_path, kind):
     for length in lengths:
         cut.write_bytes(data[:length])
         with pytest.raises(UserError, match='cut.tflite'):
-            load_network(str(cut))
+            open_network(str(cut))
 
 
 def test_saved_model_gives_the_maps_through_its_signature(frozen, images, expected, tmp_path):

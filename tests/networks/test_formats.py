@@ -10,7 +10,7 @@ import pytest
 import networks
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
-from inference import load_network
+from inference import open_network
 from networks import pretrained
 from networks.formats import vgg19
 from pose_errors import UserError
@@ -171,12 +171,12 @@ def test_published_weights_run_as_they_are(cmu, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, 'network_class', lambda name: OneStage)
     values, image, expected = cmu
     write_caffemodel(tmp_path / 'w.caffemodel', values)
-    predict_maps, size = load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
+    predict_maps, size = open_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
     assert size is None
     assert np.abs(predict_maps(image) - expected).max() <= 1e-5 * np.abs(expected).max()
     write_caffemodel(tmp_path / 'w.caffemodel', {name: value for name, value in values.items() if 'CPM' not in name})
     with pytest.raises(UserError, match='conv4_3_CPM'):
-        load_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
+        open_network(checkpoint=str(tmp_path / 'w.caffemodel'), model='cmu', skeleton=COCO_SKELETON)
 
 
 def test_frozen_graph_with_batch_norm_which_is_refused_when_it_is_folded(thin, tmp_path):

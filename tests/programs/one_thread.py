@@ -5,13 +5,13 @@ import time
 
 import numpy as np
 
-from inference import load_network, tensorflow_runtime
+from inference import open_network, tensorflow_runtime
 
 tensorflow_runtime.limit_threads(1)
 import tensorflow.compat.v1 as tf  # noqa: E402
 
 tf.Session().close()
-predict_maps, _ = load_network(sys.argv[1], threads=1)
+predict_maps, _ = open_network(sys.argv[1], threads=1)
 images = np.zeros((1, 64, 64, 3), np.uint8)
 predict_maps(images)
 begin, wall = os.times(), time.time()

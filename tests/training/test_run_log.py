@@ -12,7 +12,7 @@ from training.run_folder import check_resume, note_start, read_run
 from training.run_log import CURVES_FILE, LOSSES, Interval, LogLines, RunLog, read_curves
 
 FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'lr': [0.001], 'tag': '',
-         'optimizer': 'adam'}
+         'optimizer': 'adam', 'ema': 0.0}
 METRICS = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25,
                loss_ll_background=1.0)
 
@@ -58,7 +58,8 @@ def test_a_run_goes_on_with_its_model_and_input_size(tmp_path):
     note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
     check_resume(str(tmp_path), dict(FLAGS, lr=[0.1], tag='other'))
     for name, value, mentions in (('model', 'cmu', '--model=mobilenet_thin'), ('input_width', 96, '--input-width=64'),
-                                  ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam')):
+                                  ('input_height', 64, '--input-height=48'), ('optimizer', 'sgd', '--optimizer=adam'),
+                                  ('ema', 0.9, '--ema=0')):
         with pytest.raises(UserError, match=mentions) as error:
             check_resume(str(tmp_path), dict(FLAGS, **{name: value}))
         assert str(value) in str(error.value) and str(tmp_path) in str(error.value)
