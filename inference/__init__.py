@@ -8,6 +8,7 @@
     frozen graph (.pb)          inference/tensorflow_runtime.py
     checkpoint                  inference/tensorflow_runtime.py
     TensorFlow Lite (.tflite)   inference/tflite_runtime.py, no TensorFlow
+    ONNX (.onnx)                inference/onnx_runtime.py, no TensorFlow
 
 `open_network` makes each predict_maps(images) -> maps. predictor.py reads images and finds people with such a function,
 decode.py turns maps into people, metrics.py people into AP, video.py follows them through films.
@@ -27,7 +28,7 @@ def load_network(path, model=None, **options):
     """A network as a function from images to people: a pose_network.PoseNetwork, which knows the options.
 
     Args:
-        path: a frozen graph (.pb), a .tflite file, weights (.npy, .caffemodel, .h5), a checkpoint's prefix or folder.
+        path: a graph (.pb, .tflite, .onnx), weights (.npy, .caffemodel, .h5), a checkpoint's prefix or folder.
         model: one of networks.NAMES, where a checkpoint or weights do not say so.
     Raises UserError: as open_network.
     """
@@ -45,7 +46,7 @@ def open_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
     """A network from a file, as a function of images.
 
     Args:
-        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite file; or
+        graph_file: a frozen graph with the nodes `image` and `Openpose/concat_stage7`, or a .tflite or .onnx file; or
         checkpoint: prefix or folder, model: one of networks.NAMES, and skeleton: what it finds, see read_skeleton.
         threads: of the processor, at most; None leaves it to the runtime, which takes all.
     Returns:
@@ -57,6 +58,9 @@ def open_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
     if graph_file and graph_file.endswith('.tflite'):
         from . import tflite_runtime
         return tflite_runtime.load_tflite(graph_file, threads)
+    if graph_file and graph_file.endswith('.onnx'):
+        from . import onnx_runtime
+        return onnx_runtime.load_onnx(graph_file, threads)
     runtime = _tensorflow_runtime(graph_file or checkpoint)
     runtime.limit_threads(threads)
     if graph_file:
@@ -77,14 +81,18 @@ def _tensorflow_runtime(file):
 def read_skeleton(graph_file=None, checkpoint=None):
     """What a network finds, as its file or its neighbour says; None when nothing says so. Raises UserError.
 
-    A frozen graph has it in a constant of its own, a .tflite file at its end, graphs of before that in skeleton.json
-    beside them, a checkpoint in run.json, weights that scripts/export_weights.py wrote in themselves.
+    A frozen graph has it in a constant of its own, a .tflite file at its end, an .onnx file in its metadata, graphs of
+    before that in skeleton.json beside them, a checkpoint in run.json, weights of scripts/export_weights.py in
+    themselves.
     """
     if graph_file:
         if graph_file.endswith('.tflite'):
             from . import tflite_runtime
             tflite_runtime.check_file(graph_file)
             text = tflite_runtime.skeleton_text(graph_file)
+        elif graph_file.endswith('.onnx'):
+            from . import onnx_runtime
+            text = onnx_runtime.skeleton_text(graph_file)
         else:
             text = _tensorflow_runtime(graph_file).skeleton_text(graph_file)
         path = os.path.join(os.path.dirname(graph_file), SKELETON_FILE)

@@ -15,7 +15,7 @@ from .decode import MIN_PARTS, PEAK_THRESHOLD
 from .predictor import InputImage, Predictor, Request, make_transforms
 
 SHORT_EDGE = 368
-GRAPHS = '.pb', '.tflite'
+GRAPHS = '.pb', '.tflite', '.onnx'
 
 # keypoints: {name of a part that was found: (x, y, score)}.  score: from 0 to 1.  box: x, y, width, height around them.
 # All in pixels of the image.

@@ -18,7 +18,7 @@ import pose_files
 from annotations.arrays import read_annotations
 from annotations.coco import read_dataset
 from annotations.images import BadSample, find_split, image_paths, read_photograph
-from graphs import freeze, graphdef, optimize, tflite
+from graphs import freeze, graphdef, onnx_graph, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
 from inference import SKELETON_FILE, choose_skeleton, open_network, read_skeleton, tflite_runtime
 from inference.metrics import evaluate, last_stage_loss
@@ -67,14 +67,14 @@ COLUMNS = [('bytes', 'MB', lambda value: '%.2f' % (value / 1e6)), ('nodes', 'nod
 
 
 def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, input_size=None, quantize=None,
-           float_tflite=False, saved_model=False, threads=None, runs=20, batch_norm_from=None):
+           float_tflite=False, saved_model=False, threads=None, runs=20, batch_norm_from=None, onnx=False):
     """Write, measure and compare the files for inference, and print the report.
 
     Args:
         output_dir: where they go.  sources: Sources.
         graph_file: a frozen graph; or checkpoint: prefix, folder or weights, and model: one of networks.NAMES.
         input_size: (width, height), 'dynamic', or None for the graph's own.
-        quantize: None, 'int8', or a key of QUANTIZE.  float_tflite, saved_model: whether to make these, too.
+        quantize: None, 'int8', or a key of QUANTIZE.  float_tflite, saved_model, onnx: whether to make these, too.
         threads: of the processor, None for all.  runs: timed ones of each graph.
         batch_norm_from: photographs from which the statistics of batch norm in training mode are taken.
     Raises:
@@ -105,8 +105,10 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
         graphs['graph_q'] = freeze.run_transforms(graphs['graph_opt'], [graphdef.INPUT], [graphdef.OUTPUT],
                                                   QUANTIZE[quantize])
     graphs = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
-    rows, wrong, predictors = write_files(graphs, skeleton, input_shape if float_tflite else None, calibration, images,
-                                          runs, threads, output_dir)
+    others = write_tflite(frozen, skeleton, input_shape if float_tflite else None, calibration)
+    if onnx:
+        others['graph.onnx'] = onnx_graph.convert(frozen, skeleton)
+    rows, wrong, predictors = write_files(graphs, others, images, runs, threads, output_dir)
     pose_files.write_file(os.path.join(output_dir, SKELETON_FILE), skeleton.to_json().encode())
     if inference_graph:
         freeze.save_graph(inference_graph, os.path.join(output_dir, 'graph.pb'), text=True)
@@ -121,8 +123,8 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
     check_files(graphs['graph_opt'], wrong)
 
 
-def write_files(graphs, skeleton, tflite_shape, calibration, images, runs, threads, output_dir):
-    """Write graphs and .tflite files (as write_tflite does); each gets its name when it is within its bound.
+def write_files(graphs, others, images, runs, threads, output_dir):
+    """Write graphs and {name of another file: its bytes}; each gets its name when it is within its bound.
 
     Returns:
         (rows as from `measure`, with what the files are; why files were not given their names, as from `out_of_bounds`;
@@ -131,7 +133,10 @@ def write_files(graphs, skeleton, tflite_shape, calibration, images, runs, threa
     pose_files.make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
         files = write_graphs(graphs, folder)
-        files.update(write_tflite(graphs['graph_frozen'], skeleton, tflite_shape, calibration, folder))
+        for file_name, data in others.items():
+            name = file_name.split('.')[0] if file_name != 'graph.onnx' else 'graph_onnx'
+            files[name] = os.path.join(folder, file_name)
+            pose_files.write_file(files[name], data)
         logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
         predictors = {name: open_network(path, threads=threads)[0] for name, path in files.items()}
         rows, shares = measure(predictors, images, runs)
@@ -231,22 +236,16 @@ def write_graphs(graphs, folder):
     return files
 
 
-def write_tflite(graph, skeleton, shape, calibration, folder):
-    """Save .tflite files: in float where there is an input shape, in 8 bits where there are images to calibrate on.
-
-    Returns {name: path}.
-    """
+def write_tflite(graph, skeleton, shape, calibration):
+    """{name: bytes} of .tflite files: in float where there is an input shape, in 8 bits where there are images."""
     contents = collections.OrderedDict()
     if shape:
-        contents['graph_float'] = tflite.convert(graph, shape)
+        contents['graph_float.tflite'] = tflite.convert(graph, shape)
     if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
-        contents['graph_int8'] = tflite.quantize(graph, calibration)
-    files = collections.OrderedDict()
-    for name, data in contents.items():
-        files[name] = os.path.join(folder, name + '.tflite')
-        pose_files.write_file(files[name], tflite_runtime.with_skeleton(data, skeleton))
-    return files
+        contents['graph_int8.tflite'] = tflite.quantize(graph, calibration)
+    return collections.OrderedDict((name, tflite_runtime.with_skeleton(data, skeleton))
+                                   for name, data in contents.items())
 
 
 def write_saved_model(frozen, images, predict_maps, folder):
@@ -260,8 +259,10 @@ def write_saved_model(frozen, images, predict_maps, folder):
 def describe(graph, path):
     """What a graph consists of, and what runs it; graph is the GraphDef of a .pb file."""
     if graph is None:
-        ops = tflite_runtime.count_ops(path)
-        return {'nodes': sum(ops.values()), 'ops': ops, 'runtime': tflite_runtime.runtime_name()}
+        is_onnx = path.endswith('.onnx')
+        ops = onnx_graph.count_ops(path) if is_onnx else tflite_runtime.count_ops(path)
+        return {'nodes': sum(ops.values()), 'ops': ops,
+                'runtime': 'ONNX Runtime' if is_onnx else tflite_runtime.runtime_name()}
     return {'nodes': len(graph.node),
             'ops': dict(collections.Counter(node.op for node in graph.node).most_common()),
             'batch_norms': len(optimize.find_batch_norms(optimize.simplify(graph))),

@@ -36,7 +36,8 @@ def main():
     sources = export_graphs.Sources(args.datapath, args.imgpath, args.category, args.split, args.calibration_split,
                                     args.images, args.max_samples, args.calibration_images)
     export_graphs.export(args.output_dir, sources, args.graph, args.checkpoint, args.model, args.input_size,
-                         args.quantize, args.tflite, args.saved_model, args.threads, args.runs, args.batch_norm_from)
+                         args.quantize, args.tflite, args.saved_model, args.threads, args.runs, args.batch_norm_from,
+                         args.onnx)
 
 
 def parse_flags():
@@ -56,6 +57,7 @@ def parse_flags():
                         help='int8: also write graph_int8.tflite, weights and computation in 8 bit, calibrated on '
                         'images of --calibration-split or on --images; nodes (or no value) and weights: graph_q.pb, '
                         'weights and computation or the weights alone (TF 1.x)')
+    parser.add_argument('--onnx', action='store_true', help='also write graph.onnx, for ONNX Runtime (TensorFlow 2)')
     parser.add_argument('--saved-model', action='store_true', help='also write saved_model/1, for TensorFlow Serving')
     parser.add_argument('--datapath', help='COCO folder; the validation loss and AP of each graph go into the report')
     parser.add_argument('--imgpath', help='where the image folders are, if not in --datapath')
@@ -93,6 +95,9 @@ def check_flags(args):
         raise UserError('--quantize=%s needs the transforms of TensorFlow 1.x, which is not installed here; use '
                         '--quantize=int8, TF 1.15 (TF=1 bash scripts/setup_env.sh), or set $TRANSFORM_GRAPH to a '
                         'transform_graph binary' % args.quantize)
+    if args.onnx and not all(importlib.util.find_spec(name) for name in ('tf2onnx', 'onnxruntime')):
+        raise UserError('--onnx needs tf2onnx and ONNX Runtime, which are not installed here; run TF=2 bash '
+                        'scripts/setup_env.sh, and this in that environment')
     if args.model and args.input_size not in (None, 'dynamic'):
         check_input_size(*args.input_size, networks.stride(args.model))
     if args.tflite or args.quantize == 'int8':
