@@ -90,8 +90,8 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
 
 
-def draw_photographs(predict_maps, skeleton, paths, root, output_dir, threshold, min_score, decoders=None, batchsize=1,
-                     limit=None, **setting):
+def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=None, batchsize=1, limit=None,
+                     threshold=PEAK_THRESHOLD, min_score=0.0, **setting):
     """Skeletons on each photograph, and a JSON file beside each in the manner of OpenPose; prints a summary.
 
     paths: of the photographs, below root.  setting: as for inference.predictor.make_transforms, the others for

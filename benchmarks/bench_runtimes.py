@@ -20,6 +20,7 @@ from bench_inputs import flag_parser
 from networks.tensorflow import tf
 
 import export_graphs
+import measure_graphs
 import networks
 import pose_cli
 import pose_dataset
@@ -184,7 +185,7 @@ def measure(model, images, args):
                 continue
             predictors[runtime.__name__] = predict_maps
             sizes[runtime.__name__] = os.path.getsize(path)
-        rows, _ = export_graphs.measure(predictors, images[:4], args.runs)
+        rows, _ = measure_graphs.measure(predictors, images[:4], args.runs)
     for name, row in rows.items():
         row['bytes'] = sizes[name]
         if args.datapath:
