@@ -271,8 +271,8 @@ class _Checkpoint(Mapping):
         try:
             return call(*args)
         except (self._tf_error, RuntimeError, ValueError, LookupError) as error:  # TF 1 and 2 differ in which.
-            raise UserError('%s cannot be read as a checkpoint or .npy file: it is damaged, or none (%s); take another one'
-                            % (self.path, error))
+            raise UserError('%s cannot be read as a checkpoint or .npy file: it is damaged, or none (%s); take another '
+                            'one' % (self.path, error))
 
 
 def skeleton_of(path, metadata=None):
