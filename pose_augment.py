@@ -18,27 +18,34 @@ NEGATIVE_SIDES = 0.25, 1.0  # of an image without people: what a crop is made ar
 # What is drawn for each sample: scale, angle (degrees) and offset (input pixels, in x and in y) from (lowest, highest).
 # log_scale: the logarithm of the scale is uniform, not the scale.  colour: how far brightness, contrast, saturation and
 # hue change, from 0 to 1.  grey, blur, noise, jpeg: probabilities of each.  patches: the most that cover a part of it.
+# whole_image: samples are images, not people; the scale is a factor on the size that fits into the input, the offset a
+# share of what is left over.  stretch: how far the scales of x and y differ from that, each by itself.
 Ranges = collections.namedtuple(
-    'Ranges', 'scale angle offset flip_probability log_scale colour grey blur noise jpeg patches',
-    defaults=(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0))
+    'Ranges', 'scale angle offset flip_probability log_scale colour grey blur noise jpeg patches whole_image stretch',
+    defaults=(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0, False, 0.0))
 CMU_RANGES = Ranges(scale=(0.5, 1.1), angle=(-40.0, 40.0), offset=(-40.0, 40.0), flip_probability=0.5)
 PRESETS = {
     'cmu': CMU_RANGES,  # of 2017
     'cmu2019': CMU_RANGES._replace(scale=(1 / 3, 1.1), angle=(-45.0, 45.0), patches=2),  # of openpose_train
+    'original': CMU_RANGES._replace(scale=(0.95, 1.6), angle=(-15.0, 15.0), offset=(-1.0, 1.0), whole_image=True,
+                                    stretch=0.2),  # of the original TensorFlow trainer
     'strong': CMU_RANGES._replace(scale=(0.25, 2.0), log_scale=True, colour=0.5, grey=0.05, blur=0.1, noise=0.1,
                                   jpeg=0.1, patches=2)}
 
 # scale: factor on PERSON_HEIGHT; angle: degrees, clockwise on the screen; offset_x, offset_y: of the crop's centre from
-# the person's, in input pixels; flip: whether the crop is mirrored.
-Augmentation = collections.namedtuple('Augmentation', 'scale angle offset_x offset_y flip')
+# the person's, in input pixels; flip: whether the crop is mirrored; stretch_x, stretch_y: factors on the scale.
+Augmentation = collections.namedtuple('Augmentation', 'scale angle offset_x offset_y flip stretch_x stretch_y',
+                                      defaults=(1.0, 1.0))
 
 
 def draw_augmentation(rng, ranges=CMU_RANGES):
-    """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip."""
+    """Draw an Augmentation from a numpy RandomState, in this order: scale, angle, offset x, offset y, flip, and
+    stretch in x and y where there is any."""
     scale = rng.uniform(*(np.log(ranges.scale) if ranges.log_scale else ranges.scale))
     return Augmentation(math.exp(scale) if ranges.log_scale else scale, rng.uniform(*ranges.angle),
                         rng.uniform(*ranges.offset), rng.uniform(*ranges.offset),
-                        bool(rng.uniform() < ranges.flip_probability))
+                        bool(rng.uniform() < ranges.flip_probability),
+                        *(rng.uniform(1 - ranges.stretch, 1 + ranges.stretch, 2) if ranges.stretch else ()))
 
 
 def draw_box(rng, width, height):
@@ -61,6 +68,26 @@ def augmentation_matrix(augmentation, bbox, input_width, input_height):
     matrix = np.array([
         [cos, -sin, (input_width - 1) / 2 - augmentation.offset_x - (cos * centre_x - sin * centre_y)],
         [sin, cos, (input_height - 1) / 2 - augmentation.offset_y - (sin * centre_x + cos * centre_y)]])
+    if augmentation.flip:
+        matrix[0] = [0, 0, input_width - 1] - matrix[0]
+    return matrix
+
+
+def image_matrix(augmentation, image_width, image_height, input_width, input_height):
+    """The same for a sample that is a whole image: stretched, rotated about its centre, and cropped anywhere.
+
+    augmentation: scale is a factor on the size that fits into the input, offset_x and offset_y shares, from -1 to 1, of
+        what the image is larger than the input.
+    """
+    stretch = np.array([augmentation.stretch_x, augmentation.stretch_y])
+    size, target = np.array([image_width, image_height]) * stretch, np.array([input_width, input_height])
+    scale = min(target / size) * augmentation.scale
+    angle = math.radians(augmentation.angle)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = scale * turn * stretch
+    room = np.maximum(scale * size - target, 0) / 2
+    centre = (target - 1) / 2 - room * [augmentation.offset_x, augmentation.offset_y]
+    matrix = np.column_stack([linear, centre - linear @ [(image_width - 1) / 2, (image_height - 1) / 2]])
     if augmentation.flip:
         matrix[0] = [0, 0, input_width - 1] - matrix[0]
     return matrix

@@ -60,7 +60,7 @@ class PoseDataset:
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)
-        people = len(self.annotations.sample_image)
+        people = len(self._sample_images())
         self._negatives, self._without_people = int(round(people * negatives / (1 - negatives))), []
         if self._negatives:
             self._without_people = images_without_people(self.annotations, self.image_folder)
@@ -69,27 +69,36 @@ class PoseDataset:
                                 % (negatives, annotation_file, self.image_folder))
 
     def __len__(self):
-        return len(self.annotations.sample_image) + self._negatives
+        return len(self._sample_images()) + self._negatives
+
+    def _sample_images(self):
+        """The image of each sample that shows people."""
+        return self.validation_images if self.ranges.whole_image else self.annotations.sample_image
 
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), augmented as rng (a RandomState) draws. Raises BadSample."""
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
-        if index < len(self.annotations.sample_image):
-            image = self.annotations.sample_image[index]
-            box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
+        box = None
+        if index < len(self._sample_images()):
+            image = self._sample_images()[index]
+            if not self.ranges.whole_image:
+                box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
         else:  # there may be many more of these images than samples: each is another one
             image = self._without_people[rng.randint(len(self._without_people))]
-            box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
-        matrix = pose_augment.augmentation_matrix(augmentation, box, self.input_width, self.input_height)
+            if not self.ranges.whole_image:
+                box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
+        size = self.input_width, self.input_height
+        matrix = pose_augment.augmentation_matrix(augmentation, box, *size) if box is not None else \
+            pose_augment.image_matrix(augmentation, *self.annotations.image_size[image], *size)
         sample = self._sample(image, matrix, augmentation)
         return sample._replace(image=pose_augment.change_look(sample.image,
                                                               pose_augment.draw_look(rng, self.ranges)))
 
     def image_of(self, index):
         """The path of the image of sample number index, in words where it is drawn anew each time."""
-        if index >= len(self.annotations.sample_image):
+        if index >= len(self._sample_images()):
             return 'an image without people'
-        name = self.annotations.file_name[self.annotations.sample_image[index]].decode()
+        name = self.annotations.file_name[self._sample_images()[index]].decode()
         return os.path.join(self.image_folder, name)
 
     def validation_sample(self, index):
@@ -183,7 +192,8 @@ def add_augmentation_flags(parser):
     share = pose_cli.real_number(0, 1)
     add = parser.add_argument
     add('--augment', choices=sorted(pose_augment.PRESETS), help="cmu: the authors' of 2017 (default); cmu2019: their "
-        'later one; strong: wider scales, colour, grey, blur, noise, JPEG artefacts, patches')
+        'later one; original: that of the original TensorFlow trainer, one sample an image; strong: wider scales, '
+        'colour, grey, blur, noise, JPEG artefacts, patches')
     add('--aug-scale', type=pose_cli.interval(0.01, 100), metavar='MIN,MAX', help="factors on the person's height, "
         "which is %g of the input's" % pose_augment.PERSON_HEIGHT)
     add('--aug-rotate', type=pose_cli.real_number(0, 180), metavar='DEGREES', help='to either side')

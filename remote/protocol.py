@@ -63,7 +63,7 @@ SETTING_LIMITS = {'batchsize': (1, MAX_BATCHSIZE), 'input_width': (1, MAX_SIDE),
                   'stride': (1, MAX_SIDE), 'seed': (0, MAX_SEED - 1)}
 SETTINGS = frozenset(SETTING_LIMITS) | {'augmentation', 'skeleton', 'category', 'code', 'negatives', 'sequence'}
 # Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
-SHARES = 'flip_probability', 'colour', 'grey', 'blur', 'noise', 'jpeg'  # of augmentation
+SHARES = 'flip_probability', 'colour', 'grey', 'blur', 'noise', 'jpeg', 'stretch'  # of augmentation
 RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
 
@@ -279,8 +279,8 @@ def augmentation_ranges(settings):
     if type(augmentation) is dict and set(augmentation) == set(pose_augment.Ranges._fields) \
             and all(_are_rising(augmentation[name], 2, *limits) for name, limits in RANGE_LIMITS.items()) \
             and all(_are_rising([augmentation[name]], 1, 0, 1) for name in SHARES) \
-            and type(augmentation['log_scale']) is bool and type(augmentation['patches']) is int \
-            and 0 <= augmentation['patches'] <= pose_augment.MAX_PATCHES:
+            and type(augmentation['log_scale']) is type(augmentation['whole_image']) is bool \
+            and type(augmentation['patches']) is int and 0 <= augmentation['patches'] <= pose_augment.MAX_PATCHES:
         return pose_augment.Ranges(**augmentation)
     raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?' % (augmentation,))
 

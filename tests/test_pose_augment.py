@@ -11,7 +11,7 @@ from pose_augment import Augmentation, augmentation_matrix, draw_augmentation, f
 
 def test_draws_are_uniform_in_their_ranges():
     rng = np.random.RandomState(5)
-    draws = np.array([draw_augmentation(rng) for _ in range(10000)], np.float64)
+    draws = np.array([draw_augmentation(rng)[:5] for _ in range(10000)], np.float64)
     ranges = [(0.5, 1.1), (-40, 40), (-40, 40), (-40, 40)]
     for column, (low, high) in zip(draws.T, ranges):
         assert low <= column.min() and column.max() <= high
@@ -22,7 +22,7 @@ def test_draws_are_uniform_in_their_ranges():
     correlation = np.corrcoef(draws.T)
     assert np.abs(correlation[~np.eye(5, dtype=bool)]).max() < 0.04
     other = pose_augment.Ranges(scale=(2, 3), angle=(5, 6), offset=(7, 8), flip_probability=1)
-    draws = np.array([draw_augmentation(rng, other) for _ in range(100)])
+    draws = np.array([draw_augmentation(rng, other)[:5] for _ in range(100)])
     assert ((draws >= [2, 5, 7, 7, 1]) & (draws <= [3, 6, 8, 8, 1])).all()
 
 
@@ -96,6 +96,27 @@ def test_a_reduced_image_lands_where_the_full_one_does(reduction):
                    - warp_image(reduced, matrix * [reduction, reduction, 1], 64, 64))
     inside = (slice(8, 56), slice(8, 56))
     assert difference[inside].mean() < 2 and difference[inside].mean() < 0.6 * wrong[inside].mean()
+
+
+def test_a_whole_image_is_cropped_within_itself():
+    """Its scale is that of the image that fits into the input; where it is larger, any part of it may be shown."""
+    ranges = pose_augment.PRESETS['original']._replace(angle=(0, 0))
+    rng = np.random.RandomState(4)
+    for _ in range(200):
+        augmentation = draw_augmentation(rng, ranges)
+        matrix = pose_augment.image_matrix(augmentation, 640, 480, 368, 368)
+        corners = np.array([[0, 0], [639, 479]]) @ matrix[:, :2].T + matrix[:, 2]
+        low, high = corners.min(0), corners.max(0)
+        stretched = np.array([640 * augmentation.stretch_x, 480 * augmentation.stretch_y])
+        scale = augmentation.scale * 368 / stretched.max()
+        np.testing.assert_allclose(high - low, scale * (stretched - [augmentation.stretch_x, augmentation.stretch_y]))
+        for axis in range(2):  # no border where the image is large enough, and centred where it is not
+            if scale * stretched[axis] > 368:
+                assert low[axis] <= 0.75 and high[axis] >= 366.25
+            else:
+                assert low[axis] + high[axis] == pytest.approx(367)
+        assert (np.linalg.det(matrix[:, :2]) < 0) == augmentation.flip
+    assert 0.75 < min(draw_augmentation(rng, ranges).stretch_x for _ in range(200)) < 0.85
 
 
 PLAIN = pose_augment.CMU_RANGES

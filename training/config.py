@@ -27,12 +27,14 @@ from .cluster import read_cluster
 WARMUP_STEPS = 50
 
 # What the flags leave open, by --recipe. `paper` is the solver of the original's authors: their rate falls to 0.333 of
-# itself every 136,106 steps of 10 samples. `cmu2019` is how they prepare samples since.
+# itself every 136,106 steps of 10 samples. `cmu2019` is how they prepare samples since, `original` how the original
+# TensorFlow trainer did.
 DEFAULTS = {'optimizer': 'adam', 'lr': [0.001], 'momentum': 0.9, 'weight_decay': 0.0, 'warmup_steps': WARMUP_STEPS,
             'augment': 'cmu', 'negatives': 0.0}
 RECIPES = {'default': DEFAULTS,
            'paper': dict(DEFAULTS, optimizer='sgd', lr=[4e-5], weight_decay=5e-4, warmup_steps=0),
-           'cmu2019': dict(DEFAULTS, augment='cmu2019', negatives=0.02)}
+           'cmu2019': dict(DEFAULTS, augment='cmu2019', negatives=0.02),
+           'original': dict(DEFAULTS, augment='original', warmup_steps=0)}
 PAPER_MODELS = ('cmu', 'vgg')
 PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
 PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
@@ -152,7 +154,7 @@ def add_optimizer_flags(add):
         help='times the weights is added to their gradients; not to biases (default 0)')
     add('--recipe', choices=sorted(RECIPES), default='default',
         help="paper: the authors' solver, for %s, where other flags do not say otherwise; cmu2019: the later samples "
-             'of theirs, for all' % ' and '.join(PAPER_MODELS))
+             "of theirs; original: the original TensorFlow trainer's" % ' and '.join(PAPER_MODELS))
     add('--precision', choices=('float32', 'mixed'), default='float32',
         help='mixed: 16 bits where that is safe; needs a GPU, or a CPU with AVX512-BF16 or AMX on TensorFlow 2')
     add('--accumulate', type=positive_int, default=1, help='batches per update: their gradients are averaged')

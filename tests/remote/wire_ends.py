@@ -17,7 +17,8 @@ from pose_files import sources_digest
 from remote import protocol
 
 RANGES = {'scale': [0.7, 0.8], 'angle': [0, 5], 'offset': [-1, 1], 'flip_probability': 0, 'log_scale': True,
-          'colour': 0.5, 'grey': 0.1, 'blur': 0.2, 'noise': 1, 'jpeg': 0.3, 'patches': 2}
+          'colour': 0.5, 'grey': 0.1, 'blur': 0.2, 'noise': 1, 'jpeg': 0.3, 'patches': 2,
+          'whole_image': False, 'stretch': 0.1}
 DATA = '0' * 32  # the digest of the data set that workers here say they have
 SETTINGS = {'batchsize': 2, 'input_width': 64, 'input_height': 48, 'stride': 8, 'seed': 5,
             'skeleton': COCO_SKELETON.to_json()}
