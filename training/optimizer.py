@@ -138,20 +138,25 @@ def layer_factors(name, recipe):
     return decay, factor
 
 
-def average_weights(variables, decay, step, updates):
-    """Keep moving averages of variables (Polyak and Juditsky 1992), in which the first steps are soon forgotten.
+def kept_share(decay, step):
+    """The share that moving averages keep of themselves in a step: `decay`, but less in the first steps, which are soon
+    forgotten. step: the global step; read before the step changes it, whatever depends on this."""
+    steps = tf.cast(step, tf.float32) + 1
+    return tf.where(steps > 1, tf.minimum(decay, (1 + steps) / (10 + steps)), 0.0)
+
+
+def average_weights(variables, kept, updates):
+    """Keep moving averages of variables (Polyak and Juditsky 1992).
 
     Not tf.train.ExponentialMovingAverage: it reads the variables of graph mode at no fixed moment of a step.
 
     Args:
-        step: the global step.  updates: the operations of a step that change it and the variables.
+        kept: as from kept_share.  updates: the operations of a step that change the variables.
     Returns:
         ([operation that updates an average], {name of a variable: its average}).
     """
     operations, averages = [], {}
     with tf.control_dependencies(updates):
-        steps = tf.cast(step.read_value(), tf.float32)
-        kept = tf.where(steps > 1, tf.minimum(decay, (1 + steps) / (10 + steps)), 0.0)
         for variable in variables:
             average = tf.get_variable('%s/%s' % (variable.op.name, AVERAGE), variable.shape.as_list(), tf.float32,
                                       tf.zeros_initializer(), trainable=False, use_resource=False)

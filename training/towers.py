@@ -18,7 +18,7 @@ from networks.tensorflow import tf
 
 from .cluster import ALONE
 from .config import Recipe
-from .optimizer import Optimizer, average_weights, learning_rate_schedule
+from .optimizer import Optimizer, average_weights, kept_share, learning_rate_schedule
 
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
 BUCKET_BYTES = 1 << 24
@@ -69,15 +69,16 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
         reduced = Reduced([towers[0].gradients], [[]], towers[0].losses, None, 0)
     else:
         reduced = reduce_towers(towers, devices, cluster)
-    updates = []
+    updates, kept = [], [kept_share(recipe.ema, global_step)] if recipe.ema else []
     for k, device in enumerate(devices):
         with tf.device(device), collected(replicas[k]):
-            with tf.control_dependencies(towers[k].updates):
+            # What averages keep is read before this counts the step: after it, TensorFlow 1.15 reads either value.
+            with tf.control_dependencies(towers[k].updates + kept):
                 updates.append(optimizers[k].apply_gradients(reduced.gradients[k], None if k else global_step))
             updates += [tf.assign(variable, value) for variable, value in reduced.averages[k]]
     for k, device in enumerate(devices if recipe.ema else ()):
         with tf.device(device), collected(replicas[k]):
-            averaged.append(average_weights(towers[k].network.variables, recipe.ema, global_step, updates))
+            averaged.append(average_weights(towers[k].network.variables, kept[0], updates))
     with tf.device(devices[0]):
         finite_check = optimizers[0].finite_check(reduced.metrics['loss'], reduced.gradients[0])
     with tf.control_dependencies(updates + [operation for operations, _ in averaged for operation in operations]):

@@ -10,7 +10,7 @@ from saved_weights import load_all
 from tower_graphs import Towers, random_batch
 from train_runs import train_small
 from training.config import Recipe
-from training.optimizer import average_weights
+from training.optimizer import average_weights, kept_share
 
 ENDING = '/ExponentialMovingAverage'
 
@@ -20,14 +20,16 @@ def test_averages_of_known_values():
         step = tf.train.get_or_create_global_step()
         weight = tf.get_variable('layer/weights', initializer=5.0)
         change = tf.placeholder(tf.float32, ())
-        updates = [tf.assign(weight, change), tf.assign_add(step, 1)]
-        operations, averages = average_weights([weight], 0.5, step, updates)
+        kept = kept_share(0.5, step)
+        with tf.control_dependencies([kept]):
+            updates = [tf.assign(weight, change), tf.assign_add(step, 1)]
+        operations, averages = average_weights([weight], kept, updates)
         session.run(tf.global_variables_initializer())
         expected = None
         for number, value in enumerate((3.0, 4.0, -2.0, 8.0) * 3, start=1):
             session.run(operations, {change: value})
-            kept = min(0.5, (1 + number) / (10 + number))
-            expected = value if number == 1 else kept * expected + (1 - kept) * value
+            share = min(0.5, (1 + number) / (10 + number))
+            expected = value if number == 1 else share * expected + (1 - share) * value
             assert session.run(averages['layer/weights']) == pytest.approx(expected, rel=1e-5)
 
 
