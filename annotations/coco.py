@@ -18,6 +18,8 @@ from pose_errors import UserError
 
 from .images import MAX_SIDE, BadSample, image_finder, image_size
 from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
+from .yolo import read_content
+from .yolo_config import split_of
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
@@ -34,7 +36,7 @@ Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferre
 
 
 def read_dataset(annotation_file, category=None, image_folder=None):
-    """The Dataset of one category of a COCO annotation file.
+    """The Dataset of one category of a COCO annotation file, or of a YOLO-pose split (annotations/yolo.py).
 
     Annotations without keypoints have num_keypoints 0: nobody labelled these people.
 
@@ -43,8 +45,11 @@ def read_dataset(annotation_file, category=None, image_folder=None):
         image_folder: where to look for the sizes of images that the file does not give.
     Raises UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
-    content = load_json(annotation_file)
     inferred, skipped = collections.Counter(), collections.Counter()
+    if split_of(annotation_file)[1]:
+        content = read_content(annotation_file, image_folder, inferred, skipped)
+    else:
+        content = load_json(annotation_file)
     skeleton, category_id, category_keys, masked_keys = choose_category(content, annotation_file, category)
     images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
     sizes = {image['id']: image for image in images}

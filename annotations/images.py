@@ -20,6 +20,8 @@ import numpy as np
 from pose_errors import UserError
 from pose_files import open_file, read_file, write_file
 
+from .yolo_config import CONFIG_SUFFIXES, config_in, find_yolo_split
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2',
                         '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
@@ -328,10 +330,13 @@ def find_split(datapath, split, imgpath=None):
     """(annotation file, image folder) of a split. Raises UserError, naming what is missing.
 
     Args:
-        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
+        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder; or the data.yaml of a
+            YOLO-pose data set, or its folder.
         split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
         imgpath: overrides where the image folders are.
     """
+    if datapath.endswith(CONFIG_SUFFIXES) and not os.path.isdir(datapath):
+        return find_yolo_split(datapath, split, imgpath)
     if not os.path.isdir(datapath):
         raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
                         % (datapath, split))
@@ -343,7 +348,11 @@ def find_split(datapath, split, imgpath=None):
         candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
     found = [path for path in candidates if os.path.isfile(path)]
     if not found:
-        raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
+        config = config_in(datapath)
+        if config and not split.endswith('.json'):
+            return find_yolo_split(config, split, imgpath)
+        raise UserError('no %s in %s, and no data.yaml; --datapath must be the COCO root or its annotations folder, or '
+                        'the data.yaml of a YOLO-pose data set' % (name, datapath))
     annotation_file = os.path.abspath(found[0])
     root = imgpath or os.path.dirname(os.path.dirname(annotation_file))
     folders = [os.path.join(root, split), os.path.join(root, 'images', split)]
