@@ -171,6 +171,10 @@ def add_data_flags(parser, group=None):
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
 
 
+def add_valid_share(parser, text):
+    parser.add_argument('--valid-share', type=real_number(0.001, 0.999), metavar='SHARE', help=text)
+
+
 def whole_number(minimum, maximum):
     """An argparse type: an integer from minimum to maximum."""
     def parse(text):

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
-from .images import MAX_SIDE, BadSample, image_finder, image_size
+from .images import MAX_SIDE, BadSample, image_finder, image_size, part_of
 from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
 from .yolo import read_content
 from .yolo_config import split_of
@@ -36,7 +36,7 @@ Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferre
 
 
 def read_dataset(annotation_file, category=None, image_folder=None):
-    """The Dataset of one category of a COCO annotation file, or of a YOLO-pose split (annotations/yolo.py).
+    """The Dataset of one category of a COCO annotation file, a YOLO-pose split (annotations/yolo.py), or a part.
 
     Annotations without keypoints have num_keypoints 0: nobody labelled these people.
 
@@ -46,10 +46,11 @@ def read_dataset(annotation_file, category=None, image_folder=None):
     Raises UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
     inferred, skipped = collections.Counter(), collections.Counter()
-    if split_of(annotation_file)[1]:
-        content = read_content(annotation_file, image_folder, inferred, skipped)
+    whole, is_in_part = part_of(annotation_file)
+    if split_of(whole)[1]:
+        content = read_content(whole, image_folder, inferred, skipped)
     else:
-        content = load_json(annotation_file)
+        content = load_json(whole)
     skeleton, category_id, category_keys, masked_keys = choose_category(content, annotation_file, category)
     images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
     sizes = {image['id']: image for image in images}
@@ -65,6 +66,10 @@ def read_dataset(annotation_file, category=None, image_folder=None):
             annotations.append(_regular_annotation(entry, len(annotations) + 1, sizes[image_id],
                                                    len(skeleton.keypoints), masked_keys, inferred, skipped))
     implausible = _implausible(annotations, sizes, annotation_file)
+    if is_in_part:
+        images = [image for image in images if is_in_part(image['file_name'])]
+        kept = {image['id'] for image in images}
+        annotations = [annotation for annotation in annotations if annotation['image_id'] in kept]
     return Dataset(skeleton, images, annotations, inferred, skipped, category_id, implausible)
 
 
