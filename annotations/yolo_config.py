@@ -20,7 +20,7 @@ SPLIT = re.compile(r'(.*\.ya?ml)#([^#/]+)', re.S)
 KEYS = {'train2017': ('train',), 'val2017': ('val', 'valid'), 'valid': ('val', 'valid'), 'val': ('val', 'valid')}
 # Listed as images; those of kinds that are not read here are counted then.
 IMAGE_SUFFIXES = {'.' + suffix for suffix in 'bmp dng heic jpeg jpg mpo png tif tiff webp'.split()}
-MAX_CONFIG, MAX_LABELS, MAX_LIST = 1 << 18, 1 << 24, 1 << 28  # bytes
+MAX_CONFIG, MAX_LABELS, MAX_LIST = 1 << 17, 1 << 24, 1 << 28  # bytes
 MAX_NAME = 1 << 10  # characters of a path in a list
 
 
@@ -67,8 +67,8 @@ def read_config(path):
         config = yaml.load(read_file(path, MAX_CONFIG), Loader)
     except OSError as error:
         raise UserError('cannot read %s: %s; give the data.yaml of a YOLO-pose data set' % (path, error.strerror))
-    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise UserError('%s is not valid YAML (%s); mend it, or export it anew' % (path, error))
+    except Exception as error:  # PyYAML's own, and many others for values that are not what their tags say
+        raise UserError('%s is not valid YAML (%.200s); mend it, or export it anew' % (path, error))
     shape = config.get('kpt_shape') if isinstance(config, dict) else None
     if not (isinstance(shape, list) and [type(side) for side in shape] == [int, int] and 0 < shape[0] <= MAX_PARTS
             and shape[1] in (2, 3)):

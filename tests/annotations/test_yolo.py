@@ -182,10 +182,13 @@ def test_bad_configs(change, mentions, tmp_path):
 
 @pytest.mark.parametrize('text', [
     'a: [', '[' * 5000, '!!python/object/apply:os.system ["echo"]', 'a: &a [1]\nb: [*a, *a]', '- 1', '', '\x00',
-    '{a: b}: c', 'x: 2000-99-99', '#' * (1 << 19), 'a: &a {x: 1}\nb: {<<: [*a, *a]}'], ids=lambda text: repr(text[:12]))
+    '{a: b}: c', 'a: !!timestamp x', 'a: !!bool x', 'a: !!int ""', 'a: ' + '1:' * 60000 + '1',
+    '!' * (1 << 16), 'x: 2000-99-99', '#' * (1 << 19), 'a: &a {x: 1}\nb: {<<: [*a, *a]}'],
+    ids=lambda text: repr(text[:12]))
 def test_files_that_are_no_data_yaml(text, tmp_path):
-    with pytest.raises(UserError, match='not valid YAML|no kpt_shape|cannot read'):
+    with pytest.raises(UserError, match='not valid YAML|no kpt_shape|cannot read') as error:
         find_split(write_config(tmp_path, text), 'train')
+    assert len(str(error.value)) < 600
 
 
 def test_where_data_yaml_is_looked_for(tmp_path):
