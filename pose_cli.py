@@ -17,7 +17,7 @@ from pose_errors import Stopped, UserError, disk_trouble, printable
 MAX_INT, MAX_PROCESSES, MAX_SEED = 10 ** 9, 1024, 2 ** 63 - 1  # of flags
 VERSION = '1.0.0'  # pyproject.toml reads it here
 # What the packages in requirements.txt that commands cannot do without are called in an import.
-PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'numpy', 'psutil', 'pycocotools', 'tensorflow', 'tqdm', 'zmq')
+PACKAGES = ('cv2', 'matplotlib', 'msgpack', 'numpy', 'psutil', 'pycocotools', 'tensorflow', 'tqdm', 'yaml', 'zmq')
 
 
 class StopSignal:
@@ -168,8 +168,13 @@ def log_to_stderr(level=logging.INFO):
 def add_data_flags(parser, group=None):
     """Add --datapath, to a group of the parser where it excludes other flags, and --imgpath."""
     (group or parser).add_argument('--datapath', default=os.environ.get('COCO_DIR'),
-                                   help='COCO root or its annotations folder ($COCO_DIR)')
+                                   help='COCO root or its annotations folder, or a data.yaml of YOLO-pose or its '
+                                        'folder ($COCO_DIR)')
     parser.add_argument('--imgpath', help='where the image folders are, if elsewhere')
+
+
+def add_valid_share(parser, text):
+    parser.add_argument('--valid-share', type=real_number(0.001, 0.999), metavar='SHARE', help=text)
 
 
 def whole_number(minimum, maximum):

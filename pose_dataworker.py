@@ -17,7 +17,7 @@ if __name__ == '__main__':
     pose_cli.prepare_process()
 
 from annotations.arrays import samples_digest
-from annotations.images import find_split
+from annotations.images import find_split, part_name
 from batches.loader import BatchLoader
 from pose_dataset import PoseDataset
 from pose_errors import UserError
@@ -126,10 +126,13 @@ def parse_flags():
                         help="the trainer's address: HOST and the port of its --remote-data")
     pose_cli.add_data_flags(parser)
     parser.add_argument('--train-split', default='train2017', help='split of --datapath, or a path to its annotations')
+    pose_cli.add_valid_share(parser, "the trainer's: that share of the images is left out")
     parser.add_argument('--workers', type=pose_cli.positive_process_count, default=usable_cores(),
                         help='loader processes; the default is one per core')
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.train_split = part_name(args.train_split, 'train', args.valid_share)
+    return args
 
 
 def main():

@@ -32,8 +32,8 @@ import pose_draw
 import pose_files
 from annotations.arrays import log_turned_images
 from annotations.coco import as_pycocotools, read_dataset, summary_of
-from annotations.images import BadSample, find_split, image_finder, image_paths, read_image, read_photograph, \
-    write_picture
+from annotations.images import BadSample, find_split, image_finder, image_paths, part_name, read_image, \
+    read_photograph, write_picture
 from inference import choose_skeleton, open_network, read_skeleton, video
 from inference.decode import MIN_PARTS, PEAK_THRESHOLD, keypoint_lists
 from inference.decode import decode_people  # noqa: F401 (for others)
@@ -190,6 +190,7 @@ def parse_flags():
                                       'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
+    pose_cli.add_valid_share(parser, "only the images of --split that train.py's --valid-share left for validation")
     parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
     parser.add_argument('--limit', type=pose_cli.positive_int, help='only the first so many images or frames')
     size = parser.add_mutually_exclusive_group()
@@ -256,7 +257,8 @@ def main():
     pose_cli.log_to_stderr()
     args = parse_flags()
     # What is missing shows before TensorFlow takes its time.
-    files = find_split(args.datapath, args.split, args.imgpath) if args.datapath else None
+    split = part_name(args.split, 'valid', args.valid_share)
+    files = find_split(args.datapath, split, args.imgpath) if args.datapath else None
     if args.images:
         photographs = image_paths(args.images, skip=args.output_dir)
     elif args.video:

@@ -22,8 +22,9 @@ from pose_errors import UserError
 from pose_files import write_file
 
 from .coco import box_outline, read_dataset, summary_of
-from .images import BadSample, image_finder, image_size
+from .images import BadSample, image_finder, image_size, part_of
 from .skeleton import flip_notes, parse_skeleton
+from .yolo_config import labels_digest, split_of
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
@@ -50,7 +51,7 @@ Annotations = collections.namedtuple('Annotations', (
 
 
 def read_annotations(annotation_file, image_folder, category=None):
-    """Read a COCO keypoint annotation file, from its cache when there is a valid one.
+    """Read an annotation file as annotations.images.find_split names it, from its cache when there is a valid one.
 
     Images that are not in image_folder are left out, counted and named in the log; file names are those that it has.
     Raises UserError when the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are
@@ -58,8 +59,9 @@ def read_annotations(annotation_file, image_folder, category=None):
 
     category: as for annotations.coco.read_dataset.
     """
+    version = '%d %s %s' % (CACHE_VERSION, category or '', os.path.realpath(image_folder))
     arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category, image_folder), path),
-                         '%d %s %s' % (CACHE_VERSION, category or '', os.path.realpath(image_folder)))
+                         version + labels_digest(part_of(annotation_file)[0], image_folder))
     annotations = annotations_of(arrays)
     pairs, doubts = flip_notes(annotations.skeleton)
     for line in pairs:
@@ -295,10 +297,14 @@ def _from_cache(annotation_file, make, version):
 def _key(annotation_file, version):
     """Text that changes whenever the file is written: its last time (ctime) cannot be set, unlike the one before."""
     try:
-        status = os.stat(annotation_file)
+        status = os.stat(_file_of(annotation_file))
     except OSError as error:
         raise UserError('cannot read %s: %s' % (annotation_file, error.strerror))
     return '%s %d %d %d %d' % (version, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _file_of(annotation_file):
+    return split_of(part_of(annotation_file)[0])[0]
 
 
 def _cache_path(annotation_file):
@@ -333,7 +339,8 @@ def _make_and_send(annotation_file, make, version, key, parents_end, connection)
     gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
     try:
         arrays = make(annotation_file)
-        unchanged = stat.S_ISREG(os.stat(annotation_file).st_mode) and _key(annotation_file, version) == key
+        is_file = stat.S_ISREG(os.stat(_file_of(annotation_file)).st_mode)
+        unchanged = is_file and _key(annotation_file, version) == key
     except (UserError, OSError) as error:
         connection.send(error if isinstance(error, UserError) else
                         UserError('cannot read %s: %s' % (annotation_file, error.strerror)))

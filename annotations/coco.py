@@ -16,8 +16,10 @@ from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
-from .images import MAX_SIDE, BadSample, image_finder, image_size
+from .images import MAX_SIDE, BadSample, image_finder, image_size, part_of
 from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
+from .yolo import read_content
+from .yolo_config import split_of
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
@@ -34,7 +36,7 @@ Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferre
 
 
 def read_dataset(annotation_file, category=None, image_folder=None):
-    """The Dataset of one category of a COCO annotation file.
+    """The Dataset of one category of a COCO annotation file, a YOLO-pose split (annotations/yolo.py), or a part.
 
     Annotations without keypoints have num_keypoints 0: nobody labelled these people.
 
@@ -43,8 +45,12 @@ def read_dataset(annotation_file, category=None, image_folder=None):
         image_folder: where to look for the sizes of images that the file does not give.
     Raises UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
-    content = load_json(annotation_file)
     inferred, skipped = collections.Counter(), collections.Counter()
+    whole, is_in_part = part_of(annotation_file)
+    if split_of(whole)[1]:
+        content = read_content(whole, image_folder, inferred, skipped)
+    else:
+        content = load_json(whole)
     skeleton, category_id, category_keys, masked_keys = choose_category(content, annotation_file, category)
     images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
     sizes = {image['id']: image for image in images}
@@ -60,6 +66,10 @@ def read_dataset(annotation_file, category=None, image_folder=None):
             annotations.append(_regular_annotation(entry, len(annotations) + 1, sizes[image_id],
                                                    len(skeleton.keypoints), masked_keys, inferred, skipped))
     implausible = _implausible(annotations, sizes, annotation_file)
+    if is_in_part:
+        images = [image for image in images if is_in_part(image['file_name'])]
+        kept = {image['id'] for image in images}
+        annotations = [annotation for annotation in annotations if annotation['image_id'] in kept]
     return Dataset(skeleton, images, annotations, inferred, skipped, category_id, implausible)
 
 

@@ -6,6 +6,7 @@ their headers are checked before they are decoded.
 """
 import collections
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ import numpy as np
 
 from pose_errors import UserError
 from pose_files import open_file, read_file, write_file
+
+from .yolo_config import CONFIG_SUFFIXES, config_in, find_yolo_split
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2',
@@ -55,6 +58,9 @@ PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 ANIMATION_CHUNKS = {b'acTL', b'fcTL', b'fdAT'}
 MAX_CHUNKS = 2 ** 17
 WEBP_ANIMATED = 0x02  # of the flags in VP8X
+
+PART = re.compile(r'(.+):(train|valid)=(0\.\d+)', re.S)
+COPY = re.compile(r'\.rf\.[0-9a-f]+(?=\.)')  # what Roboflow adds to the names of copies of an image, one each
 
 
 class BadSample(Exception):
@@ -324,14 +330,42 @@ def image_paths(path, skip=None):
     return sorted(paths)
 
 
+def part_name(split, part, share):
+    """What the part `train` or `valid` of a split is called, of which a share of the images is for validation."""
+    return '%s:%s=%g' % (part_of(split)[0], part, share) if share else split
+
+
+def part_of(name):
+    """(The split or annotation file that a name means a part of, a function from an image's file name to whether it is
+    in that part); (the name, None) where it is whole. Names of images alone decide: the same on all machines."""
+    match = PART.fullmatch(name)
+    if not match:
+        return name, None
+    whole, part, share = match.groups()
+
+    def is_in(file_name):
+        base = COPY.sub('', re.split(r'[/\\]', file_name)[-1])
+        digest = hashlib.blake2b(base.encode(errors='surrogateescape'), digest_size=4).digest()
+        return (int.from_bytes(digest, 'little') < float(share) * 2 ** 32) == (part == 'valid')
+    return whole, is_in
+
+
 def find_split(datapath, split, imgpath=None):
     """(annotation file, image folder) of a split. Raises UserError, naming what is missing.
 
     Args:
-        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder.
-        split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file.
+        datapath: the COCO root (annotations/, train2017/, val2017/) or its annotations folder; or the data.yaml of a
+            YOLO-pose data set, or its folder.
+        split: 'train2017', 'val2017', another that a tool's file is named after, or the path of an annotation file;
+            or a part of one, as part_name calls it.
         imgpath: overrides where the image folders are.
     """
+    whole, part = part_of(split)
+    if part:
+        annotation_file, folder = find_split(datapath, whole, imgpath)
+        return annotation_file + split[len(whole):], folder
+    if datapath.endswith(CONFIG_SUFFIXES) and not os.path.isdir(datapath):
+        return find_yolo_split(datapath, split, imgpath)
     if not os.path.isdir(datapath):
         raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
                         % (datapath, split))
@@ -343,7 +377,11 @@ def find_split(datapath, split, imgpath=None):
         candidates = [os.path.join(datapath, 'annotations', name), os.path.join(datapath, name)]
     found = [path for path in candidates if os.path.isfile(path)]
     if not found:
-        raise UserError('no %s in %s; --datapath must be the COCO root or its annotations folder' % (name, datapath))
+        config = config_in(datapath)
+        if config and not split.endswith('.json'):
+            return find_yolo_split(config, split, imgpath)
+        raise UserError('no %s in %s, and no data.yaml; --datapath must be the COCO root or its annotations folder, or '
+                        'the data.yaml of a YOLO-pose data set' % (name, datapath))
     annotation_file = os.path.abspath(found[0])
     root = imgpath or os.path.dirname(os.path.dirname(annotation_file))
     folders = [os.path.join(root, split), os.path.join(root, 'images', split)]

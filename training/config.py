@@ -14,7 +14,7 @@ import networks
 import networks.pretrained
 import pose_cli
 import pose_files
-from annotations.images import find_split
+from annotations.images import find_split, part_name
 from annotations.skeleton import COCO_SKELETON, RUN_FILE
 from batches.batch import batch_layout, check_memory
 from pose_cli import non_negative_int, positive_int, positive_process_count
@@ -82,6 +82,8 @@ def parse_flags():
     pose_cli.add_data_flags(parser)
     add('--train-split', default='train2017', help='split of --datapath, or a path to its annotation file')
     add('--valid-split', default='val2017', help='the same for validation')
+    pose_cli.add_valid_share(parser, 'the share of the images of --train-split that are for validation, instead of '
+                                     'those of --valid-split')
     add('--category', help='of the annotations, where several have keypoints, or all')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
     add('--gpus', type=positive_process_count, default=1, help='number of towers, one per GPU')
@@ -113,6 +115,9 @@ def parse_flags():
     add_optimizer_flags(add)
     parser.set_defaults(**flags_of_run(sys.argv[1:], parser))
     flags = parser.parse_args()
+    if flags.valid_share:
+        flags.valid_split = part_name(flags.train_split, 'valid', flags.valid_share)
+        flags.train_split = part_name(flags.train_split, 'train', flags.valid_share)
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
     return flags
 
@@ -204,7 +209,8 @@ def check_flags(flags, cluster):
             try:
                 find_split(flags.datapath, flags.valid_split, flags.imgpath)
             except UserError as error:
-                raise UserError('%s, or train without validation: --valid-every=0' % error)
+                raise UserError('%s, or validate on a tenth of the training images: --valid-share=0.1, or train '
+                                'without validation: --valid-every=0' % error)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
         path = getattr(flags, name)
         if path and not networks.pretrained.is_weights_file(path):
