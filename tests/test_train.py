@@ -107,10 +107,11 @@ def test_validation_counts_every_image_and_its_loss_is_that_of_the_saved_weights
 def test_keeps_as_many_checkpoints_as_asked_and_the_best_apart(run):
     assert sorted(path.name for path in run.model.glob('*.index')) == ['model-12.index', 'model-9.index']
     assert re.findall(r'saved the checkpoint of step (\d+)', run.log) == ['0', '3', '6', '9', '12']
-    losses = {int(row['step']): float(row['loss_ll']) for row in curves(run, 'validation')}
+    found = {int(step): float(ap)
+             for ap, step in re.findall(r'best validation so far: AP=(\S+) at step (\d+),', run.log)}
     record = json.loads((run.model / 'best' / 'best.json').read_text())
-    assert record['step'] == min(losses, key=losses.get)
-    assert record['loss_ll'] == pytest.approx(losses[record['step']], rel=1e-5)
+    assert record['step'] == max(found) and record['AP'] == pytest.approx(found[record['step']], rel=1e-5)
+    assert set(found) <= {10, 12}, 'AP is measured every 10 steps and at the end'
     assert tf.train.latest_checkpoint(str(run.model / 'best')).endswith('model-%d' % record['step'])
     assert len(list((run.model / 'best').glob('*.index'))) == 1
 
