@@ -279,7 +279,7 @@ def augmentation_ranges(settings):
     if type(augmentation) is dict and set(augmentation) == set(pose_augment.Ranges._fields) \
             and all(_are_rising(augmentation[name], 2, *limits) for name, limits in RANGE_LIMITS.items()) \
             and all(_are_rising([augmentation[name]], 1, 0, 1) for name in SHARES) \
-            and type(augmentation['log_scale']) is type(augmentation['whole_image']) is bool \
+            and all(type(augmentation[name]) is bool for name in ('log_scale', 'whole_image')) \
             and type(augmentation['patches']) is int and 0 <= augmentation['patches'] <= pose_augment.MAX_PATCHES:
         return pose_augment.Ranges(**augmentation)
     raise UserError('the trainer sent augmentation=%.100r; is it the trainer of this project?' % (augmentation,))
