@@ -98,7 +98,8 @@ def test_mutated_headers_are_right_or_refused(data):
                 continue
             fields = kinds[result['type']]
             assert result['version'] == protocol.VERSION and set(result) == {'version', 'type'} | set(fields)
-            assert all(is_right(result[name]) for name, is_right in fields.items())
+            assert all(type(result[name]) is kind and is_right(result[name])
+                       for name, (kind, is_right) in fields.items())
 
 
 @pytest.mark.parametrize('width, height, stride, people',
