@@ -36,19 +36,20 @@ class Plain:
         x = x + self._variable(name + '/biases', [filters], tf.constant_initializer(mean or 0.0))
         return x if mean else tf.nn.relu(x)
 
-    def _batch_norm(self, x, name, mean):
+    def _batch_norm(self, x, name, mean=None, gamma=False):
         shape = [x.shape.as_list()[3]]
+        scale = self._variable(name + '/gamma', shape, tf.ones_initializer()) if gamma else None
         beta = self._variable(name + '/beta', shape, tf.constant_initializer(mean or 0.0))
         moving_mean = self._variable(name + '/moving_mean', shape, tf.zeros_initializer(), trainable=False)
         moving_variance = self._variable(name + '/moving_variance', shape, tf.ones_initializer(), trainable=False)
         if not self.is_training:
-            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, None,
+            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, scale,
                                              network_base.BATCH_NORM_EPSILON)
         batch_mean, batch_variance = tf.nn.moments(x, [0, 1, 2])
         for average, value in ((moving_mean, batch_mean), (moving_variance, batch_variance)):
             update = tf.assign_sub(average, (average - value) * (1 - network_base.BATCH_NORM_DECAY))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
-        return tf.nn.batch_normalization(x, batch_mean, batch_variance, beta, None, network_base.BATCH_NORM_EPSILON)
+        return tf.nn.batch_normalization(x, batch_mean, batch_variance, beta, scale, network_base.BATCH_NORM_EPSILON)
 
 
 def plain_class(network_class):
