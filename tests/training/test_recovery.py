@@ -23,7 +23,7 @@ from training.config import Schedule
 from training.run_folder import check_resume, note_start
 from training.run_log import CURVE_COLUMNS, CURVES_FILE, RunLog, csv, read_curves
 
-FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam'}
+FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'optimizer': 'adam', 'ema': 0.0}
 KINDS = {'cut': lambda data: data[:len(data) // 2], 'empty': lambda data: b'',
          'a wrong bit': lambda data: data[:len(data) // 4] + bytes([data[len(data) // 4] ^ 4])
          + data[len(data) // 4 + 1:]}
