@@ -97,6 +97,7 @@ def test_a_message_without_end_is_ended(address, many, monkeypatch):
     monkeypatch.setattr('remote.receiver.END_SECONDS', 0.5)  # ZeroMQ's context does not end with half a message in it
     with BatchReceiver(address, SETTINGS) as receiver:
         connection, = many(1)
+        connection.settimeout(10)  # it may end without a word, its window full
         before = psutil.Process().memory_info().rss
         shake_hands(connection)
         time.sleep(0.5)
