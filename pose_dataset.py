@@ -78,18 +78,17 @@ class PoseDataset:
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), augmented as rng (a RandomState) draws. Raises BadSample."""
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
-        box = None
-        if index < len(self._sample_images()):
-            image = self._sample_images()[index]
-            if not self.ranges.whole_image:
-                box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64)
-        else:  # there may be many more of these images than samples: each is another one
-            image = self._without_people[rng.randint(len(self._without_people))]
-            if not self.ranges.whole_image:
-                box = pose_augment.draw_box(rng, *self.annotations.image_size[image])
-        size = self.input_width, self.input_height
-        matrix = pose_augment.augmentation_matrix(augmentation, box, *size) if box is not None else \
-            pose_augment.image_matrix(augmentation, *self.annotations.image_size[image], *size)
+        shows_people = index < len(self._sample_images())
+        # Of images without people there may be many more than samples: each is another one.
+        image = self._sample_images()[index] if shows_people else \
+            self._without_people[rng.randint(len(self._without_people))]
+        image_size, input_size = self.annotations.image_size[image], (self.input_width, self.input_height)
+        if self.ranges.whole_image:
+            matrix = pose_augment.image_matrix(augmentation, *image_size, *input_size)
+        else:
+            box = self.annotations.bbox[self.annotations.sample_person[index]].astype(np.float64) if shows_people else \
+                pose_augment.draw_box(rng, *image_size)
+            matrix = pose_augment.augmentation_matrix(augmentation, box, *input_size)
         sample = self._sample(image, matrix, augmentation)
         return sample._replace(image=pose_augment.change_look(sample.image,
                                                               pose_augment.draw_look(rng, self.ranges)))

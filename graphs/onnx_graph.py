@@ -1,5 +1,4 @@
 """From a frozen graph to ONNX, by tf2onnx (TensorFlow 2 only). inference/onnx_runtime.py runs the files."""
-import collections
 import logging
 
 from pose_errors import UserError, reason_of
@@ -7,14 +6,13 @@ from pose_errors import UserError, reason_of
 from . import graphdef
 
 OPSET = 17
-SKELETON = 'skeleton'  # among the metadata of a file
 
 
-def convert(graph, skeleton):
+def convert(graph):
     """A frozen graph as the bytes of an .onnx file: float32 pixels (N, height, width, 3) -> float32 maps.
 
     Args:
-        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.  skeleton: what it finds.
+        graph: frozen GraphDef with the nodes graphdef.INPUT and graphdef.OUTPUT.
     Raises:
         UserError: tf2onnx is missing, or refuses the graph.
     """
@@ -31,11 +29,4 @@ def convert(graph, skeleton):
         raise UserError('tf2onnx refuses the graph: %s' % reason_of(error)[:300])
     finally:
         logging.root.setLevel(before)
-    model.metadata_props.add(key=SKELETON, value=skeleton.to_json())
     return model.SerializeToString()
-
-
-def count_ops(path):
-    """{op: how many of them} in an .onnx file, the most frequent first."""
-    import onnx
-    return dict(collections.Counter(node.op_type for node in onnx.load(path).graph.node).most_common())

@@ -13,7 +13,7 @@ import numpy as np
 
 from networks.tensorflow import tf
 
-from .graphdef import GraphView, import_graph, node_name, strip_unused
+from .graphdef import INPUT, GraphView, import_graph, node_name, strip_unused
 
 CONVOLUTIONS = 'Conv2D', 'DepthwiseConv2dNative'
 MAX_FACTOR = 1e4
@@ -63,7 +63,7 @@ def correct_biases(graph, images):
             x = session.graph.get_tensor_by_name(node_name(node.input[0]) + ':0')
             shifts.append(tf.reduce_mean(convolve(x, error, list(node.attr['strides'].list.i),
                                                   node.attr['padding'].s.decode()), [0, 1, 2]))
-        found = [session.run(shifts, {'image:0': image[None].astype(np.float32)}) for image in images]
+        found = [session.run(shifts, {INPUT + ':0': image[None].astype(np.float32)}) for image in images]
     for (_, bias, _), of_images in zip(rounded, zip(*found)):
         _replace(view, bias, view.constant(bias.input[1]) - np.mean(of_images, 0))
     return strip_unused(view.graph)
@@ -117,7 +117,7 @@ def _channel_ranges(graph, parts, images):
                   for names in parts]
         ranges = None
         for image in images:
-            found = session.run(maxima, {'image:0': image[None].astype(np.float32)})
+            found = session.run(maxima, {INPUT + ':0': image[None].astype(np.float32)})
             ranges = found if ranges is None else [list(map(np.maximum, *rows)) for rows in zip(ranges, found)]
     return ranges
 

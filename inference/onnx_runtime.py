@@ -1,4 +1,5 @@
 """Running .onnx files with ONNX Runtime; no TensorFlow."""
+import collections
 import os
 
 import numpy as np
@@ -6,7 +7,7 @@ import numpy as np
 from pose_errors import UserError, reason_of
 from pose_files import usable_cores
 
-SKELETON = 'skeleton'  # among the metadata of a file, see graphs/onnx_graph.py
+SKELETON = 'skeleton'  # among the metadata of a file
 MAX_BYTES = 2 ** 31
 
 
@@ -46,6 +47,20 @@ def load_onnx(path, threads=None):
     return predict_maps, (width, height) if height and width else None
 
 
+def with_skeleton(data, skeleton):
+    """The bytes of an .onnx file with what its network finds."""
+    import onnx
+    model = onnx.load_from_string(data)
+    model.metadata_props.add(key=SKELETON, value=skeleton.to_json())
+    return model.SerializeToString()
+
+
 def skeleton_text(path):
     """The skeleton that an .onnx file holds, as JSON, or None."""
     return open_session(path, 1).get_modelmeta().custom_metadata_map.get(SKELETON)
+
+
+def count_ops(path):
+    """{op: how many of them} in an .onnx file, the most frequent first."""
+    import onnx
+    return dict(collections.Counter(node.op_type for node in onnx.load(path).graph.node).most_common())

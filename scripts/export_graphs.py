@@ -17,7 +17,8 @@ from annotations.arrays import read_annotations
 from annotations.images import BadSample, find_split, image_paths, read_photograph
 from graphs import freeze, graphdef, onnx_graph, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
-from inference import SKELETON_FILE, choose_skeleton, open_network, read_skeleton, tflite_runtime
+from inference import SKELETON_FILE, choose_skeleton, onnx_runtime, open_network, read_skeleton, \
+    tflite_runtime
 from inference.predictor import SIZE_MULTIPLE, make_transforms, transform_image
 from inference.tensorflow_runtime import graph_network, limit_threads
 from measure_graphs import add_accuracy, compare, describe, format_table, measure
@@ -91,7 +92,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
     graphs = collections.OrderedDict((name, freeze.with_skeleton(graph, skeleton)) for name, graph in graphs.items())
     others = write_tflite(frozen, skeleton, input_shape if float_tflite else None, calibration)
     if onnx:
-        others['graph.onnx'] = onnx_graph.convert(frozen, skeleton)
+        others['graph_onnx'] = 'graph.onnx', onnx_runtime.with_skeleton(onnx_graph.convert(frozen), skeleton)
     rows, wrong, predictors = write_files(graphs, others, images, runs, threads, output_dir)
     pose_files.write_file(os.path.join(output_dir, SKELETON_FILE), skeleton.to_json().encode())
     if inference_graph:
@@ -108,7 +109,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
 
 
 def write_files(graphs, others, images, runs, threads, output_dir):
-    """Write graphs and {name of another file: its bytes}; each gets its name when it is within its bound.
+    """Write graphs, and others {name: (file name, bytes)}; each gets its name when it is within its bound.
 
     Returns:
         (rows as from `measure`, with what the files are; why files were not given their names, as from `out_of_bounds`;
@@ -117,8 +118,7 @@ def write_files(graphs, others, images, runs, threads, output_dir):
     pose_files.make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=output_dir) as folder:
         files = write_graphs(graphs, folder)
-        for file_name, data in others.items():
-            name = file_name.split('.')[0] if file_name != 'graph.onnx' else 'graph_onnx'
+        for name, (file_name, data) in others.items():
             files[name] = os.path.join(folder, file_name)
             pose_files.write_file(files[name], data)
         logging.info('measuring latency: %d runs of each of %d graphs', runs, len(files))
@@ -221,14 +221,14 @@ def write_graphs(graphs, folder):
 
 
 def write_tflite(graph, skeleton, shape, calibration):
-    """{name: bytes} of .tflite files: in float where there is an input shape, in 8 bits where there are images."""
+    """{name: (file name, bytes)} of .tflite files: in float where a shape is given, in 8 bits where images are."""
     contents = collections.OrderedDict()
     if shape:
-        contents['graph_float.tflite'] = tflite.convert(graph, shape)
+        contents['graph_float'] = tflite.convert(graph, shape)
     if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
-        contents['graph_int8.tflite'] = tflite.quantize(graph, calibration)
-    return collections.OrderedDict((name, tflite_runtime.with_skeleton(data, skeleton))
+        contents['graph_int8'] = tflite.quantize(graph, calibration)
+    return collections.OrderedDict((name, (name + '.tflite', tflite_runtime.with_skeleton(data, skeleton)))
                                    for name, data in contents.items())
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from annotations.coco import read_dataset
 from annotations.images import find_split
-from graphs import onnx_graph, optimize
-from inference import tflite_runtime
+from graphs import optimize
+from inference import onnx_runtime, tflite_runtime
 from inference.metrics import evaluate, last_stage_loss
 from pose_errors import UserError
 
@@ -117,7 +117,7 @@ def describe(graph, path):
     """What a graph consists of, and what runs it; graph is the GraphDef of a .pb file."""
     if graph is None:
         is_onnx = path.endswith('.onnx')
-        ops = onnx_graph.count_ops(path) if is_onnx else tflite_runtime.count_ops(path)
+        ops = onnx_runtime.count_ops(path) if is_onnx else tflite_runtime.count_ops(path)
         return {'nodes': sum(ops.values()), 'ops': ops,
                 'runtime': 'ONNX Runtime' if is_onnx else tflite_runtime.runtime_name()}
     return {'nodes': len(graph.node),

@@ -3,9 +3,9 @@
 The layers of `mobilenet`, `mobilenet_thin`, `mobilenet_fast` and `mobilenet_accurate` differ from them in more than
 that (no gammas, bare depthwise layers): there it is a start for training, not the same function.
 """
-from collections.abc import Mapping
-
 import numpy as np
+
+from . import LazyArrays
 
 V1_FIRST, V2_FIRST = 'MobilenetV1/Conv2d_0', 'MobilenetV2/Conv'
 BATCH_NORM_EPSILON = 0.001
@@ -19,33 +19,20 @@ def converted(weights, shapes):
     """
     names = set(weights)
     marks = {V1_FIRST + '/BatchNorm/gamma', V2_FIRST + '/BatchNorm/gamma'}
-    if marks & names and not any(name.startswith('Openpose/') for name in names):
-        return _SlimMobilenet(weights, shapes)
-    return weights
+    if not marks & names or any(name.startswith('Openpose/') for name in names):
+        return weights
 
-
-class _SlimMobilenet(Mapping):
-    def __init__(self, weights, shapes):
-        self.weights, self.shapes = weights, shapes
-
-    def __getitem__(self, name):
-        value = self.weights[name]  # one of another shape is left for fit to refuse
+    def read(name, _):
+        value = weights[name]  # one of another shape is left for fit to refuse
         if name in (V1_FIRST + '/weights', V2_FIRST + '/weights') and value.ndim == 4:
             return value[:, :, ::-1]
         # The same function of pixels 0..255, which MobileNet v2 takes here, but for the zeros around the image.
         if name == V2_FIRST + '/BatchNorm/moving_mean':
-            return HALF_RANGE * (value + self.weights[V2_FIRST + '/weights'].sum((0, 1, 2)))
+            return HALF_RANGE * (value + weights[V2_FIRST + '/weights'].sum((0, 1, 2)))
         if name == V2_FIRST + '/BatchNorm/moving_variance':
             return HALF_RANGE ** 2 * (value + BATCH_NORM_EPSILON) - BATCH_NORM_EPSILON
-        if name.endswith('_depthwise/depthwise_weights'):
-            return dilated(value, self.shapes.get(name))
-        return value
-
-    def __iter__(self):
-        return iter(self.weights)
-
-    def __len__(self):
-        return len(self.weights)
+        return dilated(value, shapes.get(name)) if name.endswith('_depthwise/depthwise_weights') else value
+    return LazyArrays(dict.fromkeys(weights), read)
 
 
 def dilated(weights, shape):

@@ -7,7 +7,7 @@ import pytest
 from annotations.skeleton import COCO_SKELETON
 from conftest import assert_user_error, run_command
 from graphs import freeze
-from inference import load_network, open_network, read_skeleton
+from inference import load_network, onnx_runtime, open_network, read_skeleton
 from pose_errors import UserError
 from small_graphs import RNG, save_checkpoint
 
@@ -21,7 +21,8 @@ def files(tmp_path_factory):
     checkpoint = save_checkpoint('mobilenet_v2_small', folder / 'model', training_steps=0)
     graph = freeze.freeze(freeze.network_graph('mobilenet_v2_small', COCO_SKELETON), checkpoint)
     freeze.save_graph(graph, str(folder / 'graph.pb'))
-    (folder / 'graph.onnx').write_bytes(onnx_graph.convert(graph, COCO_SKELETON))
+    (folder / 'graph.onnx').write_bytes(
+        onnx_runtime.with_skeleton(onnx_graph.convert(graph), COCO_SKELETON))
     return folder
 
 
