@@ -13,6 +13,7 @@ import sys
 import time
 
 from pose_errors import Stopped, UserError, disk_trouble, printable
+from pose_files import path_and_share
 
 MAX_INT, MAX_PROCESSES, MAX_SEED = 10 ** 9, 1024, 2 ** 63 - 1  # of flags
 VERSION = '1.0.0'  # pyproject.toml reads it here
@@ -175,6 +176,26 @@ def add_data_flags(parser, group=None):
 
 def add_valid_share(parser, text):
     parser.add_argument('--valid-share', type=real_number(0.001, 0.999), metavar='SHARE', help=text)
+
+
+def add_more_data(parser):
+    """Add --add-data and --add-keypoints."""
+    parser.add_argument('--add-data', type=with_share, action='append', default=[], metavar='DIR[:SHARE]',
+                        help='more training data, as DIR or an annotation file: so much of all samples (0.3), or all '
+                             'of its own; its keypoints meet those of --datapath by name, and what it does not label '
+                             'is left out of the loss for its samples')
+    parser.add_argument('--add-keypoints', action='store_true',
+                        help='learn the keypoints, too, that only --add-data has')
+
+
+def with_share(text):
+    """argparse type: 'DIR' or 'DIR:0.3', as it is."""
+    try:
+        path_and_share(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError('%r is not DIR or DIR:SHARE, with a share above 0 and below 1, as lspet:0.3'
+                                         % text)
+    return text
 
 
 def whole_number(minimum, maximum):

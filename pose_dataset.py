@@ -25,7 +25,7 @@ import pose_augment
 import pose_draw
 import pose_files
 import pose_labels
-from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations
+from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations, samples_digest
 from annotations.images import BadSample, find_split, read_image, write_picture
 from pose_draw import draw_sample
 from pose_errors import UserError
@@ -35,8 +35,9 @@ BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
 AHEAD = 4  # samples that a thread of validation makes before their turn
 
-# joints (people, parts, 2) in input pixels; augmentation is None for validation samples; name: the image's file name.
-Sample = collections.namedtuple('Sample', 'image heatmap paf mask joints augmentation name')
+# labelled: bool (parts,), those that are in the loss.  joints (people, parts, 2) in input pixels.  augmentation: None
+# for validation samples.  name: the image's file name.
+Sample = collections.namedtuple('Sample', 'image heatmap paf mask labelled joints augmentation name')
 
 
 class PoseDataset:
@@ -45,7 +46,7 @@ class PoseDataset:
     Args:
         datapath, split, imgpath: as in annotations.images.find_split.
         ranges: pose_augment.Ranges of the augmentation.
-        category: as for annotations.coco.read_dataset.
+        category, skeleton: as for annotations.coco.read_dataset.
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.
     Attributes:
         skeleton: the annotations.skeleton.Skeleton of the annotations.
@@ -53,9 +54,9 @@ class PoseDataset:
     """
 
     def __init__(self, datapath, split, input_width, input_height, stride, imgpath=None,
-                 ranges=pose_augment.CMU_RANGES, category=None, negatives=0.0):
+                 ranges=pose_augment.CMU_RANGES, category=None, negatives=0.0, skeleton=None):
         annotation_file, self.image_folder = find_split(datapath, split, imgpath)
-        self.annotations = read_annotations(annotation_file, self.image_folder, category)
+        self.annotations = read_annotations(annotation_file, self.image_folder, category, skeleton)
         self.skeleton = self.annotations.skeleton
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
@@ -70,6 +71,11 @@ class PoseDataset:
 
     def __len__(self):
         return len(self._sample_images()) + self._negatives
+
+    @property
+    def digest(self):
+        """32 characters: the same for the same samples in the same order."""
+        return samples_digest(self.annotations)
 
     def _sample_images(self):
         """The image of each sample that shows people."""
@@ -111,6 +117,7 @@ class PoseDataset:
         pixels, reduction = read_image(os.path.join(self.image_folder, name), self.annotations.image_size[image],
                                        pose_augment.matrix_scale(matrix))
         people, _ = people_of(self.annotations, image)
+        labelled = self.annotations.labelled_parts[image]
         joints = pose_augment.transform_joints(people.astype(np.float64), matrix, self.skeleton)
         cells = (self.input_height // self.stride, self.input_width // self.stride, self.stride)
         return Sample(
@@ -119,6 +126,7 @@ class PoseDataset:
             heatmap=pose_labels.render_heatmaps(joints, *cells, skeleton=self.skeleton),
             paf=pose_labels.render_pafs(joints, *cells, skeleton=self.skeleton),
             mask=pose_labels.render_mask(*ignored_regions(self.annotations, image), matrix, *cells),
+            labelled=labelled[list(self.skeleton.flip_order)] if pose_augment.is_mirrored(matrix) else labelled,
             joints=joints, augmentation=augmentation, name=name)
 
 

@@ -16,10 +16,9 @@ import pose_cli
 if __name__ == '__main__':
     pose_cli.prepare_process()
 
-from annotations.arrays import samples_digest
 from annotations.images import find_split, part_name
 from batches.loader import BatchLoader
-from pose_dataset import PoseDataset
+from batches.mixture import open_samples, place_of
 from pose_errors import UserError
 from pose_files import usable_cores
 from remote.protocol import LINK_TIMEOUT, MAX_CREDIT, augmentation_ranges, check_address, check_settings, \
@@ -127,6 +126,7 @@ def parse_flags():
     pose_cli.add_data_flags(parser)
     parser.add_argument('--train-split', default='train2017', help='split of --datapath, or a path to its annotations')
     pose_cli.add_valid_share(parser, "the trainer's: that share of the images is left out")
+    pose_cli.add_more_data(parser)
     parser.add_argument('--workers', type=pose_cli.positive_process_count, default=usable_cores(),
                         help='loader processes; the default is one per core')
     parser.add_argument('--curve-keys', metavar='DIR', help='folder of keys made by scripts/make_curve_keys.py')
@@ -143,14 +143,16 @@ def main():
     if not args.datapath:
         raise UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
     find_split(args.datapath, args.train_split, args.imgpath)
+    for text in args.add_data:
+        place_of(text)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',
                      settings['batchsize'], settings['input_width'], settings['input_height'], settings['stride'],
                      args.workers)
-        dataset = PoseDataset(args.datapath, args.train_split, settings['input_width'], settings['input_height'],
-                              settings['stride'], args.imgpath, augmentation_ranges(settings),
-                              settings['category'] or None, settings['negatives'])
+        dataset = open_samples(args.datapath, args.train_split, (settings['input_width'], settings['input_height']),
+                               settings['stride'], args.imgpath, augmentation_ranges(settings),
+                               settings['category'] or None, settings['negatives'], args.add_data, args.add_keypoints)
         theirs = skeleton_of_settings(settings)
         if not dataset.skeleton.finds_the_same(theirs):
             raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '
@@ -158,7 +160,7 @@ def main():
                                                ', '.join(theirs.keypoints)))
         loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None,
                              sequence=sequence_of(settings))
-        return loader, samples_digest(dataset.annotations)
+        return loader, dataset.digest
 
     serve_trainers(args.master, open_loader, args.curve_keys)
 

@@ -34,7 +34,8 @@ from annotations.arrays import log_turned_images
 from annotations.coco import as_pycocotools, read_dataset, summary_of
 from annotations.images import BadSample, find_split, image_finder, image_paths, part_name, read_image, \
     read_photograph, write_picture
-from inference import choose_skeleton, open_network, read_skeleton, video
+from annotations.skeleton import COCO_SKELETON
+from inference import open_network, read_skeleton, video
 from inference.decode import MIN_PARTS, PEAK_THRESHOLD, keypoint_lists
 from inference.decode import decode_people  # noqa: F401 (for others)
 from inference.metrics import evaluate, keypoints_by_image, labelled_people
@@ -266,9 +267,9 @@ def main():
         if args.show:
             video.check_display()
     with start_decoders(args.decoders) as decoders:
-        dataset = read_labels(files[0], args.category, files[1]) if files else None
         own = None if args.oracle else read_skeleton(args.graph, args.checkpoint)
-        skeleton = choose_skeleton(own, dataset and dataset.skeleton, args.datapath)
+        dataset = read_labels(*files, args.category, own) if files else None
+        skeleton = own or (dataset.skeleton if dataset else COCO_SKELETON)
         predict_maps = None
         if not args.oracle:
             predict_maps, fixed_size = open_network(args.graph, args.checkpoint, args.model, args.threads, skeleton)
@@ -290,9 +291,14 @@ def main():
                 print(json.dumps(summary))
 
 
-def read_labels(annotation_file, category, image_folder):
-    """The annotations.coco.Dataset of a file; what was inferred and skipped is logged."""
+def read_labels(annotation_file, image_folder, category, own):
+    """The annotations.coco.Dataset of a file, with the keypoints of the network's own Skeleton if that is known; what
+    was inferred and skipped is logged."""
     dataset = read_dataset(annotation_file, category, image_folder)
+    if own and own.keypoints != dataset.skeleton.keypoints:
+        dataset = read_dataset(annotation_file, category, image_folder, own)
+        logging.info('%s labels %d of the %d keypoints of the network: AP is over these', annotation_file,
+                     dataset.keypoint_count, len(own.keypoints))
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
     log_turned_images(image_folder, [image['file_name'] for image in dataset.images],

@@ -18,6 +18,16 @@ from pose_errors import UserError
 PATTERN_CHARACTERS = '*?[]\\'
 
 
+def path_and_share(text):
+    """'DIR:0.3' -> ('DIR', 0.3), 'DIR' -> ('DIR', None). Raises ValueError for a share that is not in 0..1."""
+    path, colon, share = text.rpartition(':')
+    if not colon or os.path.exists(text):
+        return text, None
+    if not path or not 0 < float(share) < 1:
+        raise ValueError(text)
+    return path, float(share)
+
+
 def read_file(path, most):
     """The bytes of a file; one longer than `most` bytes is refused before any of it is read. path: text or bytes.
 

@@ -25,10 +25,10 @@ import tqdm
 import tqdm.contrib.logging
 
 import networks
-from annotations.arrays import samples_digest
 from annotations.skeleton import COCO_SKELETON, parse_skeleton
 from batches import Sequence, compressed, expanded, remaining, samples_done, shortened
 from batches.loader import BatchLoader
+from batches.mixture import merged_skeleton, open_samples
 from networks.tensorflow import tf
 from pose_dataset import PoseDataset, ranges_of
 from pose_errors import Stopped, UserError, disk_trouble
@@ -127,18 +127,22 @@ def where_to_start(flags, validation, coordinator):
 
 # Data: loader processes on this machine, or data workers on others.
 
-def open_dataset(flags, split, negatives=0.0):
-    """The PoseDataset of a split, for the network of the flags. negatives: as there."""
-    return PoseDataset(flags.datapath, split, flags.input_width, flags.input_height, networks.stride(flags.model),
-                       flags.imgpath, ranges_of(flags), flags.category, negatives)
+def open_training(flags):
+    """The training samples in --datapath and --add-data, a PoseDataset or a Mixture."""
+    return open_samples(flags.datapath, flags.train_split, (flags.input_width, flags.input_height),
+                        networks.stride(flags.model), flags.imgpath, ranges_of(flags), flags.category, flags.negatives,
+                        flags.add_data, flags.add_keypoints)
 
 
 def open_validation(flags):
     """The PoseDataset of the validation images, or None without them."""
-    if flags.datapath and flags.valid_every:
-        return open_dataset(flags, flags.valid_split)
-    logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
-    return None
+    if not flags.datapath or not flags.valid_every:
+        logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
+        return None
+    added = flags.add_data if flags.add_keypoints else ()
+    skeleton = merged_skeleton(flags.datapath, flags.train_split, flags.imgpath, flags.category, added)
+    return PoseDataset(flags.datapath, flags.valid_split, flags.input_width, flags.input_height,
+                       networks.stride(flags.model), flags.imgpath, category=flags.category, skeleton=skeleton)
 
 
 def open_source(flags, start, coordinator):
@@ -151,8 +155,7 @@ def open_source(flags, start, coordinator):
     cluster = coordinator.cluster
     batchsize = samples_per_process(flags, cluster)
     if not flags.remote_data:
-        dataset = open_dataset(flags, flags.train_split, flags.negatives)
-        return BatchLoader(dataset, batchsize, flags.workers, flags.seed, shard=cluster.index,
+        return BatchLoader(open_training(flags), batchsize, flags.workers, flags.seed, shard=cluster.index,
                            num_shards=cluster.size, sequence=start.sequence)
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
@@ -174,11 +177,11 @@ def training_data(flags):
     if not flags.datapath:
         return None
     try:
-        dataset = open_dataset(flags, flags.train_split, flags.negatives)
+        dataset = open_training(flags)
     except UserError as error:
         logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
         return None
-    return len(dataset), samples_digest(dataset.annotations)
+    return len(dataset), dataset.digest
 
 
 def check_keypoints(skeleton, validation):

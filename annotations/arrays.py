@@ -30,7 +30,7 @@ MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 8  # of the arrays below
+CACHE_VERSION = 9  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 HEADERS = 32  # of images that are read at the start, to see whether EXIF turns some
 
@@ -43,27 +43,29 @@ POLYGON, BITMAP, LABELLED = range(3)
 # region_start int64 (I + 1): regions of image i are region_start[i] .. region_start[i + 1] of
 #   region_kind uint8 (R) and number_start int64 (R + 1), where their numbers start in
 #   numbers uint32: the bits of float32 x, y, x, y ... of a polygon's points; COCO's run lengths of a bitmap
+# labelled_parts bool (I, parts): what is labelled in each image, where it shows people
 # sample_image, sample_person int64 (S): the main people, in the order of the annotation file
 # skeleton: the annotations.skeleton.Skeleton of the category
 Annotations = collections.namedtuple('Annotations', (
     'image_id', 'file_name', 'image_size', 'person_start', 'joints', 'bbox', 'region_start', 'region_kind',
-    'number_start', 'numbers', 'sample_image', 'sample_person', 'skeleton'))
+    'number_start', 'numbers', 'labelled_parts', 'sample_image', 'sample_person', 'skeleton'))
 
 
-def read_annotations(annotation_file, image_folder, category=None):
+def read_annotations(annotation_file, image_folder, category=None, skeleton=None):
     """Read an annotation file as annotations.images.find_split names it, from its cache when there is a valid one.
 
     Images that are not in image_folder are left out, counted and named in the log; file names are those that it has.
     Raises UserError when the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are
     missing.
 
-    category: as for annotations.coco.read_dataset.
+    category, skeleton: as for annotations.coco.read_dataset.
     """
     version = '%d %s %s' % (CACHE_VERSION, category or '', os.path.realpath(image_folder))
-    arrays = _from_cache(annotation_file, lambda path: build_arrays(read_dataset(path, category, image_folder), path),
+    arrays = _from_cache(annotation_file, _cache_path(annotation_file, skeleton),
+                         lambda path: build_arrays(read_dataset(path, category, image_folder, skeleton), path),
                          version + labels_digest(part_of(annotation_file)[0], image_folder))
     annotations = annotations_of(arrays)
-    pairs, doubts = flip_notes(annotations.skeleton)
+    pairs, doubts = flip_notes(annotations.skeleton) if skeleton is None else ([], [])
     for line in pairs:
         logging.info('%s: %s', annotation_file, line)
     for line in [line.decode() for line in arrays['summary']] + doubts:
@@ -130,9 +132,9 @@ def ignored_regions(annotations, image):
     return regions
 
 
-def min_keypoints(skeleton):
-    """How many labelled keypoints a main person has at least: 5, or half of them where a skeleton has fewer than 10."""
-    return min(MAIN_MIN_KEYPOINTS, (len(skeleton.keypoints) + 1) // 2)
+def min_keypoints(dataset):
+    """How many labelled keypoints a main person has at least: 5, or half of them where there are fewer than 10."""
+    return min(MAIN_MIN_KEYPOINTS, (dataset.keypoint_count + 1) // 2)
 
 
 def select_main_people(num_keypoints, area, bbox, min_labelled=MAIN_MIN_KEYPOINTS):
@@ -169,11 +171,15 @@ def build_arrays(dataset, annotation_file):
     boxes = np.array([person['bbox'] for person in people], np.float64).reshape(-1, 4)
     columns = [person['num_keypoints'] for person in people], [person['area'] for person in people], boxes.tolist()
     samples = [(row, first + person) for row, (first, last) in enumerate(zip(person_start[:-1], person_start[1:]))
-               for person in select_main_people(*(column[first:last] for column in columns), min_keypoints(skeleton))]
+               for person in select_main_people(*(column[first:last] for column in columns), min_keypoints(dataset))]
     if not samples:
         raise UserError(_nobody(dataset, people, annotation_file))
     sample_image, sample_person = np.array(samples, np.int64).T
     regions = sorted(_regions(dataset.annotations, row_of_image), key=lambda region: region[0])
+    labelled_parts = np.ones((len(images), len(skeleton.parts)), bool)
+    for image_id, labelled in dataset.partial.items():
+        if image_id in row_of_image:
+            labelled_parts[row_of_image[image_id]] = labelled
     region_rows, kinds, numbers = ([region[k] for region in regions] for k in range(3))
     return {
         'image_id': np.array([image['id'] for image in images], np.int64),
@@ -184,7 +190,7 @@ def build_arrays(dataset, annotation_file):
         'region_start': np.searchsorted(region_rows, starts).astype(np.int64), 'region_kind': np.array(kinds, np.uint8),
         'number_start': np.cumsum([0] + list(map(len, numbers)), dtype=np.int64),
         'numbers': np.concatenate(numbers + [np.zeros(0, np.uint32)]),
-        'sample_image': sample_image, 'sample_person': sample_person,
+        'labelled_parts': labelled_parts, 'sample_image': sample_image, 'sample_person': sample_person,
         'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
         'summary': np.array([line.encode() for line in [summary_of(dataset)] if line], np.bytes_),
     }
@@ -192,7 +198,7 @@ def build_arrays(dataset, annotation_file):
 
 def _nobody(dataset, people, annotation_file):
     """The error line of a file without a sample: how many people it has, and what each lacks."""
-    min_labelled = min_keypoints(dataset.skeleton)
+    min_labelled = min_keypoints(dataset)
     causes = collections.Counter()
     for annotation in dataset.annotations:
         if annotation['iscrowd']:
@@ -278,20 +284,20 @@ def log_turned_images(image_folder, names, sizes):
                      'them (%s ...)', len(turned), len(names[::step]), turned[0])
 
 
-def _from_cache(annotation_file, make, version):
-    """The dict of arrays that make(annotation_file) gives, from the user's cache when it has those of this very file.
+def _from_cache(annotation_file, path, make, version):
+    """The dict of arrays that make(annotation_file) gives, from the cache `path` when it has those of this very file.
 
     version: text, another one when make returns other arrays for the same file.
     """
     key = _key(annotation_file, version)
     try:
-        with np.load(_cache_path(annotation_file)) as stored:
+        with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop('key')) == key:
             return arrays
     except Exception:  # missing or damaged, in many ways; making the arrays again mends them all
         pass
-    return _make_in_child(annotation_file, make, version, key)
+    return _make_in_child(annotation_file, path, make, version, key)
 
 
 def _key(annotation_file, version):
@@ -307,19 +313,21 @@ def _file_of(annotation_file):
     return split_of(part_of(annotation_file)[0])[0]
 
 
-def _cache_path(annotation_file):
-    """In the user's own cache folder: no cache that somebody else wrote is ever read."""
+def _cache_path(annotation_file, skeleton=None):
+    """In the user's own cache folder: no cache that somebody else wrote is ever read. skeleton: that it is read for."""
     cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(annotation_file))).hexdigest()[:16]
+    source = os.fsencode(os.path.realpath(annotation_file)) + (skeleton.to_json().encode() if skeleton else b'')
+    digest = hashlib.sha256(source).hexdigest()[:16]
     return os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (os.path.basename(annotation_file), digest))
 
 
-def _make_in_child(annotation_file, make, version, key):
+def _make_in_child(annotation_file, path, make, version, key):
     """make(annotation_file) in a process of its own: what json allocates goes back to the system when that ends."""
     logging.info('reading %s (later starts read a cache)', annotation_file)
     context = multiprocessing.get_context('fork')
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_make_and_send, args=(annotation_file, make, version, key, here, there), daemon=True)
+    child = context.Process(target=_make_and_send, daemon=True,
+                            args=(annotation_file, path, make, version, key, here, there))
     child.start()
     there.close()
     try:
@@ -333,7 +341,7 @@ def _make_in_child(annotation_file, make, version, key):
     return result
 
 
-def _make_and_send(annotation_file, make, version, key, parents_end, connection):
+def _make_and_send(annotation_file, path, make, version, key, parents_end, connection):
     parents_end.close()  # or sending would wait for ever for a parent that was killed
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is reported by the parent
     gc.disable()  # nothing here is garbage before the end, and looking for it takes a third of the time
@@ -346,7 +354,7 @@ def _make_and_send(annotation_file, make, version, key, parents_end, connection)
                         UserError('cannot read %s: %s' % (annotation_file, error.strerror)))
         return
     if unchanged:  # several processes may start at once, and any may be killed: a cache is whole or not there
-        content, path = io.BytesIO(), _cache_path(annotation_file)
+        content = io.BytesIO()
         np.savez(content, key=np.array(key), **arrays)
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -16,14 +16,15 @@ from pycocotools.coco import COCO
 
 from pose_errors import UserError
 
+from .categories import as_list, choose_category, key
+from .common_keypoints import common_keypoints, converted, labelled_parts
 from .images import MAX_SIDE, BadSample, image_finder, image_size, part_of
-from .skeleton import COCO_SKELETON, is_labelled, skeleton_of_category
+from .skeleton import is_labelled
 from .yolo import read_content
 from .yolo_config import split_of
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name
-PERSON, ALL = 'person', 'all'  # categories; that of --category=all is every one with the same keypoints
 MAX_IMPLAUSIBLE = 0.5  # a larger share of people whose numbers fit no picture is refused ...
 SILENT_IMPLAUSIBLE = 0.001  # ... and one as small as this is not worth a line
 BOX_SLACK, IMAGE_SLACK = 0.25, 0.02  # of the longer side: how far hidden points lie outside of good boxes and images
@@ -31,18 +32,22 @@ MAX_COUNTS = 8  # that one line names
 
 # skeleton: of the chosen category, whose id in the file is category_id. images, annotations: lists of COCO's dicts with
 # integer ids, category_id 1, all fields of the right type; an image also has `original_id`. inferred, skipped: Counters
-# of what, in words.  implausible: a line on people whose numbers fit no picture, or None.
-Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferred skipped category_id implausible')
+# of what, in words.  implausible: a line on people whose numbers fit no picture, or None.  keypoint_count: of the
+# skeleton's keypoints, those that the file labels at all.  partial: {id of an image: bool (parts,), which parts are
+# labelled there}, of the images with people for whom some are not.
+Dataset = collections.namedtuple('Dataset', 'skeleton images annotations inferred skipped category_id implausible '
+                                            'keypoint_count partial')
 
 
-def read_dataset(annotation_file, category=None, image_folder=None):
+def read_dataset(annotation_file, category=None, image_folder=None, skeleton=None):
     """The Dataset of one category of a COCO annotation file, a YOLO-pose split (annotations/yolo.py), or a part.
 
     Annotations without keypoints have num_keypoints 0: nobody labelled these people.
 
     Args:
-        category: its name; None for the only one with keypoints, or `person`; `all` for all that have the same ones.
+        category: as for categories.choose_category.
         image_folder: where to look for the sizes of images that the file does not give.
+        skeleton: of the Dataset, whose keypoints those of the file become by name; None is the category's own.
     Raises UserError: the file is missing or broken, its categories give no skeleton, or most people fit no picture.
     """
     inferred, skipped = collections.Counter(), collections.Counter()
@@ -51,26 +56,39 @@ def read_dataset(annotation_file, category=None, image_folder=None):
         content = read_content(whole, image_folder, inferred, skipped)
     else:
         content = load_json(whole)
-    skeleton, category_id, category_keys, masked_keys = choose_category(content, annotation_file, category)
+    chosen = choose_category(content, annotation_file, category)
+    skeleton = skeleton or chosen.skeleton
+    matches = {own: (common_keypoints(skeleton, own), labelled_parts(skeleton, own)) for own in chosen.skeletons}
+    if not any((common >= 0).any() for common, _ in matches.values()):
+        raise UserError('%s labels %s: none of these is one of %s; rename keypoints in its categories'
+                        % (annotation_file, ', '.join(chosen.skeleton.keypoints), ', '.join(skeleton.keypoints)))
     images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
     sizes = {image['id']: image for image in images}
     repeated = collections.Counter(key(entry.get('id')) for entry in content['annotations'] if isinstance(entry, dict))
     repeated = {own_key for own_key, count in repeated.items() if count > 1 and own_key is not None}
-    annotations, seen = [], set()
+    annotations, seen, partial = [], set(), {}
     for entry in content['annotations']:
-        if _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):
+        if _is_usable(entry, repeated, seen, chosen, inferred, skipped):
             image_id = number_of.get(key(entry.get('image_id')))
             if image_id is None:
                 skipped['annotations of images that are not listed'] += 1
                 continue
-            annotations.append(_regular_annotation(entry, len(annotations) + 1, sizes[image_id],
-                                                   len(skeleton.keypoints), masked_keys, inferred, skipped))
+            own = chosen.skeleton_of(entry)
+            annotation = _regular_annotation(entry, len(annotations) + 1, sizes[image_id], len(own.keypoints),
+                                             chosen.masked, inferred, skipped)
+            if own != skeleton:
+                common, labelled = matches[own]
+                annotation['keypoints'], annotation['num_keypoints'] = converted(annotation['keypoints'], common)
+                if not labelled.all():
+                    partial[image_id] = partial.get(image_id, True) & labelled
+            annotations.append(annotation)
     implausible = _implausible(annotations, sizes, annotation_file)
     if is_in_part:
         images = [image for image in images if is_in_part(image['file_name'])]
         kept = {image['id'] for image in images}
         annotations = [annotation for annotation in annotations if annotation['image_id'] in kept]
-    return Dataset(skeleton, images, annotations, inferred, skipped, category_id, implausible)
+    count = int(np.any([common >= 0 for common, _ in matches.values()], axis=0).sum())
+    return Dataset(skeleton, images, annotations, inferred, skipped, chosen.id, implausible, count, partial)
 
 
 def summary_of(dataset):
@@ -113,53 +131,6 @@ def as_pycocotools(dataset):
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         coco.createIndex()
     return coco
-
-
-def choose_category(content, annotation_file, name=None):
-    """The category to train on: (its skeleton, its id as it is in the file, the keys of the ids whose annotations are
-    meant (None: any will do), the keys of those that look like them and are left out of the loss).
-
-    Raises UserError when there is none of that name, or there are several with keypoints and nothing to tell which.
-    """
-    categories = [entry for entry in _as_list(content.get('categories')) if isinstance(entry, dict)]
-    with_keypoints = [entry for entry in categories if _as_list(entry.get('keypoints'))]
-    if name == ALL and not any(entry.get('name') == ALL for entry in categories):
-        chosen = with_keypoints
-        if len({skeleton_of_category(entry, annotation_file)._replace(name='', sigmas=()) for entry in chosen}) > 1:
-            raise UserError('--category=all: the categories of %s have different keypoints or limbs; choose one of %s'
-                            % (annotation_file, _names_of(chosen)))
-    elif name is not None:
-        chosen = [entry for entry in categories if entry.get('name') == name]
-        if not chosen:
-            raise UserError('--category=%s is not in %s; it has %s' % (name, annotation_file, _names_of(categories)))
-    else:
-        people = [entry for entry in with_keypoints or categories if entry.get('name') == PERSON]
-        if len(with_keypoints) > 1 and not people:
-            raise UserError('%s has several categories with keypoints: choose one with --category=NAME of %s, or those '
-                            'with the same keypoints with --category=all'
-                            % (annotation_file, _names_of(with_keypoints)))
-        chosen = people or with_keypoints
-    if not chosen:  # files of people alone need not say so
-        keys = {key(entry.get('id')) for entry in categories} if len(categories) == 1 else None
-        return COCO_SKELETON, categories[0].get('id', 1) if keys else 1, keys, set()
-    first, keys = chosen[0], {key(entry.get('id')) for entry in (chosen if name == ALL else chosen[:1])}
-    if not _as_list(first.get('keypoints')):
-        if name not in (None, PERSON):
-            raise UserError('the category %s of %s has no keypoints; give another with --category=NAME'
-                            % (name, annotation_file))
-        return COCO_SKELETON, first.get('id', 1), keys, set()
-    # Where a category is asked for, others with keypoints are much like it: they are neither found nor background.
-    masked = {key(entry.get('id')) for entry in with_keypoints} - keys if name is not None else set()
-    return skeleton_of_category(first, annotation_file), first.get('id', 1), keys, masked
-
-
-def key(value):
-    """What makes ids equal, whatever type a tool gives them: 7, 7.0 and '7' are one."""
-    if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
-        return None
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else None
-    return str(value)
 
 
 def number(value):
@@ -206,8 +177,8 @@ def _regular_images(entries, image_folder, inferred, skipped):
     return images, number_of
 
 
-def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skipped):
-    """Whether an annotation is a new one of a category that is meant or masked; else it is counted.
+def _is_usable(entry, repeated, seen, chosen, inferred, skipped):
+    """Whether an annotation is a new one of the categories.Choice, or masked there; else it is counted.
 
     repeated: ids that several have: some tools count anew in each image.  seen: texts of such annotations.
     """
@@ -222,8 +193,7 @@ def _is_usable(entry, repeated, seen, category_keys, masked_keys, inferred, skip
             return False
         seen.add(text)
     inferred['ids of annotations'] += own_key is None or own_key in repeated
-    if category_keys is not None and 'category_id' in entry \
-            and key(entry['category_id']) not in category_keys | masked_keys:
+    if not chosen.takes(entry):
         skipped['annotations of other categories'] += 1
         return False
     return True
@@ -323,7 +293,7 @@ def _are_coordinates(values):
 
 def _regular_box(values):
     """x, y, width, height as a list of numbers, or None when they are not."""
-    values = _numbers([number(value) for value in _as_list(values)], 4)
+    values = _numbers([number(value) for value in as_list(values)], 4)
     return values if values and values[2] >= 0 and values[3] >= 0 else None
 
 
@@ -337,7 +307,7 @@ def _regular_segmentation(segmentation, image, skipped):
         return {'size': [image['height'], image['width']], 'counts': counts}
     polygons = []
     for polygon in segmentation if isinstance(segmentation, list) else [segmentation] if segmentation else []:
-        length = len(_as_list(polygon))
+        length = len(as_list(polygon))
         points = _numbers(polygon, length) if length >= 6 and length % 2 == 0 else None
         if points:
             polygons.append(points)
@@ -390,11 +360,3 @@ def _unpack_counts(text):
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value, shift = 0, 0
     return counts
-
-
-def _as_list(value):
-    return value if isinstance(value, list) else []
-
-
-def _names_of(categories):
-    return ', '.join('%.40s' % entry.get('name') for entry in categories[:10]) or 'no categories'

@@ -48,6 +48,18 @@ class Skeleton(collections.namedtuple('Skeleton', _FIELDS)):
     map_channels = property(lambda self: self.heatmap_channels + self.paf_channels)
 
     @property
+    def parts_of_channels(self):
+        """The parts that each channel of the output, heat then PAF, shows; the background shows all: bool (channels,
+        parts)."""
+        parts = np.eye(len(self.parts), dtype=bool)
+        limbs = parts[np.array(self.limbs)].any(axis=1)
+        return np.concatenate([parts, [[True] * len(parts)], np.repeat(limbs, 2, axis=0)])
+
+    def labelled_channels(self, labelled):
+        """Which channels of the output labels of these parts, bool (..., parts), tell: bool (..., channels)."""
+        return ~(~np.asarray(labelled, bool) @ self.parts_of_channels.T)
+
+    @property
     def part_of_keypoint(self):
         """For each keypoint the part that is this keypoint alone."""
         return tuple(self.sources.index((k,)) for k in range(len(self.keypoints)))
@@ -163,7 +175,7 @@ def flip_notes(skeleton):
     more = ['%d more pairs' % (len(pairs) - MAX_NAMED)] if len(pairs) > MAX_NAMED else []
     swaps = ['mirrored images swap ' + ', '.join(pairs[:MAX_NAMED] + more)] if pairs else []
     sides = {side for pair in SIDES for side in pair}
-    alone = [name for k, name in enumerate(parts) if order[k] == k and sides & set(map(str.lower, _tokens(name)))]
+    alone = [name for k, name in enumerate(parts) if order[k] == k and sides & set(map(str.lower, name_tokens(name)))]
     doubt = '%s: there is no keypoint of the other side' % ', '.join(alone[:MAX_NAMED]) if alone \
         else '' if pairs else 'no keypoint has another side'
     remedy = '; where this is wrong, write the pairs that swap in mirrored images into the category, as "flip_pairs"'
@@ -188,14 +200,14 @@ def _given_flip_order(category, keypoints):
     return tuple(order)
 
 
-def _tokens(name):
+def name_tokens(name):
     """The words of a name, as capitals and other characters part them, and what is between: Hip, ' (', L, ')'."""
     return re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+', name)
 
 
 def _other_sides(name):
     """What the other side of a name may be called: with its words changed, then with its beginning or its end."""
-    tokens = _tokens(name)
+    tokens = name_tokens(name)
     for left, right in SIDES:
         other = {left: right, right: left}
         swapped = [_in_case_of(token, other.get(token.lower(), token)) for token in tokens]

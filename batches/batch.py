@@ -18,19 +18,20 @@ MAX_ITEMS = 1 << 31  # of a batch's map: positions are int32
 HEATMAP_ITEM, PAF_ITEM = np.uint32, np.uint64
 
 # image uint8 (B, H, W, 3), mask uint8 (B, h, w, 1): pixels of a cell that count, of mask_steps;
+# labelled uint8 (B, parts): 1 for the parts that the sample's data set labels;
 # heatmap_positions int32 (n,), rising, in the flat (B, h, w, parts + 1); heatmap_values uint16 (n,);
 # paf_positions int32 (m,), rising, in the flat (B, h, w, limbs); paf_values uint16 (m, 2).
 # A value v is stored as FIXED_POINT * (1 + v), rounded.
-Batch = collections.namedtuple('Batch', 'image mask heatmap_positions heatmap_values paf_positions paf_values')
+Batch = collections.namedtuple('Batch', 'image mask labelled heatmap_positions heatmap_values paf_positions paf_values')
 
 
 def batch_layout(batchsize, input_width, input_height, stride, skeleton):
     """[(name, dtype, shape)] of a Batch's arrays; the first sides of positions and values are the largest possible."""
     cells = (batchsize, input_height // stride, input_width // stride)
     values, vectors = product(cells) * skeleton.heatmap_channels, product(cells) * len(skeleton.limbs)
-    return list(zip(Batch._fields, (np.uint8, np.uint8, np.int32, np.uint16, np.int32, np.uint16),
-                    ((batchsize, input_height, input_width, 3), cells + (1,), (values,), (values,), (vectors,),
-                     (vectors, 2))))
+    return list(zip(Batch._fields, (np.uint8, np.uint8, np.uint8, np.int32, np.uint16, np.int32, np.uint16),
+                    ((batchsize, input_height, input_width, 3), cells + (1,), (batchsize, len(skeleton.parts)),
+                     (values,), (values,), (vectors,), (vectors, 2))))
 
 
 def check_memory(layout, batches):
@@ -56,13 +57,14 @@ def mask_steps(image, mask):
     return min(stride * stride, 255)
 
 
-def encode_batch(image, heatmap, paf, mask):
+def encode_batch(image, heatmap, paf, mask, labelled=None):
     """Dense arrays to a Batch. Raises ValueError for map values that are not in -1..1.
 
     image: uint8 (B, H, W, 3); heatmap: float32 (B, h, w, parts + 1) and paf: (B, h, w, 2 limbs), in -1..1; mask:
-        float32 (B, h, w, 1), in 0..1.
+        float32 (B, h, w, 1), in 0..1; labelled: bool (B, parts), None where all parts are.
     """
-    return Batch(image, (mask * mask_steps(image, mask) + 0.5).astype(np.uint8),
+    labelled = np.ones((len(image), heatmap.shape[3] - 1)) if labelled is None else labelled
+    return Batch(image, (mask * mask_steps(image, mask) + 0.5).astype(np.uint8), np.asarray(labelled, np.uint8),
                  *encode_maps(heatmap, HEATMAP_ITEM), *encode_maps(paf, PAF_ITEM))
 
 
@@ -91,18 +93,22 @@ def empty_map(shape, item):
 
 def empty_batch(layout):
     """A Batch of black images whose masks leave everything out, without people."""
-    return Batch(*(np.zeros(shape if name in ('image', 'mask') else (0,) + shape[1:], dtype)
+    return Batch(*(np.zeros(shape if name in ('image', 'mask', 'labelled') else (0,) + shape[1:], dtype)
                    for name, dtype, shape in layout))
 
 
 def decode_batch(batch, skeleton):
-    """A Batch to the dense arrays (image, heatmap, paf, mask) of encode_batch; new ones, but for the image."""
+    """A Batch to the dense arrays (image, heatmap, paf, mask) of encode_batch; new ones, but for the image.
+
+    The mask is one for each channel of the output, (B, h, w, channels): 0 in those that are not labelled.
+    """
     cells = batch.mask.shape[:3]
     heatmap = np.tile(empty_map((skeleton.heatmap_channels,), HEATMAP_ITEM), cells + (1,))
     heatmap.reshape(-1)[batch.heatmap_positions] = decode_values(batch.heatmap_values)
     paf = np.zeros(cells + (skeleton.paf_channels,), np.float32)
     paf.reshape(-1, 2)[batch.paf_positions] = decode_values(batch.paf_values)
-    return batch.image, heatmap, paf, batch.mask / np.float32(mask_steps(batch.image, batch.mask))
+    mask = batch.mask / np.float32(mask_steps(batch.image, batch.mask))
+    return batch.image, heatmap, paf, mask * skeleton.labelled_channels(batch.labelled)[:, None, None]
 
 
 def decode_values(values):
@@ -121,15 +127,16 @@ class BatchBuffer:
         self.current_sample = None
         self.batchsize = len(self._arrays.image)
 
-    def write(self, row, image, heatmap, paf, mask):
+    def write(self, row, image, heatmap, paf, mask, labelled=None):
         """Write sample `row`, as arrays of one sample each (see encode_batch); the rows come in order, from 0."""
         arrays = self._arrays
         if row == 0:
             self._state[:2] = 0
-        sample = encode_batch(*(np.asarray(field)[None] for field in (image, heatmap, paf, mask)))
-        arrays.image[row], arrays.mask[row] = image, sample.mask[0]
+        sample = encode_batch(*(np.asarray(field)[None] for field in (image, heatmap, paf, mask)),
+                              labelled=None if labelled is None else labelled[None])
+        arrays.image[row], arrays.mask[row], arrays.labelled[row] = image, sample.mask[0], sample.labelled[0]
         for k, (positions, values, new_positions, new_values, items) in enumerate((
-                (*arrays[2:4], *sample[2:4], heatmap.size), (*arrays[4:6], *sample[4:6], paf.size // 2))):
+                (*arrays[3:5], *sample[3:5], heatmap.size), (*arrays[5:], *sample[5:], paf.size // 2))):
             end = self._state[k] + len(new_positions)
             np.add(new_positions, row * items, out=positions[self._state[k]:end], casting='unsafe')
             values[self._state[k]:end] = new_values
@@ -148,5 +155,6 @@ class BatchBuffer:
         """The Batch, as views of this memory."""
         arrays = self._arrays
         heatmap, paf = self._state[:2].tolist()
-        return Batch(arrays.image, arrays.mask, arrays.heatmap_positions[:heatmap], arrays.heatmap_values[:heatmap],
-                     arrays.paf_positions[:paf], arrays.paf_values[:paf])
+        return arrays._replace(
+            heatmap_positions=arrays.heatmap_positions[:heatmap], heatmap_values=arrays.heatmap_values[:heatmap],
+            paf_positions=arrays.paf_positions[:paf], paf_values=arrays.paf_values[:paf])

@@ -343,6 +343,6 @@ def _fill(buffer, positions, dataset, order, trainer):
                 trainer.send(_packet(bad=[error.path, error.reason], good=good))
                 good = 0
         buffer.current_sample = None
-        buffer.write(row, *sample[:4])
+        buffer.write(row, *sample[:5])
         good += 1
     return good

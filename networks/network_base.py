@@ -5,28 +5,34 @@ import numpy as np
 
 from pose_errors import UserError
 
+from .other_keypoints import HEAT, PAF, READS
 from .tensorflow import tf
 
 
 def build_losses(stages, heatmap, paf, mask, batchsize, last=-1):
     """The losses of all stages: l2_loss(mask * (prediction - label)) / batchsize (Cao et al., equation 5).
 
+    mask: (B,h,w,1), or one for each channel of the output, heat then PAF.
     last: the number of the stage whose maps inference gives, an index of stages.
 
     Returns:
         dict of scalars: loss (all stages and branches), loss_ll (that stage), loss_ll_paf, loss_ll_heat, and
         loss_ll_background, the loss_ll of predicting an empty image.
     """
-    def l2(prediction, label):
+    def l2(mask, prediction, label):
         return tf.nn.l2_loss(mask * (prediction - label)) / batchsize
 
     with tf.name_scope('losses'):
-        per_stage = [(l2(stage_paf, paf), l2(stage_heat, heatmap)) for stage_paf, stage_heat in stages]
+        heat_mask = paf_mask = mask
+        if mask.shape[-1] != 1:
+            heat_mask, paf_mask = mask[..., :heatmap.shape[-1]], mask[..., heatmap.shape[-1]:]
+        per_stage = [(l2(paf_mask, stage_paf, paf), l2(heat_mask, stage_heat, heatmap))
+                     for stage_paf, stage_heat in stages]
         loss_ll_paf, loss_ll_heat = per_stage[last]
         background = tf.one_hot(heatmap.shape[-1] - 1, heatmap.shape[-1])
         return {'loss': tf.add_n([loss for pair in per_stage for loss in pair]),
                 'loss_ll': loss_ll_paf + loss_ll_heat, 'loss_ll_paf': loss_ll_paf, 'loss_ll_heat': loss_ll_heat,
-                'loss_ll_background': l2(0.0, paf) + l2(background, heatmap)}
+                'loss_ll_background': l2(paf_mask, 0.0, paf) + l2(heat_mask, background, heatmap)}
 
 
 # Where the last layers start: at the mean of their maps. PAFs are zero nearly everywhere, and so are the heatmaps of
@@ -51,7 +57,7 @@ class Network:
     stages: [(paf (B,h,w,2 limbs), heat (B,h,w,parts + 1))] float32, one pair per stage, stage 1 first; in training
         those that follow the last one of inference too, whose losses help the earlier ones.
     output: (B,h,w,channels), heat then PAF of the last stage of inference; the node `Openpose/concat_stage7`.
-    skeleton_variables: names of the variables of the layers that make maps or read them.
+    skeleton_variables: {name of a variable of a layer that makes maps or reads them: HEAT, PAF or READS}.
     variables: all its variables.  pretrained_variables: those that come from its pretrained file.
     pretrained: a networks.Pretrained.
     """
@@ -72,7 +78,7 @@ class Network:
         self.is_training = is_training
         self._frozen_norms = self.pretrained.prefixes if freeze_batch_norm else ()
         self.variables = []
-        self.skeleton_variables = set()
+        self.skeleton_variables = {}
         self._decay = batch_norm_decay() if is_training else None
         self.scaled = self.scale(tf.cast(image, tf.float32))
         self.map_means = (0.0,) * skeleton.paf_channels, (0.0,) * len(skeleton.parts) + (BACKGROUND_MEAN,)
@@ -122,18 +128,21 @@ class Network:
     def _build_branch(self, x, stage, branch, mean):
         *hidden, (last, kernel, _) = self.stage_layers(stage, branch)
         for number, (name, size, filters) in enumerate(hidden):
-            with self.of_skeleton(number == 0 and stage > 1):
+            with self.of_skeleton(READS, number == 0 and stage > 1):
                 x = self.layer(x, name, size, filters)
-        with self.of_skeleton():
+        with self.of_skeleton(PAF if branch == 'L1' else HEAT):
             return self.layer(x, last, kernel, len(mean), mean)
 
     @contextlib.contextmanager
-    def of_skeleton(self, when=True):
-        """Around a layer that makes maps or, `when` it does, reads them: its variables depend on the skeleton."""
+    def of_skeleton(self, role, when=True):
+        """Around a layer whose variables depend on the skeleton, `when` they do.
+
+        role: it READS maps, or makes HEAT or PAF.
+        """
         before = len(self.variables)
         yield
         if when:
-            self.skeleton_variables.update(v.op.name for v in self.variables[before:])
+            self.skeleton_variables.update((v.op.name, role) for v in self.variables[before:])
 
     # Layers. Names are full names: those of the published checkpoints, whatever scope the caller is in.
 

@@ -5,6 +5,7 @@ two 3x3 layers, the second dilated: the same field of view for a tenth of the op
 """
 from .network_base import Network
 from .network_mobilenet import BACKBONE, depth
+from .other_keypoints import HEAT, PAF, READS
 
 FEATURES, FIRST_HEAD = 128, 512  # filters
 REFINEMENT_BLOCKS = 5
@@ -37,8 +38,8 @@ class MobilenetLight(Network):
     def stage(self, x, stage):
         name = 'Openpose/Stage%d' % stage
         x = self.initial_trunk(x, name) if stage == 1 else self.refinement_trunk(x, name)
-        return tuple(self.head(x, '%s_%s' % (name, branch), FIRST_HEAD if stage == 1 else FEATURES, mean)
-                     for branch, mean in zip(('L1', 'L2'), self.map_means))
+        return tuple(self.head(x, '%s_%s' % (name, branch), FIRST_HEAD if stage == 1 else FEATURES, mean, role)
+                     for branch, mean, role in zip(('L1', 'L2'), self.map_means, (PAF, HEAT)))
 
     def initial_trunk(self, x, name):
         for number in range(1, 4):
@@ -48,12 +49,12 @@ class MobilenetLight(Network):
     def refinement_trunk(self, x, name):
         for number in range(1, REFINEMENT_BLOCKS + 1):
             block = '%s_%d' % (name, number)
-            with self.of_skeleton(number == 1):
+            with self.of_skeleton(READS, number == 1):
                 x = self.conv_norm(x, block, 1, FEATURES)
             x = x + self.separable(x, block + '_wide', 7, FEATURES)
         return x
 
-    def head(self, x, name, filters, mean):
+    def head(self, x, name, filters, mean, role):
         x = self.conv_norm(x, name + '_1', 1, filters)
-        with self.of_skeleton():
+        with self.of_skeleton(role):
             return self.conv(x, name + '_2', 1, len(mean), mean)

@@ -27,6 +27,7 @@ from networks import NAMES, entry
 from pose_errors import UserError
 from pose_files import check_tensorflow_path
 
+from . import other_keypoints
 from .formats import slim_mobilenet, vgg19
 from .formats.npy import is_npy, read_npy, take_metadata
 
@@ -89,10 +90,13 @@ class Match:
     missing_pretrained: those of them that come from the network's own pretrained file.
     unmatched: names in the file that the network has no place for.
     reinitialized: those of missing whose values in the file are for other keypoints: of layers that make or read maps.
+    kept_parts: where the file is for other keypoints, the names of the parts whose maps are kept.
     """
 
-    def __init__(self, network, path, values, unmatched, reinitialized=()):
+    def __init__(self, network, path, values, unmatched, reinitialized=(), kept_parts=()):
         self.path = path
+        self.kept_parts = kept_parts
+        self._parts = network.skeleton.parts
         self.values = values
         self.unmatched = unmatched
         self.reinitialized = list(reinitialized)
@@ -107,6 +111,10 @@ class Match:
 
     def __str__(self):
         text = '%d variables restored, %d new' % (len(self.values), len(self.missing))
+        if self.kept_parts:
+            others = [part for part in self._parts if part not in self.kept_parts]
+            text += '; for other keypoints: the maps of %d of %d parts are kept, those of %s start anew' % (
+                len(self.kept_parts), len(self._parts), ', '.join(others) or 'some limbs')
         if self.reinitialized:
             layers = dict.fromkeys(LEAF.sub('', name) for name in self.reinitialized)
             text += '; for other keypoints, so these layers start anew: ' + ', '.join(layers)
@@ -125,8 +133,8 @@ def _some(names):
 def fit(network, path, flag='--pretrained', read=None):
     """Match of the weights file `path`, which `flag` gave, with a network, by name and shape.
 
-    Layers that make maps for other keypoints, or read such maps, are left to start anew: their shapes differ, or the
-    file is known to be for another skeleton.
+    Layers that make maps for other keypoints, or read such maps, keep what is for keypoints of the same name, where the
+    file is known to be for another skeleton (see other_keypoints.py); otherwise they start anew.
 
     Raises UserError when it cannot be read, an array has the wrong shape, or no array has a variable's name: the file
     is another network's.
@@ -147,11 +155,15 @@ def fit(network, path, flag='--pretrained', read=None):
             wrong[name] = '%s is %s in the file and %s in %s' % (name, value.shape, shape, network.name)
         else:
             values[name] = checked_values(value, name, path)
-    reinitialized = []
+    reinitialized, kept = [], []
     skeleton = skeleton_of(path, metadata)
     others = bool(wrong) or skeleton is not None and not skeleton.finds_the_same(network.skeleton)
-    if set(wrong) <= network.skeleton_variables and len(wrong) < len(network.variables) and values:
-        reinitialized = sorted(network.skeleton_variables & names) if others else []
+    if others and skeleton is not None:
+        kept, changed = _of_other_keypoints(network, weights, names, shapes, skeleton)
+        values.update(changed)
+        wrong = {name: text for name, text in wrong.items() if name not in changed}
+    if set(wrong) <= set(network.skeleton_variables) and len(wrong) < len(network.variables) and values:
+        reinitialized = sorted(set(network.skeleton_variables) & names) if others and not kept else []
         for name in reinitialized:
             values.pop(name, None)
         wrong = {}
@@ -164,7 +176,20 @@ def fit(network, path, flag='--pretrained', read=None):
                         % (path, network.name, ', '.join(sorted(names)[:3]), other_file))
     return Match(network, path, values, [name for name in sorted(names - set(values))
                                          if name not in reinitialized and not _is_training_state(name, values)],
-                 reinitialized)
+                 reinitialized, kept)
+
+
+def _of_other_keypoints(network, weights, names, shapes, skeleton):
+    """([name of a part whose maps are kept], {name of a variable: its value}) of weights for another Skeleton; nothing
+    where no part has the same name, or a shape is not what it has to be."""
+    channels = other_keypoints.common_channels(network.skeleton, skeleton)
+    kept = [name for name, channel in zip(network.skeleton.parts, channels.heat) if channel >= 0]
+    values = {name: other_keypoints.converted(name, checked_values(weights[name], name, 'the file'), shapes[name], role,
+                                              channels, skeleton)
+              for name, role in network.skeleton_variables.items() if name in names}
+    if not kept or any(value is None for value in values.values()):
+        return [], {}
+    return kept, values
 
 
 def checked_values(value, name, path):

@@ -36,7 +36,7 @@ from pose_dataset import check_input_size
 from pose_errors import UserError
 from pose_files import sources_digest
 
-VERSION = 5
+VERSION = 6
 MAX_CREDIT = 16  # batches that one message asks for, and that are on the way from one worker
 MAX_NUMBER = 1 << 40  # of a batch: its samples' positions stay far below 64 bits
 MAX_SAMPLES = 1 << 30
@@ -158,7 +158,7 @@ def check_frames(header, frames, layout):
 def _wire_layout(layout, frames):
     """[(name, dtype, shape)] of a batch's frames, with as many items of its maps as there are positions."""
     batchsize = layout[0][2][0]
-    counts = [batchsize] * 2 + [len(frames[2]) // 4] * 2 + [len(frames[4]) // 4] * 2
+    counts = [batchsize] * 3 + [len(frames[3]) // 4] * 2 + [len(frames[5]) // 4] * 2
     return [(name, np.dtype(dtype).newbyteorder('<').str, (count,) + shape[1:])
             for (name, dtype, shape), count in zip(layout, counts)]
 
@@ -170,12 +170,14 @@ def read_batch(frames, layout):
     """
     batch = Batch(*(np.frombuffer(frame, dtype).reshape(shape)
                     for frame, (_, dtype, shape) in zip(frames, _wire_layout(layout, frames))))
-    for positions, (_, _, largest) in ((batch.heatmap_positions, layout[2]), (batch.paf_positions, layout[4])):
+    for positions, (_, _, largest) in ((batch.heatmap_positions, layout[3]), (batch.paf_positions, layout[5])):
         if len(positions) and (positions[0] < 0 or positions[-1] >= largest[0]
                                or (positions[1:] <= positions[:-1]).any()):
             raise BadMessage('positions of map values out of order or range')
     if batch.mask.max() > mask_steps(batch.image, batch.mask):
         raise BadMessage('a mask above 1')
+    if batch.labelled.max() > 1:
+        raise BadMessage('labelled parts that are neither 0 nor 1')
     return batch
 
 

@@ -5,7 +5,7 @@ import pose_labels
 
 
 def made_up_arrays(seed, batchsize=3, width=64, height=96, stride=8, people=2):
-    """Dense image, heatmap, paf and mask of people at random places."""
+    """Dense image, heatmap, paf, mask and labelled parts of people at random places."""
     rng = np.random.RandomState(seed)
     cells = (batchsize, height // stride, width // stride)
     heatmap, paf = np.empty(cells + (19,), np.float32), np.empty(cells + (38,), np.float32)
@@ -14,4 +14,5 @@ def made_up_arrays(seed, batchsize=3, width=64, height=96, stride=8, people=2):
         heatmap[row] = pose_labels.render_heatmaps(joints, *cells[1:], stride)
         paf[row] = pose_labels.render_pafs(joints, *cells[1:], stride)
     mask = (rng.randint(0, stride * stride + 1, cells + (1,)) / (stride * stride)).astype(np.float32)
-    return rng.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8), heatmap, paf, mask
+    labelled = rng.uniform(size=(batchsize, 18)) < rng.choice([0.8, 1.0], (batchsize, 1))
+    return rng.randint(0, 256, (batchsize, height, width, 3)).astype(np.uint8), heatmap, paf, mask, labelled

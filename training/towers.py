@@ -204,12 +204,13 @@ def split_batch(batch, parts, skeleton):
         return [Batch(*batch)]
     batch = Batch(*batch)
     with tf.name_scope('split'):
-        images, masks = tf.split(batch.image, parts), tf.split(batch.mask, parts)
+        images, masks, labelled = (tf.split(field, parts) for field in (batch.image, batch.mask, batch.labelled))
         heatmaps = _split_items(batch.heatmap_positions, batch.heatmap_values, parts,
                                 masks[0].shape.num_elements() * skeleton.heatmap_channels)
         pafs = _split_items(batch.paf_positions, batch.paf_values, parts,
                             masks[0].shape.num_elements() * len(skeleton.limbs))
-        return [Batch(image, mask, *heatmap, *paf) for image, mask, heatmap, paf in zip(images, masks, heatmaps, pafs)]
+        return [Batch(image, mask, known, *heatmap, *paf)
+                for image, mask, known, heatmap, paf in zip(images, masks, labelled, heatmaps, pafs)]
 
 
 def _split_items(positions, values, parts, items):
@@ -234,7 +235,10 @@ def dense_maps(batch, skeleton):
         samples = batch.mask.shape.as_list()[0]
         heatmap, paf = (tf.reshape(maps, [samples or -1, height, width, channels]) for maps, channels in
                         ((heatmap, skeleton.heatmap_channels), (paf, skeleton.paf_channels)))
-        return batch.image, heatmap, paf, tf.cast(batch.mask, tf.float32) / mask_steps(batch.image, batch.mask)
+        mask = tf.cast(batch.mask, tf.float32) / mask_steps(batch.image, batch.mask)
+        unknown = tf.matmul(1 - tf.cast(batch.labelled, tf.float32),
+                            tf.constant(skeleton.parts_of_channels.T, tf.float32))
+        return batch.image, heatmap, paf, mask * tf.cast(unknown < 0.5, tf.float32)[:, None, None]
 
 
 def _decode_values(values):

@@ -56,10 +56,10 @@ class Validator:
         return session.run(self.network.output, {self._batch.image: images})
 
     def batches(self):
-        """All validation images in order, as lists of dense image, heatmap, paf and mask."""
+        """All validation images in order, as lists of dense image, heatmap, paf, mask and labelled parts."""
         rows = []
         for sample in validation_samples(self._dataset, usable_cores()):
-            rows.append((sample.image, sample.heatmap, sample.paf, sample.mask))
+            rows.append(sample[:5])
             if len(rows) == self._batchsize:
                 yield [np.stack(field) for field in zip(*rows)]
                 rows = []
@@ -118,7 +118,7 @@ def evaluate_ap(session, validator, flags, step, log, stop):
         summary, _, _ = evaluate(
             lambda images: validator.predict_maps(session, images, stop), annotation_file, image_folder,
             input_size=validator.input_size, progress=False,
-            dataset=read_dataset(annotation_file, flags.category, image_folder))
+            dataset=read_dataset(annotation_file, flags.category, image_folder, validator.network.skeleton))
         log.evaluation(step, summary['AP'])
         return summary['AP']
 
@@ -130,7 +130,8 @@ def log_background_loss(validation, stop):
     background = np.eye(skeleton.map_channels)[skeleton.background]
     for sample in validation_samples(validation, usable_cores()):
         stop.check()
-        total += last_stage_loss(background, sample.heatmap, sample.paf, sample.mask)
+        mask = sample.mask * skeleton.labelled_channels(sample.labelled)
+        total += last_stage_loss(background, sample.heatmap, sample.paf, mask)
         images += 1
     logging.info('predicting only background: validation(%d) loss_ll=%.6g', images, total / images)
 

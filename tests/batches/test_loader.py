@@ -234,7 +234,7 @@ def test_without_a_stand_in(sample_coco):
     with BatchLoader(dataset, 3, workers=1, seed=4) as loader:
         for number in range(2 * len(dataset) // 3):
             batch = loader.get(timeout=30)
-            samples = [dataset.training_sample(*next(order.draws(position)))[:4]
+            samples = [dataset.training_sample(*next(order.draws(position)))[:5]
                        for position in batch_positions(number, 3)]
             for array, values in zip(batch, encode_batch(*(np.stack(values) for values in zip(*samples)))):
                 np.testing.assert_array_equal(array, values)

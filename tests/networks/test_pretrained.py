@@ -11,6 +11,7 @@ import pytest
 import networks
 import tensorflow.compat.v1 as tf
 import tool_files
+from annotations.common_keypoints import merge_skeletons
 from annotations.skeleton import COCO_SKELETON, RUN_FILE, skeleton_of_category
 from networks import pretrained
 from networks.formats import vgg19
@@ -251,7 +252,7 @@ def test_weights_of_another_skeleton(tmp_path, known):
                 assert not pretrained.fit(network, path).missing
                 (tmp_path / RUN_FILE).write_text(json.dumps({'skeleton': written.to_json()}))
         match = pretrained.fit(network, path)
-        assert set(match.missing) == set(match.reinitialized) == network.skeleton_variables and not match.unmatched
+        assert set(match.missing) == set(match.reinitialized) == set(network.skeleton_variables) and not match.unmatched
         layers = ['Openpose/MConv_Stage%d_L%d_%d' % layer for layer in
                   ((1, 1, 5), (1, 2, 5), (2, 1, 1), (2, 1, 5), (2, 2, 1), (2, 2, 5))]
         assert str(match).endswith('; for other keypoints, so these layers start anew: ' + ', '.join(layers))
@@ -260,6 +261,39 @@ def test_weights_of_another_skeleton(tmp_path, known):
         for variable, value in zip(network.variables, session.run(network.variables)):
             if variable.op.name not in match.reinitialized:
                 np.testing.assert_array_equal(value, before[variable.op.name])
+
+
+@pytest.mark.parametrize('name', ('mobilenet_fast', 'mobilenet_light'))
+def test_more_keypoints_keep_the_maps_of_the_old_ones(name, tmp_path):
+    """In all stages, and the new ones' maps are empty: nothing is forgotten before training goes on."""
+    more = skeleton_of_category({'name': 'person', 'keypoints': ['nose', 'left_big_toe', 'left_ankle'],
+                                 'skeleton': [[1, 3], [3, 2]]}, 'f')
+    both = merge_skeletons(COCO_SKELETON, more, 'f')
+    image, outputs = np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype(np.uint8), []
+    for skeleton in (COCO_SKELETON, both):
+        with tf.Graph().as_default(), tf.Session() as session:
+            network = networks.get_network(name, tf.placeholder(tf.uint8, image.shape, 'image'), False,
+                                           skeleton=skeleton)
+            session.run(tf.global_variables_initializer())
+            if skeleton is COCO_SKELETON:  # maps far from those of an untrained network
+                for variable in network.variables:
+                    if variable.op.name in network.skeleton_variables and 'weights' in variable.op.name:
+                        shape = variable.shape.as_list()
+                        variable.load(np.random.RandomState(1).normal(0, 0.1, shape), session)
+                tf.train.Saver().save(session, str(tmp_path / 'model'))
+                (tmp_path / RUN_FILE).write_text(json.dumps({'skeleton': skeleton.to_json()}))
+            else:
+                match = pretrained.fit(network, str(tmp_path / 'model'))
+                assert not match.missing and len(match.kept_parts) == 18
+                assert 'the maps of 18 of 19 parts are kept, those of left_big_toe start anew' in str(match)
+                match.init_fn(None, session)
+            outputs.append(session.run(network.output, {'image:0': image}))
+    old, new = outputs
+    heat, paf = new[..., :both.heatmap_channels], new[..., both.heatmap_channels:]
+    assert np.abs(old).max() > 1
+    np.testing.assert_allclose(np.concatenate([heat[..., :18], heat[..., 19:]], 3), old[..., :19], atol=1e-3)
+    np.testing.assert_allclose(paf[..., :38], old[..., 19:], atol=1e-3)
+    assert not heat[..., 18].any() and not paf[..., 38:].any()
 
 
 def vgg_19():

@@ -233,9 +233,10 @@ def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     for place, values in ((0, [second, first]), (0, [first, first]), (-1, [1 << 30]), (0, [-1])):
         positions = good.paf_positions.copy()
         positions[place:][:len(values)] = values
-        bad.append(frames[:4] + [positions.tobytes()] + frames[5:])
+        bad.append(frames[:5] + [positions.tobytes()] + frames[6:])
     bad += [frames[:1] + [b'\xff' * len(frames[1])] + frames[2:]]  # a mask above 1
-    bad += [frames[:4] + [frames[4][:-4]] + frames[5:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
+    bad += [frames[:2] + [b'\x02' * len(frames[2])] + frames[3:]]  # labelled parts above 1
+    bad += [frames[:5] + [frames[5][:-4]] + frames[6:], [frames[0][:-1]] + frames[1:], frames[:-1], frames + [b'']]
     bad *= 4
     assert len(bad) > protocol.MAX_CREDIT  # each bad one is replaced by a new one
     with BatchReceiver(address, SETTINGS) as receiver, TrainerConnection(address) as connection:

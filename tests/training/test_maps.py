@@ -11,7 +11,7 @@ from training.towers import dense_maps, split_batch
 
 def placeholders(batch, samples):
     """For Batches like this one; samples: how many, None when that is not known."""
-    return Batch(*(tf.placeholder(field.dtype, (samples if k < 2 else None,) + field.shape[1:])
+    return Batch(*(tf.placeholder(field.dtype, (samples if k < 3 else None,) + field.shape[1:])
                    for k, field in enumerate(batch)))
 
 
@@ -21,7 +21,7 @@ def test_dense_maps_are_those_of_numpy(stride, people):
         fields = placeholders(encode_batch(*made_up_arrays(0, stride=stride)), None)
         maps = dense_maps(fields, COCO_SKELETON)
         assert [tensor.shape.as_list()[1:] for tensor in maps[1:]] == [[96 // stride, 64 // stride, c]
-                                                                       for c in (19, 38, 1)]
+                                                                       for c in (19, 38, 57)]
         for seed, batchsize in ((1, 4), (2, 1)):
             batch = encode_batch(*made_up_arrays(seed, batchsize, stride=stride, people=people))
             for got, expected in zip(session.run(maps, dict(zip(fields, batch))), decode_batch(batch, COCO_SKELETON)):

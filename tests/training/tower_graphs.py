@@ -36,7 +36,8 @@ class Towers:
     def __init__(self, model, towers, batchsize, rate, optimize_graph=True, cluster=ALONE, **kwargs):
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.fields = Batch(*(tf.placeholder(dtype, shape if name in ('image', 'mask') else (None,) + shape[1:])
+            fixed = 'image', 'mask', 'labelled'
+            self.fields = Batch(*(tf.placeholder(dtype, shape if name in fixed else (None,) + shape[1:])
                                   for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8, COCO_SKELETON)))
             devices, config = tower_devices(towers, 0, cluster)
             self.cluster = cluster

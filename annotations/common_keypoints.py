@@ -1,0 +1,77 @@
+"""Keypoints of several data sets, which meet by name: left_knee, LKnee and "Knee (L)" are one."""
+import numpy as np
+
+from pose_errors import UserError
+
+from .skeleton import MAX_LIMBS, MAX_PARTS, SIDES, is_labelled, name_tokens
+
+
+def same_name(name):
+    """What is the same for two names of one keypoint: its side, and its other words."""
+    side, words = '', []
+    for token in map(str.lower, name_tokens(name)):
+        sides = [pair[0] for pair in zip(*SIDES) if token in pair]
+        if sides:
+            side = sides[0]
+        elif token.isalnum():
+            words.append(token)
+    return side, ''.join(words)
+
+
+def common_keypoints(skeleton, other):
+    """For each keypoint of a Skeleton the index of another one's keypoint of the same name, or -1: int64 (keypoints,).
+
+    Each keypoint of the other one goes to at most one.
+    """
+    index = {}
+    for k, name in enumerate(other.keypoints):
+        index.setdefault(same_name(name), k)
+    return np.array([index.pop(same_name(name), -1) for name in skeleton.keypoints], np.int64)
+
+
+def labelled_parts(skeleton, other):
+    """Which parts of a Skeleton annotations made for another one label: bool (parts,)."""
+    common = common_keypoints(skeleton, other) >= 0
+    return np.array([all(common[k] for k in source) for source in skeleton.sources])
+
+
+def converted(keypoints, common):
+    """Keypoints (x, y, v, x, y, v ...) of one person as those of another skeleton, see common_keypoints; 0 where it has
+    none. Returns (the list, how many of them are labelled)."""
+    rows = np.array(keypoints + [0, 0, 0], np.float64).reshape(-1, 3)[common]
+    return rows.reshape(-1).tolist(), int(is_labelled(rows[:, 2]).sum())
+
+
+def merge_skeletons(skeleton, other, origin):
+    """A Skeleton with the keypoints that another one has besides, each a part, and the limbs that reach them.
+
+    Raises UserError, which names origin, where they have no keypoint in common: no limb would connect the two.
+    """
+    common = common_keypoints(skeleton, other)
+    if (common < 0).all():
+        raise UserError('%s has no keypoint of the same name as the other data (%s; there: %s); rename some in its '
+                        'categories' % (origin, ', '.join(other.keypoints[:5]), ', '.join(skeleton.keypoints[:5])))
+    # A part that is a mean, as COCO's neck, stands for a keypoint of its name.
+    means = {same_name(name): part for part, name in enumerate(skeleton.parts) if len(skeleton.sources[part]) > 1}
+    added = [k for k, name in enumerate(other.keypoints) if k not in common and same_name(name) not in means]
+    parts, first = skeleton.parts + tuple(other.keypoints[k] for k in added), len(skeleton.parts)
+    if len(parts) > MAX_PARTS or len(set(parts)) < len(parts):
+        raise UserError('%s: %d parts together, of %d names; at most %d of different names can be trained'
+                        % (origin, len(parts), len(set(parts)), MAX_PARTS))
+    # From the other one's parts to those of both; a part that is a mean of keypoints has none.
+    part_of = {other.part_of_keypoint[k]: first + number for number, k in enumerate(added)}
+    part_of.update((other.part_of_keypoint[k], skeleton.part_of_keypoint[own])
+                   for own, k in enumerate(common) if k >= 0)
+    part_of.update((other.part_of_keypoint[k], means[same_name(name)]) for k, name in enumerate(other.keypoints)
+                   if k not in common and same_name(name) in means)
+    limbs = [(part_of[a], part_of[b]) for a, b in other.limbs
+             if a in part_of and b in part_of and max(part_of[a], part_of[b]) >= first]
+    if len(skeleton.limbs) + len(limbs) > MAX_LIMBS:
+        raise UserError('%s: more than %d limbs together' % (origin, MAX_LIMBS))
+    flips = [part_of.get(other.flip_order[other.part_of_keypoint[k]], 0) for k in added]
+    return skeleton._replace(
+        keypoints=skeleton.keypoints + parts[first:], parts=parts, limbs=skeleton.limbs + tuple(limbs),
+        sigmas=skeleton.sigmas + tuple(other.sigmas[k] for k in added),
+        sources=skeleton.sources + tuple((len(skeleton.keypoints) + number,) for number in range(len(added))),
+        flip_order=skeleton.flip_order + tuple(flip if flip >= first else first + number
+                                               for number, flip in enumerate(flips)))
