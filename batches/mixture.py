@@ -79,7 +79,7 @@ class Mixture:
 
 
 def place_of(text):
-    """(datapath, split) of an --add-data, as for annotations.images.find_split. Raises UserError where there is none."""
+    """(datapath, split) of an --add-data, as for annotations.images.find_split. Raises UserError when there is none."""
     path, _ = path_and_share(text)
     place = path, ADDED_SPLIT
     if path.endswith('.json'):

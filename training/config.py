@@ -46,9 +46,10 @@ FEW_STEPS = 500  # a run of fewer learns next to nothing
 # accumulate: batches per update.  loss_scale: where an optimizer.LossScale starts, 0: none.
 # backbone_rate: a factor on the learning rate of the variables whose names start with one of `backbone`.
 # freeze_batch_norm: theirs stays as it is.  clip_norm: of all gradients, 0: any.  ema: decay of the averages, 0: none.
+# teacher: the file of a network that completes labels, or None.
 Recipe = collections.namedtuple('Recipe', 'optimizer momentum weight_decay warmup_steps factors decay_steps accumulate '
-                                          'loss_scale backbone_rate backbone freeze_batch_norm clip_norm ema',
-                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, 0.0, 1.0, (), False, 0.0, 0.0))
+                                          'loss_scale backbone_rate backbone freeze_batch_norm clip_norm ema teacher',
+                                defaults=('adam', 0.9, 0.0, 0, False, 0, 1, 0.0, 1.0, (), False, 0.0, 0.0, None))
 
 # How far a run goes, in steps of its batch. steps_per_epoch, max_steps: the last step.  by_steps: whether --max-steps
 # says so.  offset: what has to be added to the global step to get the samples that were trained in batches of now; 0
@@ -153,6 +154,8 @@ def add_optimizer_flags(add):
         help='the largest norm of all gradients together; larger ones are scaled to it (default: any)')
     add('--ema', type=fraction, default=0.0, metavar='DECAY', help='of a moving average of the weights, as 0.999; that '
         'is then validated and exported (0: none)')
+    add('--teacher', metavar='FILE', help='a trained network, as weights (.npy) or a graph frozen with '
+        '--input-size=dynamic, whose maps stand where labels are empty or masked, in images that show people')
     add('--warmup-steps', type=non_negative_int, help='steps in which the learning rate rises from 0 (default %d; 0: '
                                                       'none)' % WARMUP_STEPS)
     add('--optimizer', choices=('adam', 'sgd'), help='what changes the weights (default adam)')
@@ -219,6 +222,8 @@ def check_flags(flags, cluster):
             except UserError as error:
                 raise UserError('%s, or validate on a tenth of the training images: --valid-share=0.1, or train '
                                 'without validation: --valid-every=0' % error)
+    if flags.teacher and not os.path.isfile(flags.teacher):
+        raise UserError('--teacher=%s is no file; give weights (.npy) or a frozen graph (.pb)' % flags.teacher)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
         path = getattr(flags, name)
         if path and not networks.pretrained.is_weights_file(path):
@@ -282,4 +287,4 @@ def recipe_of(flags, loss_scale=0.0):
     return Recipe(flags.optimizer, flags.momentum, flags.weight_decay, flags.warmup_steps, paper,
                   paper and max(1, PAPER_DECAY_SAMPLES // (flags.batchsize * flags.accumulate)), flags.accumulate,
                   loss_scale, flags.backbone_lr, networks.entry(flags.model).pretrained.prefixes,
-                  flags.freeze_batch_norm, flags.clip_norm or 0.0, flags.ema)
+                  flags.freeze_batch_norm, flags.clip_norm or 0.0, flags.ema, flags.teacher)

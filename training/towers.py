@@ -19,6 +19,7 @@ from networks.tensorflow import tf
 from .cluster import ALONE
 from .config import Recipe
 from .optimizer import Optimizer, average_weights, kept_share, learning_rate_schedule
+from .teacher import completed_labels, read_teacher
 
 AVERAGES = '/moving_mean', '/moving_variance'  # of batch norm: how the names of their variables end
 BUCKET_BYTES = 1 << 24
@@ -56,6 +57,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, schedule, recipe)
+    teacher = read_teacher(recipe.teacher, skeleton) if recipe.teacher else None
     towers, optimizers, replicas, averaged = [], [], [[] for _ in devices], []
     with tf.device('/cpu:0'):
         parts = split_batch(batch, len(devices), skeleton)
@@ -63,7 +65,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
         with tower_scope(k, device), collected(replicas[k]):
             optimizers.append(Optimizer(rate, recipe))
             towers.append(tower_gradients(model, part, optimizers[k], skeleton, recipe.accumulate,
-                                          recipe.freeze_batch_norm))
+                                          recipe.freeze_batch_norm, teacher))
 
     if len(devices) * cluster.size == 1:
         reduced = Reduced([towers[0].gradients], [[]], towers[0].losses, None, 0)
@@ -145,7 +147,8 @@ def busy_seconds(batch, gradients):
             return tf.cast(tf.timestamp() - start, tf.float32)
 
 
-def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batch_norm=False):
+def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batch_norm=False,
+                    teacher=None):
     """Build a tower on the current device.
 
     Args:
@@ -155,7 +158,7 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batc
         accumulate: in so many slices, one after the other, so that memory is that of one. Losses and gradients are the
             means over them, which for losses that are means over samples are those of the whole; batch norm sees each
             slice by itself.
-        freeze_batch_norm: see networks.get_network.
+        freeze_batch_norm: see networks.get_network.  teacher: a teacher.Teacher that completes labels.
     Returns:
         a Tower.
     """
@@ -168,7 +171,7 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batc
             # The identities make each field cross to this device once, and no slice begin before the last one ended.
             fields = Batch(*(tf.identity(field) for field in fields))
         with tf.variable_scope(tf.get_variable_scope(), reuse=number > 0 or None):
-            next_slice = _slice_gradients(model, fields, optimizer, skeleton, freeze_batch_norm)
+            next_slice = _slice_gradients(model, fields, optimizer, skeleton, freeze_batch_norm, teacher)
         tower = next_slice if tower is None else _sum(tower, next_slice)
     if accumulate == 1:
         return tower
@@ -176,8 +179,10 @@ def tower_gradients(model, batch, optimizer, skeleton, accumulate=1, freeze_batc
                           gradients=[(gradient / accumulate, variable) for gradient, variable in tower.gradients])
 
 
-def _slice_gradients(model, batch, optimizer, skeleton, freeze_batch_norm):
+def _slice_gradients(model, batch, optimizer, skeleton, freeze_batch_norm, teacher):
     image, heatmap, paf, mask = dense_maps(batch, skeleton)
+    if teacher:
+        heatmap, paf, mask = completed_labels(teacher, image, heatmap, paf, mask)
     earlier = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     network = networks.get_network(model, image, is_training=True, skeleton=skeleton,
                                    freeze_batch_norm=freeze_batch_norm)
