@@ -27,6 +27,16 @@ def teacher_of(maps, skeleton):
         return Teacher(graph.as_graph_def(), common_channels(COCO_SKELETON, skeleton))
 
 
+def small_graph(path, shape=(None, None, None, 3)):
+    """A frozen graph whose maps are darker and brighter places; returns its path as text."""
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, shape, 'image')
+        grey = tf.nn.avg_pool(tf.pad(image / 255, [[0, 0], [0, 0], [0, 0], [0, 54]]), 8, 8, 'SAME')
+        tf.identity(grey, name='Openpose/concat_stage7')
+        path.write_bytes(freeze.with_skeleton(graph.as_graph_def(), COCO_SKELETON).SerializeToString())
+    return str(path)
+
+
 def complete(teacher, heatmap, paf, mask):
     with tf.Graph().as_default(), tf.Session() as session:
         image = tf.zeros((len(heatmap), 32, 40, 3), tf.uint8)
@@ -78,13 +88,8 @@ def test_files_that_teach(sample_coco, tmp_path):
     dogs = COCO_SKELETON._replace(parts=tuple('dog_' + name for name in COCO_SKELETON.parts))
     with pytest.raises(UserError, match='none of these is learned here'):
         read_teacher(str(WEIGHTS), dogs)
-    with tf.Graph().as_default() as graph, tf.Session():
-        x = tf.placeholder(tf.float32, (1, 32, 40, 3), 'image')
-        tf.nn.avg_pool(tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 54]]), 8, 8, 'SAME', name='Openpose/concat_stage7')
-        (tmp_path / 'fixed.pb').write_bytes(freeze.with_skeleton(graph.as_graph_def(),
-                                                                 COCO_SKELETON).SerializeToString())
     with pytest.raises(UserError, match='takes images of one size'):
-        read_teacher(str(tmp_path / 'fixed.pb'), COCO_SKELETON)
+        read_teacher(small_graph(tmp_path / 'fixed.pb', (1, 32, 40, 3)), COCO_SKELETON)
     assert_user_error(run_command('train.py', '--pretrained=none', '--datapath=%s' % sample_coco,
                                   '--teacher=/no/such.npy'), '--teacher=/no/such.npy is no file')
 
@@ -92,7 +97,8 @@ def test_files_that_teach(sample_coco, tmp_path):
 @pytest.mark.slow
 def test_a_run_with_a_teacher(sample_coco, tmp_path):
     """In two towers, each with two slices: the loss is another one, of labels that are the same from run to run."""
+    teacher = ['--teacher=%s' % small_graph(tmp_path / 'teacher.pb')]
     logs = [train_small(sample_coco, tmp_path / name, '--max-steps=2', '--gpus=2', '--accumulate=2', *flags)
-            for name, flags in (('a', ['--teacher=%s' % WEIGHTS]), ('b', ['--teacher=%s' % WEIGHTS]), ('c', []))]
+            for name, flags in (('a', teacher), ('b', teacher), ('c', []))]
     losses = [[line.split(' loss=')[1].split(',')[0] for line in log.splitlines() if ' step=' in line] for log in logs]
     assert losses[0] == losses[1] != losses[2] and len(losses[0]) == 2
