@@ -7,9 +7,10 @@
     python3 pose_eval.py --graph=graph_opt.pb --video=FILE --output-dir=DIR       people in a video, numbered
     python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
-How the metrics come about is in inference/metrics.py. inference/predictor.py reads images, runs the network, averages
-the maps of several sizes and decodes them side by side; inference/decode.py turns maps into people. TensorFlow is only
-imported to run a network.
+How the metrics come about is in inference/metrics.py, the page about them in inference/report.py; photographs are the
+matter of inference/photographs.py, films of inference/video.py. inference/predictor.py reads images, runs the network,
+averages the maps of several sizes and decodes them side by side; inference/decode.py turns maps into people. TensorFlow
+is only imported to run a network.
 """
 import argparse
 import json
@@ -27,30 +28,31 @@ import networks
 import pose_draw
 import pose_files
 from annotations.arrays import log_turned_images
-from annotations.coco import as_pycocotools, read_dataset, summary_of
-from annotations.images import find_split, image_finder, part_name, read_image, write_picture
-from inference import choose_skeleton, open_network, photographs, read_skeleton, video
+from annotations.coco import read_dataset, summary_of
+from annotations.images import find_split, image_finder, part_name, write_picture
+from inference import choose_skeleton, open_network, photographs, read_skeleton, report, video
 from inference.decode import MIN_PARTS, PEAK_THRESHOLD
 from inference.decode import decode_people  # noqa: F401 (for others)
-from inference.metrics import evaluate, keypoints_by_image, labelled_people
+from inference.metrics import evaluate, keypoints_by_image, labelled_people, table_of
 from inference.predictor import DEFAULT_SIZE, SIZE_MULTIPLE, start_decoders
 from networks.pretrained import find_checkpoint, is_weights_file, model_of
 from pose_errors import UserError
 
 DEFAULT_MODEL = 'mobilenet_thin'
 OUTPUT_DIR = os.path.join('logs', 'eval')
+# What the report's table of settings takes from the options and from the summary.
+SETTING = ('input', 'scales', 'flip', 'threshold', 'min_score', 'batchsize', 'network_ms', 'decode_ms', 'waiting')
 
 
-def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, output_dir, split, pictures, limit,
+def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, output_dir, split, pictures, limit, network,
                       **options):
-    """AP on a data set: table and summary, which is the last line on stdout, results file and picture.
+    """AP on a data set: table and summary, which is the last line on stdout, results file, picture and report.
 
-    split: gives the files of output_dir their names.  pictures: the number of images in the picture, or 0 for
-        none.  The others: as
-        for inference.metrics.evaluate.
+    split: gives the files of output_dir their names.  pictures: the number of images in the picture; 0 for no picture
+        and no report.  network: its name, for the report.  The others: as for inference.metrics.evaluate.
     """
-    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
-                                       **options)
+    summary, results, evaluation = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
+                                            **options)
     if predict_maps is None:
         summary['network_ms'] = None
     name = os.path.splitext(os.path.basename(split))[0]
@@ -58,15 +60,20 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
     results_file = os.path.join(output_dir, 'keypoints_%s_results.json' % name)
     pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']],
                                               category_id=dataset.category_id) for result in results])
-    picture = os.path.join(output_dir, 'people_%s.png' % name)
-    print(table, end='')
+    picture, page = (os.path.join(output_dir, file) for file in ('people_%s.png' % name, 'report.html'))
+    print(table_of(evaluation), end='')
     print('results: %s' % results_file)
     if pictures:
-        print('picture: %s' % picture)
+        print('picture: %s\nreport: %s' % (picture, page))
     print(json.dumps(summary), flush=True)
     if pictures:
-        write_picture(picture, draw_results(as_pycocotools(dataset), image_folder, results, pictures, limit,
+        write_picture(picture, draw_results(evaluation.cocoGt, image_folder, results, pictures, limit,
                                             dataset.skeleton))
+        setting = {'network': network, 'annotations': annotation_file, 'images': image_folder}
+        setting.update((key, dict(options, **summary)[key]) for key in SETTING)
+        pose_files.write_file(page, report.evaluation_page(
+            summary, results, evaluation, dataset.skeleton, image_folder,
+            '%s on %s' % (os.path.basename(os.path.normpath(network)), name), setting))
 
 
 def draw_results(coco, image_folder, results, count, limit, skeleton):
@@ -76,8 +83,7 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
-        path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
-        pixels, _ = read_image(path, (entry['width'], entry['height']), scale=1.0)
+        pixels = report.read_entry(entry, image_folder, find)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
@@ -146,7 +152,7 @@ def parse_flags():
     pictures.add_argument('--pictures', type=pose_cli.positive_int, default=8,
                           help='number of images in the picture beside the results of --datapath')
     pictures.add_argument('--no-pictures', dest='pictures', action='store_const', const=0,
-                          help='no pictures, only JSON files')
+                          help='no pictures and no report, only JSON files')
     pictures.add_argument('--maps', action='store_true',
                           help="with --images, also a picture of the network's output over each photograph")
     args = parser.parse_args()
@@ -215,8 +221,9 @@ def main():
                        min_score=args.min_score)
         with pose_files.output_folder(args.output_dir):
             if args.datapath:
+                network = args.graph or args.checkpoint or 'oracle at stride %d' % args.oracle
                 evaluate_data_set(predict_maps, dataset, *files, args.output_dir, args.split, args.pictures,
-                                  oracle_stride=args.oracle, **options)
+                                  network=network, oracle_stride=args.oracle, **options)
             elif args.images:
                 summary = photographs.draw_photographs(predict_maps, skeleton, given, args.output_dir,
                                                        pictures=args.pictures > 0, maps=args.maps, **options)

@@ -15,6 +15,7 @@ from conftest import assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
 from inference.metrics import load_coco
 from inference.predictor import InputImage, Predictor, Request, make_transforms
+from pages import Page
 from pose_errors import UserError
 from small_graphs import write_graph
 
@@ -51,7 +52,12 @@ def test_the_command_on_rendered_data(sample_coco, tmp_path):
     assert abs(evaluation.stats[0] - summary['AP']) < 1e-3
     picture = cv2.imread(str(tmp_path / 'people_val2017.png'))
     assert picture is not None and picture.shape[1] > 600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png',
+                                                                'report.html']
+    page = Page((tmp_path / 'report.html').read_bytes())
+    assert page.below['oracle at stride 8 on val2017'][:2] == ['%.3f' % summary['AP'], 'AP']
+    assert page.tables['Average precision'][1][:3] == ['all', str(summary['people']), '%.3f' % summary['AP']]
+    assert {image['alt'] for image in page.images} >= {'Precision and recall', 'AP at each threshold'}
 
 
 def test_no_pictures(sample_coco, tmp_path):
