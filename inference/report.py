@@ -50,7 +50,7 @@ def evaluation_page(summary, results, evaluation, skeleton, image_folder, title,
         section('Average precision', _sizes(evaluation), _curves(evaluation)),
         section('Keypoints', _keypoints(evaluation, results, skeleton, images)),
         section('Mistakes', _counts(images)),
-        section('Worst images', *worst or [paragraph('None: everybody was found.')]),
+        section('Worst images', *worst or [paragraph('None.')]),
         section('Best images', grid(map(pictures.figure, best))),
         section('Setting', table(None, list(setting.items()), 'words')))
 

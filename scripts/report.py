@@ -111,7 +111,8 @@ def _pace(flags, run, train):
 
 
 def _batch(flags):
-    return int(flags.get('batchsize') or 1) * int(flags.get('accumulate') or 1)
+    """Examples of a step."""
+    return int(np.prod([flags[name] for name in ('batchsize', 'accumulate') if isinstance(flags.get(name), int)]))
 
 
 def _seconds(flags, train):
