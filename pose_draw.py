@@ -92,7 +92,12 @@ def overlay_heatmap(image, heatmap, opacity=0.75):
         heatmap: (h, w, parts + 1), the background in the last channel; values are clipped to 0..1.
         opacity: of a certain part, 0..1.
     """
-    heat = _grow(np.clip(heatmap[:, :, :-1].max(axis=2), 0, 1), image)
+    return overlay_channel(image, heatmap[:, :, :-1].max(axis=2), opacity)
+
+
+def overlay_channel(image, channel, opacity=0.75):
+    """Blend one map (h, w), as the background's, over the image as overlay_heatmap does."""
+    heat = _grow(np.clip(channel, 0, 1), image)
     colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_JET)
     return _blend(_faded(image), colours, opacity * np.sqrt(heat))
 

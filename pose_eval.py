@@ -7,14 +7,12 @@
     python3 pose_eval.py --graph=graph_opt.pb --video=FILE --output-dir=DIR       people in a video, numbered
     python3 pose_eval.py ... --scales=0.5,1,1.5,2 --flip                          maps averaged over sizes and mirrored
 
-How the metrics come about is in inference/metrics.py. inference/predictor.py reads images, runs the network, averages
-the maps of several sizes and decodes them side by side; inference/decode.py turns maps into people. TensorFlow is only
-imported to run a network.
+How the metrics come about is in inference/metrics.py, the page about them in inference/report.py; photographs are the
+matter of inference/photographs.py, films of inference/video.py. inference/predictor.py reads images, runs the network,
+averages the maps of several sizes and decodes them side by side; inference/decode.py turns maps into people. TensorFlow
+is only imported to run a network.
 """
 import argparse
-import collections
-import concurrent.futures
-import contextlib
 import json
 import logging
 import os
@@ -25,39 +23,37 @@ if __name__ == '__main__':
     pose_cli.prepare_process()
 
 import numpy as np
-from tqdm import tqdm
 
 import networks
 import pose_draw
 import pose_files
 from annotations.arrays import log_turned_images
-from annotations.coco import as_pycocotools, read_dataset, summary_of
-from annotations.images import BadSample, find_split, image_finder, image_paths, part_name, read_image, \
-    read_photograph, write_picture
+from annotations.coco import read_dataset, summary_of
+from annotations.images import find_split, image_finder, part_name, write_picture
 from annotations.skeleton import COCO_SKELETON
-from inference import open_network, read_skeleton, video
-from inference.decode import MIN_PARTS, PEAK_THRESHOLD, keypoint_lists
+from inference import open_network, photographs, read_skeleton, report, video
+from inference.decode import MIN_PARTS, PEAK_THRESHOLD
 from inference.decode import decode_people  # noqa: F401 (for others)
-from inference.metrics import evaluate, keypoints_by_image, labelled_people
-from inference.predictor import DEFAULT_SIZE, MAX_HELD_BYTES, SIZE_MULTIPLE, InputImage, Predictor, Request, \
-    make_transforms, start_decoders
+from inference.metrics import evaluate, keypoints_by_image, labelled_people, table_of
+from inference.predictor import DEFAULT_SIZE, SIZE_MULTIPLE, start_decoders
 from networks.pretrained import find_checkpoint, is_weights_file, model_of
 from pose_errors import UserError
 
-WRITERS = 2  # threads
 DEFAULT_MODEL = 'mobilenet_thin'
 OUTPUT_DIR = os.path.join('logs', 'eval')
+# What the report's table of settings takes from the options and from the summary.
+SETTING = ('input', 'scales', 'flip', 'threshold', 'min_score', 'batchsize', 'network_ms', 'decode_ms', 'waiting')
 
 
-def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, output_dir, split, pictures, limit,
+def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, output_dir, split, pictures, limit, network,
                       **options):
-    """AP on a data set: table and summary, which is the last line on stdout, results file and picture.
+    """AP on a data set: table and summary, which is the last line on stdout, results file, picture and report.
 
-    split: gives the files of output_dir their names.  pictures: the number of images in the picture.  The others: as
-        for inference.metrics.evaluate.
+    split: gives the files of output_dir their names.  pictures: the number of images in the picture; 0 for no picture
+        and no report.  network: its name, for the report.  The others: as for inference.metrics.evaluate.
     """
-    summary, results, table = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
-                                       **options)
+    summary, results, evaluation = evaluate(predict_maps, annotation_file, image_folder, limit=limit, dataset=dataset,
+                                            **options)
     if predict_maps is None:
         summary['network_ms'] = None
     name = os.path.splitext(os.path.basename(split))[0]
@@ -65,13 +61,20 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
     results_file = os.path.join(output_dir, 'keypoints_%s_results.json' % name)
     pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']],
                                               category_id=dataset.category_id) for result in results])
-    picture = os.path.join(output_dir, 'people_%s.png' % name)
-    print(table, end='')
+    picture, page = (os.path.join(output_dir, file) for file in ('people_%s.png' % name, 'report.html'))
+    print(table_of(evaluation), end='')
     print('results: %s' % results_file)
-    print('picture: %s' % picture)
+    if pictures:
+        print('picture: %s\nreport: %s' % (picture, page))
     print(json.dumps(summary), flush=True)
-    write_picture(picture, draw_results(as_pycocotools(dataset), image_folder, results, pictures, limit,
-                                        dataset.skeleton))
+    if pictures:
+        write_picture(picture, draw_results(evaluation.cocoGt, image_folder, results, pictures, limit,
+                                            dataset.skeleton))
+        setting = {'network': network, 'annotations': annotation_file, 'images': image_folder}
+        setting.update((key, dict(options, **summary)[key]) for key in SETTING)
+        pose_files.write_file(page, report.evaluation_page(
+            summary, results, evaluation, dataset.skeleton, image_folder,
+            '%s on %s' % (os.path.basename(os.path.normpath(network)), name), setting))
 
 
 def draw_results(coco, image_folder, results, count, limit, skeleton):
@@ -81,81 +84,13 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
-        path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
-        pixels, _ = read_image(path, (entry['width'], entry['height']), scale=1.0)
+        pixels = report.read_entry(entry, image_folder, find)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
             drawn = pose_draw.draw_skeletons(pixels, joints, skeleton)
             cells.append(pose_draw.caption(drawn, '%s %s' % (image_id, title)))
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
-
-
-def draw_photographs(predict_maps, skeleton, paths, root, output_dir, decoders=None, batchsize=1, limit=None,
-                     threshold=PEAK_THRESHOLD, min_score=0.0, **setting):
-    """Skeletons on each photograph, and a JSON file beside each in the manner of OpenPose; prints a summary.
-
-    paths: of the photographs, below root.  setting: as for inference.predictor.make_transforms, the others for
-        Predictor.
-    """
-    paths = paths[:limit]
-    outputs = output_prefixes(paths, root, output_dir)
-    predictor = Predictor(predict_maps, skeleton, batchsize, decoders, threshold=threshold, min_score=min_score)
-    summary = {'images': 0, 'people': 0}
-    requests = (Request(path, photograph_reader(path, setting)) for path in paths)
-    # Drawing and compressing a picture takes as long as a small network: threads do it meanwhile.
-    with concurrent.futures.ThreadPoolExecutor(WRITERS) as writers, \
-            contextlib.closing(predictor.find_people(requests)) as found:
-        writing = collections.deque()
-        for path, image, keypoints, scores in tqdm(found, 'finding people', len(paths), unit='image', disable=None):
-            summary['images'] += 1
-            summary['people'] += len(scores)
-            future = writers.submit(write_photograph, *outputs[path], image.pixels, keypoints, scores, skeleton)
-            writing.append((image.pixels.nbytes, future))
-            while len(writing) > 2 * WRITERS or sum(size for size, _ in writing) > MAX_HELD_BYTES:
-                writing.popleft()[1].result()
-        for _, future in writing:
-            future.result()
-    if not summary['images']:
-        raise UserError('none of the %d photographs in %s could be read; give JPEG, PNG, BMP or WebP files'
-                        % (len(paths), root))
-    summary.update(predictor.timings(), scales=list(setting['scales']), flip=setting['flip'])
-    print('pictures and keypoints: %s' % output_dir)
-    print(json.dumps(summary))
-
-
-def output_prefixes(paths, root, output_dir):
-    """{path of a photograph: (prefix of the paths of its outputs, its name below root)}.
-
-    Outputs lie in output_dir as the photographs do below root; two that differ in their endings alone keep these.
-    """
-    names = [os.path.relpath(path, root) for path in paths]
-    stems = [os.path.splitext(name)[0] for name in names]
-    count = collections.Counter(stems)
-    return {path: (os.path.join(output_dir, name if count[stem] > 1 else stem), name)
-            for path, name, stem in zip(paths, names, stems)}
-
-
-def photograph_reader(path, setting):
-    """The function that reads a photograph, for an inference.predictor.Request."""
-    def read():
-        try:
-            pixels = read_photograph(path)
-        except BadSample as error:
-            logging.warning('skipped: %s', error)
-            return None
-        return InputImage(pixels, 1, make_transforms(pixels.shape[1], pixels.shape[0], **setting), None)
-    return read
-
-
-def write_photograph(prefix, name, pixels, keypoints, scores, skeleton):
-    """A picture with skeletons, and people as OpenPose's JSON, in image pixels."""
-    pose_files.make_folder(os.path.dirname(prefix))
-    write_picture(prefix + '_rendered.png', pose_draw.draw_skeletons(pixels, keypoints, skeleton))
-    pose_files.write_json(prefix + '_keypoints.json', {
-        'image': name, 'width': pixels.shape[1], 'height': pixels.shape[0], 'part_names': list(skeleton.parts),
-        'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person}
-                   for person, score in zip(keypoint_lists(keypoints), scores)]})
 
 
 def scales(text):
@@ -186,7 +121,8 @@ def parse_flags():
                         help='of the processor, for the network (all)')
     task = parser.add_mutually_exclusive_group()
     pose_cli.add_data_flags(parser, task)
-    task.add_argument('--images', help='folder of photographs, or one, for pictures and JSON files')
+    task.add_argument('--images', help="photographs, for pictures and JSON files: a folder, a file, or a pattern as "
+                                       "'photos/**/*.jpg'")
     task.add_argument('--video', help='video file, URL, or number or device of a camera, for an annotated video and '
                                       'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
@@ -213,8 +149,13 @@ def parse_flags():
                         help='processes that decode maps, besides the one that runs the network (one a spare core)')
     parser.add_argument('--output-dir', help='where results and pictures go (%s, or the next free %s-N)'
                         % (OUTPUT_DIR, OUTPUT_DIR))
-    parser.add_argument('--pictures', type=pose_cli.positive_int, default=8,
-                        help='number of images in the picture beside the results')
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument('--pictures', type=pose_cli.positive_int, default=8,
+                          help='number of images in the picture beside the results of --datapath')
+    pictures.add_argument('--no-pictures', dest='pictures', action='store_const', const=0,
+                          help='no pictures and no report, only JSON files')
+    pictures.add_argument('--maps', action='store_true',
+                          help="with --images, also a picture of the network's output over each photograph")
     args = parser.parse_args()
     if args.images or args.video:
         args.datapath = None  # $COCO_DIR is not meant
@@ -224,12 +165,14 @@ def parse_flags():
         parser.error('--model goes with --checkpoint and --weights; a graph needs none')
     if args.show and not args.video:
         parser.error('--show goes with --video')
+    if args.video and not args.pictures:
+        parser.error('--no-pictures goes with --images and --datapath')
+    if args.maps and not args.images:
+        parser.error('--maps goes with --images')
     if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
     if any(side % SIZE_MULTIPLE for side in args.input_size or ()):
         parser.error('--input-size=%dx%d: both sides must be multiples of %d' % (*args.input_size, SIZE_MULTIPLE))
-    if args.images and args.output_dir and os.path.realpath(args.images) == os.path.realpath(args.output_dir):
-        parser.error('--output-dir is the folder of the photographs; give another one')
     check_network(parser, args)
     if args.output_dir is None:
         args.output_dir = pose_files.free_folder(OUTPUT_DIR)
@@ -261,7 +204,7 @@ def main():
     split = part_name(args.split, 'valid', args.valid_share)
     files = find_split(args.datapath, split, args.imgpath) if args.datapath else None
     if args.images:
-        photographs = image_paths(args.images, skip=args.output_dir)
+        given = photographs.find_photographs(args.images, args.output_dir)
     elif args.video:
         video.Frames(args.video).close()
         if args.show:
@@ -279,11 +222,14 @@ def main():
                        min_score=args.min_score)
         with pose_files.output_folder(args.output_dir):
             if args.datapath:
+                network = args.graph or args.checkpoint or 'oracle at stride %d' % args.oracle
                 evaluate_data_set(predict_maps, dataset, *files, args.output_dir, args.split, args.pictures,
-                                  oracle_stride=args.oracle, **options)
+                                  network=network, oracle_stride=args.oracle, **options)
             elif args.images:
-                root = args.images if os.path.isdir(args.images) else os.path.dirname(os.path.abspath(args.images))
-                draw_photographs(predict_maps, skeleton, photographs, root, args.output_dir, **options)
+                summary = photographs.draw_photographs(predict_maps, skeleton, given, args.output_dir,
+                                                       pictures=args.pictures > 0, maps=args.maps, **options)
+                print('pictures and keypoints: %s' % args.output_dir)
+                print(json.dumps(summary))
             else:
                 *paths, summary = video.find_people_in_video(predict_maps, skeleton, args.video, args.output_dir,
                                                              pose_cli.StopSignal(), show=args.show, **options)

@@ -8,7 +8,6 @@ import collections
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import struct
@@ -23,15 +22,12 @@ from pose_files import open_file, read_file, write_file
 
 from .yolo_config import CONFIG_SUFFIXES, config_in, find_yolo_split
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-OTHER_IMAGE_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.jxl', '.jfif', '.dng', '.cr2',
-                        '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.psd')
-
 MAX_BYTES, MAX_PIXELS = 2 ** 28, 2 ** 27
 HEADER_BYTES = 2 ** 17  # that are read for an image's size alone
 FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer bytes shows nothing, and takes seconds
 MAX_SIDE = 2 ** 15 - 2  # what OpenCV warps
 MAX_SCANS = 250  # of a progressive JPEG: each of a thousand empty ones takes as long as the picture
+JPEG_QUALITY = 90  # of pictures that are written
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -53,6 +49,9 @@ TURNS = {2: lambda pixels: pixels[:, ::-1], 3: lambda pixels: pixels[::-1, ::-1]
          5: lambda pixels: pixels.transpose(1, 0, 2), 6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
          7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1], 8: lambda pixels: pixels.transpose(1, 0, 2)[::-1]}
 
+HEIC_STARTS = {b'ftyp' + brand for brand in (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')}
+HEIC_REMEDY = 'heif-convert IN.heic OUT.jpg, of libheif, makes a JPEG of it'
+
 PNG_START = b'\x89PNG\r\n\x1a\n'
 PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 ANIMATION_CHUNKS = {b'acTL', b'fcTL', b'fdAT'}
@@ -64,11 +63,11 @@ COPY = re.compile(r'\.rf\.[0-9a-f]+(?=\.)')  # what Roboflow adds to the names o
 
 
 class BadSample(Exception):
-    """An image that cannot be used; the run goes on without it."""
+    """An image that cannot be used; the run goes on without it. kind: by which such files are counted."""
 
-    def __init__(self, path, reason):
+    def __init__(self, path, reason, kind='damaged'):
         super().__init__('%s %s' % (path, reason))
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.kind = path, reason, kind
 
 
 def read_image(path, size, scale):
@@ -159,8 +158,14 @@ def _names_in(folder):
 
 
 def write_picture(path, pixels):
-    """Write uint8 (H, W, 3) BGR pixels as a PNG file. Raises UserError when it cannot be written."""
-    write_file(path, cv2.imencode('.png', pixels)[1].tobytes())
+    """Write uint8 (H, W, 3) BGR pixels as a .png or .jpg file. Raises UserError when it cannot be written."""
+    write_file(path, encode_picture(pixels, os.path.splitext(path)[1]))
+
+
+def encode_picture(pixels, suffix):
+    """The bytes of a '.png' or '.jpg' file of uint8 (H, W, 3) BGR pixels."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == '.jpg' else []
+    return cv2.imencode(suffix, pixels, options)[1].tobytes()
 
 
 def _read(path):
@@ -168,24 +173,26 @@ def _read(path):
     try:
         data = read_file(path, MAX_BYTES)
     except OSError as error:
-        raise BadSample(path, '(%s)' % (error.strerror or 'cannot be read'))
+        raise BadSample(path, '(%s)' % (error.strerror or 'cannot be read'), 'unreadable')
     if not data:
-        raise BadSample(path, 'is empty')
+        raise BadSample(path, 'is empty', 'empty')
     if data.startswith(JPEG_START) and JPEG_END not in data[-JPEG_TAIL:] and not _has_end(data):
-        raise BadSample(path, 'is a truncated JPEG')
+        raise BadSample(path, 'is a truncated JPEG', 'truncated JPEG')
     try:
         (width, height), orientation, animated, data = _read_header(data)
     except (struct.error, AttributeError, TypeError):
+        if data[4:12] in HEIC_STARTS:
+            raise BadSample(path, 'is a HEIC image, whatever its name says; %s' % HEIC_REMEDY, '.heic')
         raise BadSample(path, 'is not an image (JPEG, PNG, BMP or WebP), or a damaged one')
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise BadSample(path, 'has %dx%d pixels; images have at most %d million, and sides of %d'
-                        % (width, height, MAX_PIXELS // 10 ** 6, MAX_SIDE))
+                        % (width, height, MAX_PIXELS // 10 ** 6, MAX_SIDE), 'too large')
     if width * height > max(FREE_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
         raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
     if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS:
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
     if animated:  # each frame may be as large as the picture, and OpenCV 4.11 crashes on some
-        raise BadSample(path, 'is an animation, not one image')
+        raise BadSample(path, 'is an animation, not one image', 'animated')
     return data, (width, height), orientation
 
 
@@ -298,36 +305,6 @@ def _has_end(data):
 def _after(data, at):
     """The place behind a marker and its segment."""
     return at + 2 if data[at + 1] in WITHOUT_LENGTH else at + 2 + struct.unpack_from('>H', data, at + 2)[0]
-
-
-def image_paths(path, skip=None):
-    """The images below a folder, its own folders included, sorted; of a file, this file.
-
-    Images of other kinds are passed over: one line of the log counts them. skip: a folder that is left out.
-
-    Raises UserError when there is no such folder or file, or no image in it.
-    """
-    if os.path.isfile(path):
-        return [path]
-    if not os.path.isdir(path):
-        raise UserError('--images=%s: there is no such folder or file; give photographs' % path)
-    paths, others, skipped = [], collections.Counter(), skip and os.path.realpath(skip)
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith('.')
-                      and os.path.realpath(os.path.join(folder, name)) != skipped]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_SUFFIXES:
-                paths.append(os.path.join(folder, name))
-            elif suffix in OTHER_IMAGE_SUFFIXES:
-                others[suffix] += 1
-    counts = ', '.join('%d %s' % (count, suffix) for suffix, count in sorted(others.items()))
-    if not paths:
-        raise UserError('no photographs in --images=%s (looked for %s%s)'
-                        % (path, ' '.join(IMAGE_SUFFIXES), '; there are %s: convert them' % counts if counts else ''))
-    if counts:
-        logging.warning('passed over in %s: %s; convert them to JPEG or PNG', path, counts)
-    return sorted(paths)
 
 
 def part_name(split, part, share):

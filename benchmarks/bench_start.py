@@ -30,6 +30,7 @@ WRONG_CALLS = {
     'scripts/transform_graph.py': ['--in_graph=nowhere.pb --out_graph=x.pb --transforms=x', '--in_graph=nowhere.pb',
                                    '--transforms=x', '', '--no-such-flag'],
     'scripts/plot_loss.py': ['nowhere', 'benchmarks', 'benchmarks --shares', '', '--no-such-flag'],
+    'scripts/report.py': ['nowhere', 'benchmarks', 'README.md', '', '--no-such-flag'],
     'scripts/export_weights.py': ['--checkpoint=nowhere --output=x.npy', '--checkpoint=benchmarks --output=x.npy',
                                   '--checkpoint=nowhere --output=x', '--output=x.npy', '--no-such-flag'],
     'scripts/make_sample_coco.py': ['--output-dir=README.md', '--output-dir=out --train=-1', '--output-dir=out --val=x',

@@ -53,7 +53,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
         summary: dict of METRICS (-1 where COCO has nobody to measure it on), images, people (labelled ones),
             detections; decode_ms, network_ms and waiting (Predictor.timings); input, scales and flip: the setting.
         results: list of dicts in COCO's results format.
-        table: pycocotools' table as text.
+        evaluation: pycocotools' COCOeval, from which table_of makes its table.
     Raises UserError: an image is missing or broken, or the maps are not a network's of this project.
     """
     dataset = dataset or read_dataset(annotation_file, image_folder=image_folder)
@@ -76,10 +76,10 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
             results += coco_results(image_id, keypoints, scores, dataset.skeleton)
             bar.update()
     results.sort(key=lambda result: result['image_id'])
-    summary, table = measure(coco, image_ids, results, dataset.skeleton)
+    summary, evaluation = measure(coco, image_ids, results, dataset.skeleton)
     setting = 'short edge %d' % short_edge if short_edge else '%dx%d' % tuple(input_size or DEFAULT_SIZE)
     summary.update(predictor.timings(), input=setting, scales=list(scales), flip=flip)
-    return summary, results, table
+    return summary, results, evaluation
 
 
 def _reader(coco, skeleton, image_id, image_folder, find, transforms, oracle_stride):
@@ -115,8 +115,7 @@ def coco_results(image_id, keypoints, scores, skeleton):
 
 
 def measure(coco, image_ids, results, skeleton):
-    """COCO's keypoint metrics: (dict of METRICS, images, people, detections; pycocotools' table as text)."""
-    table = io.StringIO()
+    """COCO's keypoint metrics: (dict of METRICS, images, people, detections and PCK; pycocotools' COCOeval)."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
             detections = coco.loadRes([dict(result) for result in results])  # it adds fields to the dicts
@@ -129,14 +128,21 @@ def measure(coco, image_ids, results, skeleton):
         evaluation.params.kpt_oks_sigmas = np.array(skeleton.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(table):
-            evaluation.summarize()
+        evaluation.summarize()
     summary = dict(zip(METRICS, (round(float(value), 4) for value in evaluation.stats)), images=len(image_ids),
                    people=len(labelled_people(coco, image_ids)), detections=len(results))
     reach = pck(coco, image_ids, results, skeleton)
     if reach is not None:
         summary['PCK'] = reach
-    return summary, table.getvalue()
+    return summary, evaluation
+
+
+def table_of(evaluation):
+    """The table that pycocotools prints of a COCOeval."""
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        evaluation.summarize()
+    return table.getvalue()
 
 
 def labelled_people(coco, image_ids):
@@ -158,16 +164,23 @@ def last_stage_loss(maps, heatmap, paf, mask):
 
 
 def pck(coco, image_ids, results, skeleton):
-    """The share of labelled keypoints found within PCK_SHARE of the torso's length, as in the evaluation of the Leeds
-    Sports Pose sets; the torso reaches from a shoulder to the opposite hip.
+    """The share of labelled keypoints in reach (keypoints_in_reach), or None where nobody has a labelled torso."""
+    in_reach, labelled = keypoints_in_reach(coco, image_ids, results, skeleton)
+    return round(float(in_reach.sum() / labelled.sum()), 4) if labelled.any() else None
+
+
+def keypoints_in_reach(coco, image_ids, results, skeleton):
+    """How many keypoints of each kind were found within PCK_SHARE of the torso's length, as in the evaluation of the
+    Leeds Sports Pose sets, and how many are labelled: int (keypoints,) each. The torso reaches from a shoulder to the
+    opposite hip.
 
     Each labelled person is compared with the found one that has the most keypoints in reach. People without a labelled
-    torso are left out; so is the measure, None, for skeletons without one.
+    torso are left out: all of them where the skeleton has none.
     """
     names = {name.lower(): k for k, name in enumerate(skeleton.keypoints)}
     diagonals = [(names[a], names[b]) for a, b in TORSO if a in names and b in names]
     found = keypoints_by_image(results)
-    hits = labelled = 0
+    in_reach, labelled = np.zeros((2, len(skeleton.keypoints)), int)
     for person in labelled_people(coco, image_ids):
         truth = np.array(person['keypoints'], np.float64).reshape(-1, 3)
         visible = is_labelled(truth[:, 2])
@@ -175,9 +188,10 @@ def pck(coco, image_ids, results, skeleton):
                     default=0)
         if not torso:
             continue
-        labelled += visible.sum()
+        labelled += visible
         if person['image_id'] in found:
             others = np.array(found[person['image_id']]).reshape(-1, len(truth), 3)
             distance = np.hypot(others[:, :, 0] - truth[:, 0], others[:, :, 1] - truth[:, 1])
-            hits += ((distance <= PCK_SHARE * torso) & (others[:, :, 2] > 0) & visible).sum(axis=1).max()
-    return round(float(hits / labelled), 4) if labelled else None
+            hits = (distance <= PCK_SHARE * torso) & (others[:, :, 2] > 0) & visible
+            in_reach += hits[hits.sum(axis=1).argmax()]
+    return in_reach, labelled

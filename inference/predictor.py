@@ -119,15 +119,24 @@ def average_maps(maps, transforms, skeleton):
         else:
             single = np.concatenate([single[:, :, heat_order], single[:, :, heat + paf_order] * paf_sign], axis=2)
             weight += np.concatenate([np.ones(heat), np.abs(paf_sign)])
-        # A cell g of the heatmaps stands for the input pixel stride * g + stride / 2 - 0.5, one of the PAFs for
-        # stride * g: that is how the labels are made.
-        for channels, shift in ((slice(0, heat), 0.5), (slice(heat, None), 0.0)):
-            part = np.asarray(single[:, :, channels], np.float32)
-            for axis in (0, 1):  # rows, then columns
-                cells = _input_cells(1 - axis, shape[axis], single.shape[axis], target, transform, shift)
-                part = interpolated(part, cells, axis)
+        for channels, part in _resampled(single, shape, target, transform, heat):
             total[:, :, channels] += part
     return total / weight, stride, target.matrix
+
+
+def maps_over_image(maps, transforms, skeleton, width, height):
+    """The averaged maps on a grid that covers an image of that size, in cells as large as theirs: float32 (h, w, C).
+
+    Inputs that are letterboxed show more than the image, or less than their own borders. maps, transforms: as for
+    average_maps.
+    """
+    averaged, stride, matrix = average_maps(maps, transforms, skeleton)
+    source = InputTransform(matrix, averaged.shape[1] * stride, averaged.shape[0] * stride)
+    target = InputTransform(np.eye(2, 3), width, height)
+    cell = stride / pose_augment.matrix_scale(matrix)
+    shape = [max(1, int(round(side / cell))) for side in (height, width)]
+    return np.concatenate([part for _, part in _resampled(averaged, shape, target, source, skeleton.heatmap_channels)],
+                          axis=2)
 
 
 def mirrored_channels(skeleton):
@@ -146,6 +155,19 @@ def mirrored_channels(skeleton):
         paf_sign += [-sign, sign]
     heat_order = np.array(list(skeleton.flip_order) + [skeleton.background])
     return heat_order, np.array(paf_order), np.array(paf_sign, np.float32)
+
+
+def _resampled(maps, shape, target, transform, heat):
+    """Yield (channels, maps on the target's grid of `shape` cells) for the heatmaps, the first `heat` channels of a
+    transform's maps, and for the PAFs."""
+    # A cell g of the heatmaps stands for the input pixel stride * g + stride / 2 - 0.5, one of the PAFs for
+    # stride * g: that is how the labels are made.
+    for channels, shift in ((slice(0, heat), 0.5), (slice(heat, None), 0.0)):
+        part = np.asarray(maps[:, :, channels], np.float32)
+        for axis in (0, 1):  # rows, then columns
+            cells = _input_cells(1 - axis, shape[axis], maps.shape[axis], target, transform, shift)
+            part = interpolated(part, cells, axis)
+        yield channels, part
 
 
 def _input_cells(axis, target_cells, input_cells, target, transform, shift):
@@ -186,13 +208,14 @@ class Predictor:
         decoders: an executor of decoding, from start_decoders; None decodes in this process.
         min_parts, threshold: as for decode_people.  min_score: people of a lower score are left out.
         ahead: images that are read before, and decoded after the network had them, at most.
+        keep_maps: whether find_people's images have the maps of each transform.
     """
 
     def __init__(self, predict_maps, skeleton, batchsize=1, decoders=None, min_parts=MIN_PARTS, ahead=None,
-                 threshold=PEAK_THRESHOLD, min_score=0.0):
+                 threshold=PEAK_THRESHOLD, min_score=0.0, keep_maps=False):
         self._predict_maps, self._batchsize, self._decoders = predict_maps, batchsize, decoders
         self._min_parts, self._threshold, self._min_score, self._skeleton = min_parts, threshold, min_score, skeleton
-        self._ahead = ahead or max(4, 2 * batchsize)
+        self._ahead, self._keep_maps = ahead or max(4, 2 * batchsize), keep_maps
         self._batches = []  # (images, network seconds, seconds of waiting)
         self._decode_seconds = []
 
@@ -211,6 +234,8 @@ class Predictor:
                     network = time.perf_counter() - begin
                     begin = time.perf_counter()
                     for item, item_maps in zip(batch, maps):
+                        if self._keep_maps:
+                            item = item._replace(image=item.image._replace(maps=item_maps))
                         decoding.append((item, self._decode(item_maps, item.image.transforms)))
                     while decoding and (len(decoding) > self._ahead or decoding[0][1].done()
                                         or sum(item.size for item, _ in decoding) > MAX_HELD_BYTES):

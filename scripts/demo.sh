@@ -33,4 +33,4 @@ python=$(environment_folder)/bin/python
 
 echo "finding people with $weights"
 "$python" pose_eval.py --weights="$weights" --images="$photos" --scale="${SCALE:-256}" --output-dir="$output"
-echo "look at $output/*_rendered.png"
+echo "look at $output/*_rendered.*"

@@ -14,11 +14,12 @@ import numpy as np
 
 import pose_files
 from annotations.arrays import read_annotations
-from annotations.images import BadSample, find_split, image_paths, read_photograph
+from annotations.images import BadSample, find_split, read_photograph
 from graphs import freeze, graphdef, onnx_graph, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
 from inference import SKELETON_FILE, choose_skeleton, onnx_runtime, open_network, read_skeleton, \
     tflite_runtime
+from inference.photographs import find_photographs
 from inference.predictor import SIZE_MULTIPLE, make_transforms, transform_image
 from inference.tensorflow_runtime import graph_network, limit_threads
 from measure_graphs import add_accuracy, compare, describe, format_table, measure
@@ -276,7 +277,7 @@ def images_of(dataset, limit):
 
 def read_folder(folder, limit, input_size=None, short_edge=None):
     """Images of a folder, evenly chosen, as the network sees them: a list of uint8 (height, width, 3) BGR."""
-    paths = image_paths(folder)
+    paths = find_photographs(folder).paths
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), limit)).astype(int)
     return [fitted_image(paths[index], input_size, short_edge) for index in chosen]
 

@@ -18,8 +18,9 @@ pose_cli.prepare_process()
 
 import networks
 import pose_files
-from annotations.images import find_split, image_paths
+from annotations.images import find_split
 from inference import tflite_runtime
+from inference.photographs import find_photographs
 from networks.pretrained import find_checkpoint, model_of
 from pose_dataset import check_input_size
 from pose_errors import UserError
@@ -116,7 +117,7 @@ def check_flags(args):
     elif not os.path.isfile(args.graph):
         raise UserError('there is no graph %s; give the path of a frozen graph (.pb)' % args.graph)
     for folder in filter(None, (args.images, args.batch_norm_from)):
-        image_paths(folder)
+        find_photographs(folder)
     if args.datapath:
         find_split(args.datapath, args.split, args.imgpath)
         if args.quantize == 'int8' and not args.images:

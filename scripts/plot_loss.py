@@ -40,20 +40,26 @@ def read_run(folder, shares=False):
 
     shares: the losses as shares of the loss_ll of predicting only background.
     """
-    path = find_curves(folder)
     names = ('step',) + tuple(name for name, _ in CURVES) + ((BACKGROUND,) if shares else ())
-    try:
-        rows = read_curves(path)
-        run = {kind: {name: np.array([float(row[name]) for row in rows if row['kind'] == kind]) for name in names}
-               for kind in ('train', 'validation')}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError('%s is not a curves.csv of train.py (%s); start the training again or leave it out'
-                        % (path, error))
-    if not len(run['train']['step']):
-        raise UserError('%s holds no training loss yet; wait for the first log line' % path)
+    run = read_columns(find_curves(folder), names, ('train', 'validation'))
     for rows in run.values() if shares else ():
         rows.update({name: rows[name] / rows[BACKGROUND] for name, _ in CURVES})
     return run
+
+
+def read_columns(path, names, kinds):
+    """{kind of row: {column: float64 (N,), NaN where there is nothing}} of a curves.csv. Raises UserError when it is
+    broken, or has no training rows."""
+    try:
+        rows = read_curves(path)
+        columns = {kind: {name: np.array([float(row[name] or 'nan') for row in rows if row['kind'] == kind])
+                          for name in names} for kind in kinds}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError('%s is not a curves.csv of train.py (%s); start the training again or leave it out'
+                        % (path, error))
+    if not len(columns['train']['step']):
+        raise UserError('%s holds no training loss yet; wait for the first log line' % path)
+    return columns
 
 
 def run_names(folders):

@@ -1,9 +1,6 @@
-"""COCO AP and pictures, from perfect maps, frozen graphs and checkpoints."""
+"""COCO AP, from perfect maps, frozen graphs and checkpoints."""
 import json
-import os
-import shutil
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -11,29 +8,19 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import pose_augment
 import pose_eval
-import tensorflow.compat.v1 as tf
 from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
-from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
-from inference.metrics import label_maps, load_coco
+from inference.metrics import load_coco
 from inference.predictor import InputImage, Predictor, Request, make_transforms
+from pages import Page
 from pose_errors import UserError
+from small_graphs import write_graph
 
 SUMMARY_KEYS = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections', 'PCK', 'decode_ms',
                 'network_ms', 'waiting', 'input', 'scales', 'flip']
-
-
-def write_graph(path, maps, image_shape=(None, None, None, 3)):
-    """A frozen graph that gives the same maps (B, h, w, 57) whatever the image is."""
-    with tf.Graph().as_default() as graph:
-        image = tf.placeholder(tf.float32, image_shape, name='image')
-        tf.add(tf.constant(np.asarray(maps, np.float32)), 0 * tf.reduce_mean(image), name='Openpose/concat_stage7')
-        path.write_bytes(graph.as_graph_def().SerializeToString())
-    return path
 
 
 def parse(monkeypatch, *args):
@@ -65,7 +52,19 @@ def test_the_command_on_rendered_data(sample_coco, tmp_path):
     assert abs(evaluation.stats[0] - summary['AP']) < 1e-3
     picture = cv2.imread(str(tmp_path / 'people_val2017.png'))
     assert picture is not None and picture.shape[1] > 600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['keypoints_val2017_results.json', 'people_val2017.png',
+                                                                'report.html']
+    page = Page((tmp_path / 'report.html').read_bytes())
+    assert page.below['oracle at stride 8 on val2017'][:2] == ['%.3f' % summary['AP'], 'AP']
+    assert page.tables['Average precision'][1][:3] == ['all', str(summary['people']), '%.3f' % summary['AP']]
+    assert {image['alt'] for image in page.images} >= {'Precision and recall', 'AP at each threshold'}
+
+
+def test_no_pictures(sample_coco, tmp_path):
+    result = run_well('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--no-pictures', '--limit=2',
+                      '--output-dir=%s' % tmp_path)
+    assert summary_of(result)['images'] == 2 and 'picture: ' not in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ['keypoints_val2017_results.json']
 
 
 def test_nobody_labelled_and_nobody_found(sample_coco, tmp_path):
@@ -101,55 +100,7 @@ def test_results_carry_the_ids_of_the_file(sample_coco, tmp_path):
     assert evaluation.params.catIds == [7] and evaluation.stats[0] > 0.7
 
 
-# Graphs, checkpoints and pictures.
-
-@pytest.fixture(scope='module')
-def photo_graph(coco_photos, tmp_path_factory):
-    """A folder of one real photograph, and a graph that knows its people."""
-    folder = tmp_path_factory.mktemp('photo')
-    (folder / 'images').mkdir()
-    shutil.copy(str(coco_photos / 'val2017' / '000000197388.jpg'), str(folder / 'images'))
-    coco = load_coco(find_split(str(coco_photos), 'val2017')[0])
-    joints = COCO_SKELETON.joints([a['keypoints'] for a in coco.dataset['annotations']])
-    matrix = pose_augment.fit_matrix(640, 392, 640, 400)
-    moved = pose_augment.transform_joints(joints.astype(np.float64), matrix, COCO_SKELETON)
-    write_graph(folder / 'graph.pb', label_maps(moved, 640, 400, 8, COCO_SKELETON)[None], (1, 400, 640, 3))
-    return folder, joints
-
-
-@pytest.mark.slow
-def test_pictures_and_json_of_a_folder(photo_graph, tmp_path):
-    folder, joints = photo_graph
-    images = tmp_path / 'in'
-    shutil.copytree(str(folder / 'images'), str(images))
-    (images / 'broken.jpg').write_bytes(b'\xff\xd8 not really')
-    (images / 'notes.txt').write_text('no photograph')
-    (images / 'camera.HEIC').write_bytes(b'of a phone')
-    (images / 'more').mkdir()
-    cv2.imwrite(str(images / 'more' / '000000197388.png'), cv2.imread(str(images / '000000197388.jpg')))
-    result = run_well('pose_eval.py', '--graph=%s' % (folder / 'graph.pb'), '--images=%s' % images,
-                      '--output-dir=%s' % (tmp_path / 'out'))
-    assert 'broken.jpg' in result.stderr and '1 .heic' in result.stderr
-    outputs = ['000000197388_keypoints.json', '000000197388_rendered.png']
-    assert sorted(os.listdir(str(tmp_path / 'out'))) == outputs + ['more']
-    assert sorted(os.listdir(str(tmp_path / 'out' / 'more'))) == outputs
-    summary = summary_of(result)
-    assert summary['images'] == 2 and summary['people'] == 10 and summary['flip'] is False
-
-    content = json.loads((tmp_path / 'out' / '000000197388_keypoints.json').read_text())
-    assert (content['image'], content['width'], content['height']) == ('000000197388.jpg', 640, 392)
-    photo = cv2.imread(str(images / '000000197388.jpg'))
-    drawn = cv2.imread(str(tmp_path / 'out' / '000000197388_rendered.png'))
-    assert drawn.shape == photo.shape
-    for person in content['people']:
-        points = np.array(person['pose_keypoints_2d']).reshape(18, 3)
-        here = points[:, 2] > 0
-        error = min(np.linalg.norm(points[here, :2] - labelled[here], axis=1).mean() for labelled in joints
-                    if np.isfinite(labelled[here]).all())
-        assert error < 1
-        x, y = np.round(points[here, :2]).astype(int).clip(0, [639, 391]).T
-        assert (np.abs(drawn[y, x].astype(int) - photo[y, x]).max(axis=1) > 25).mean() > 0.9
-
+# Graphs.
 
 def test_a_graph_of_another_kind_is_refused(tmp_path):
     """Right names, wrong contents: 19 channels as of a network without PAFs, or maps for another batch size."""
@@ -161,34 +112,6 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
             list(Predictor(predict_maps, COCO_SKELETON).find_people([request]))
 
 
-@pytest.mark.parametrize('found_in', [(0, 1, 3), (1, 2, 3), (0, 1, 2), ()], ids=['middle', 'first', 'last', 'all'])
-def test_photographs_without_people(tmp_path, capsys, found_in):
-    paths = [str(tmp_path / ('%d.png' % k)) for k in range(4)]
-    for k, path in enumerate(paths):
-        cv2.imwrite(path, np.full((96, 96, 3), 20 * k, np.uint8))
-    person = render_maps(random_people(np.random.RandomState(0), 1, 96, 96, 0.7, 0.8), 96, 96, 8)
-
-    def predict_maps(images):
-        return np.stack([person * (int(np.median(image)) // 20 in found_in) for image in images])
-
-    pose_eval.draw_photographs(predict_maps, COCO_SKELETON, paths, str(tmp_path), str(tmp_path / 'out'),
-                               input_size=(96, 96), short_edge=None, scales=(1.0,), flip=False)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])['people'] == len(found_in)
-    for k in range(4):
-        content = json.loads((tmp_path / 'out' / ('%d_keypoints.json' % k)).read_text())
-        assert len(content['people']) == (k in found_in) and (tmp_path / 'out' / ('%d_rendered.png' % k)).exists()
-
-
-def test_outputs_of_many_photographs():
-    """Two that differ in their endings alone keep these; a large folder takes no time."""
-    paths = ['in/a.jpg', 'in/a.png', 'in/b/a.jpg'] + ['in/%d.jpg' % k for k in range(50000)]
-    begin = time.perf_counter()
-    prefixes = pose_eval.output_prefixes(paths, 'in', 'out')
-    assert time.perf_counter() - begin < 5
-    assert [prefixes[path] for path in paths[:4]] == [
-        ('out/a.jpg', 'a.jpg'), ('out/a.png', 'a.png'), ('out/b/a', 'b/a.jpg'), ('out/0', '0.jpg')]
-
-
 # Flags.
 
 @pytest.mark.parametrize('args, mention', [
@@ -198,7 +121,9 @@ def test_outputs_of_many_photographs():
     ('--oracle --datapath=d --input-size=370x368', 'multiples of 8'),
     ('--oracle --datapath=d --input-size=368', '--input-size'),
     ('--oracle --datapath=d --input-size=368x368 --scale=368', '--scale'),
-    ('--oracle --datapath=d --limit=0', '--limit'), ('--graph=g.pb --images=d --output-dir=d', '--output-dir'),
+    ('--oracle --datapath=d --limit=0', '--limit'), ('--oracle --datapath=d --maps', '--images'),
+    ('--graph=g.pb --video=d --no-pictures', '--no-pictures'),
+    ('--graph=g.pb --images=d --pictures=2 --maps', 'not allowed'),
     ('--oracle --datapath=d --scales=1,nan', '--scales'), ('--oracle --datapath=d --scales=1,1', 'different'),
     ('--oracle --datapath=d --scales=100', '0.1 to 4'), ('--oracle --datapath=d --decoders=-1', '--decoders')])
 def test_impossible_flags(monkeypatch, args, mention):
@@ -218,22 +143,17 @@ def test_data_is_found_through_the_environment_and_a_network_through_its_run(mon
         parse(monkeypatch, '--checkpoint=%s' % (tmp_path / 'model-1'))
 
 
-@pytest.mark.parametrize('args, mention', [
-    (['--oracle', '--datapath={folder}', '--split=test2017'], 'test2017'),
-    (['--graph={folder}/graph.pb', '--images={folder}'], 'no photographs'),
-])
-def test_errors_of_the_command_are_one_line(tmp_path, args, mention):
-    """They come before TensorFlow is imported, and leave nothing behind."""
-    (tmp_path / 'graph.pb').write_bytes(b'')
-    result = run_command('pose_eval.py', *[arg.format(folder=tmp_path) for arg in args],
+def test_an_error_of_the_command_is_one_line(tmp_path):
+    """It comes before TensorFlow is imported, and leaves nothing behind."""
+    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path, '--split=test2017',
                          '--output-dir=%s' % (tmp_path / 'out'))
-    assert_user_error(result, mention)
+    assert_user_error(result, 'test2017')
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_graph_of_fixed_size_says_so(photo_graph, coco_photos, monkeypatch, tmp_path):
-    folder, _ = photo_graph
-    args = ['--graph=%s' % (folder / 'graph.pb'), '--datapath=%s' % coco_photos, '--output-dir=%s' % (tmp_path / 'out')]
+def test_a_graph_of_fixed_size_says_so(sample_coco, monkeypatch, tmp_path):
+    graph = write_graph(tmp_path / 'g.pb', np.zeros((1, 50, 80, 57)), (1, 400, 640, 3))
+    args = ['--graph=%s' % graph, '--datapath=%s' % sample_coco, '--output-dir=%s' % (tmp_path / 'out')]
     for size in ('--scale=368', '--input-size=368x368', '--scales=0.5,1'):
         parse(monkeypatch, *(args + [size]))
         with pytest.raises(UserError, match='640x400'):

@@ -1,7 +1,11 @@
-"""The metrics of a run as a file, curves.csv: reading it needs no TensorFlow. training/run_log.py writes it."""
+"""What others read of a run, without TensorFlow: its metrics, curves.csv, which training/run_log.py writes, and
+run.json, which training/run_folder.py writes."""
 import csv
+import json
+import os
 import re
 
+from annotations.skeleton import RUN_FILE
 from pose_errors import UserError
 
 CURVES_FILE = 'curves.csv'
@@ -26,3 +30,19 @@ def read_curves(path):
     if not {'kind', 'step'} <= {name.strip() for name in head}:
         raise UserError('%s is not a curves.csv: its first line names no columns; move it elsewhere' % path)
     return rows
+
+
+def read_run(modelpath):
+    """The content of run.json, {} when there is none. Raises UserError when it is damaged."""
+    path = os.path.join(modelpath, RUN_FILE)
+    try:
+        with open(path) as file:
+            run = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict) or not isinstance(run.get('flags', {}), dict) \
+            or not isinstance(run.get('starts', []), list):
+        raise UserError('%s is damaged; choose another --modelpath, and give the checkpoint with --checkpoint' % path)
+    return run

@@ -3,7 +3,6 @@ import contextlib
 import datetime
 import errno
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -24,6 +23,7 @@ from pose_errors import UserError
 
 from .checkpoint import checkpoint_steps, latest_checkpoint, recover
 from .cluster import common_flags
+from .curves import read_run
 
 LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer', 'ema')  # what a run cannot change when it resumes
 EARLIER_FLAGS = {'optimizer': 'adam', 'ema': 0.0}  # what runs did before there was a flag
@@ -165,22 +165,6 @@ def read_progress(modelpath, step):
     except (KeyError, TypeError, ValueError):
         flags = run.get('flags', {})
         return Sequence((), step * flags.get('batchsize', 1) * flags.get('accumulate', 1)), 0.0
-
-
-def read_run(modelpath):
-    """The content of run.json, {} when there is none. Raises UserError when it is damaged."""
-    path = os.path.join(modelpath, RUN_FILE)
-    try:
-        with open(path) as file:
-            run = json.load(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        run = None
-    if not isinstance(run, dict) or not isinstance(run.get('flags', {}), dict) \
-            or not isinstance(run.get('starts', []), list):
-        raise UserError('%s is damaged; choose another --modelpath, and give the checkpoint with --checkpoint' % path)
-    return run
 
 
 def check_resume(modelpath, flags):

@@ -9,7 +9,7 @@ import tool_files
 from annotations.coco import read_dataset
 from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
-from inference.metrics import evaluate, load_coco, measure
+from inference.metrics import evaluate, load_coco, measure, table_of
 from pose_errors import UserError
 
 FIGURES = ['AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'images', 'people', 'detections']  # of a summary; also times
@@ -27,10 +27,10 @@ def test_perfect_maps_of_real_photographs_reach_the_bound(coco_photos, split, st
 def test_a_batch_gives_what_single_images_give(sample_coco):
     files = find_split(str(sample_coco), 'val2017')
     single, results, _ = evaluate(None, *files, input_size=(256, 192), oracle_stride=8)
-    batch, batch_results, table = evaluate(None, *files, input_size=(256, 192), oracle_stride=8, batchsize=4)
+    batch, batch_results, evaluation = evaluate(None, *files, input_size=(256, 192), oracle_stride=8, batchsize=4)
     assert results == batch_results and len(results) > 0
     assert all(single[key] == batch[key] for key in FIGURES)
-    assert '%.3f' % batch['AP'] in table
+    assert '%.3f' % batch['AP'] in table_of(evaluation)
 
 
 def test_keypoints_that_are_half_a_cell_off_give_a_lower_ap(sample_coco):
@@ -50,9 +50,9 @@ def test_nobody_found_is_an_ap_of_zero(sample_coco):
     def empty(images):
         return np.zeros((len(images), 16, 16, 57), np.float32)
 
-    summary, results, table = evaluate(empty, *find_split(str(sample_coco), 'val2017'), input_size=(128, 128))
+    summary, results, evaluation = evaluate(empty, *find_split(str(sample_coco), 'val2017'), input_size=(128, 128))
     assert results == [] and summary['AP'] == 0 and summary['detections'] == 0 and summary['people'] > 0
-    assert 'Average Recall' in table
+    assert 'Average Recall' in table_of(evaluation)
 
 
 @pytest.mark.parametrize('damage', ['missing', 'truncated', 'text'])

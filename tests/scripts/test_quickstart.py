@@ -65,9 +65,9 @@ def test_demo_on_one_photograph(checkout, sample_coco):
     shutil.copy(str(photograph), str(checkout / 'a photo.jpg'))
     result = run_script(checkout, 'demo.sh', 'a photo.jpg', 'found people', SCALE='64')
     assert result.returncode == 0, result.stderr
-    assert (checkout / 'found people' / 'a photo_rendered.png').stat().st_size > 0
+    assert (checkout / 'found people' / 'a photo_rendered.jpg').stat().st_size > 0
     assert 'people' in json.loads((checkout / 'found people' / 'a photo_keypoints.json').read_text())
-    assert result.stdout.splitlines()[-1].endswith('found people/*_rendered.png')
+    assert result.stdout.splitlines()[-1].endswith('found people/*_rendered.*')
 
 
 @pytest.mark.parametrize('script, args, mention', [
