@@ -1,4 +1,4 @@
-"""From a frozen graph to TensorFlow Lite: in float, and in 8 bits by post-training quantization.
+"""From a frozen graph to TensorFlow Lite: in float, with weights in float16, and in 8 bits by calibration on images.
 
 The converter is the one in either platform's TensorFlow, 1.15 and 2.x. It takes frozen graphs as they are: it folds
 batch norm itself, and the layers that graphs/separable.py splits for TensorFlow are slower in TensorFlow Lite.
@@ -20,12 +20,16 @@ from .fold_batch_norm import fold_batch_norm
 from .quantization import correct_biases, equalize
 
 
-def convert(graph, input_shape):
+def convert(graph, input_shape, half=False):
     """A frozen graph as the bytes of a .tflite file: float32 pixels of input_shape (1, height, width, 3) -> maps.
 
+    half: with weights in float16, in a file of half the size; a CPU computes in float32 with them.
     Raises UserError: the converter refuses the graph.
     """
     with _converter(graph, input_shape) as converter:
+        if half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
         return converter.convert()
 
 

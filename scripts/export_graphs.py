@@ -32,12 +32,12 @@ DEFAULT_SIZE = (368, 368)
 MAX_COMPARED_IMAGES, MAX_BATCH_NORM_IMAGES = 16, 128
 
 # How far a file's output may be from that of graph_frozen. In float: the largest difference as a share of the largest
-# value; rounding makes 1e-6 in the networks here, 1e-4 where activations are a hundred times as large as maps. In 8
+# value; rounding makes 1e-6 in the networks here, 1e-4 where activations are a hundred times as large as maps. In fewer
 # bits: the root mean square of the differences as a share of that of the maps, their channels' means taken off (the
 # background's is 1 nearly everywhere). Trained networks reach 0.2 to 0.4; above 1 more is noise than map. The flat maps
 # of an untrained network count as if they had measure_graphs.MIN_SPREAD.
-FLOAT_BOUND, EIGHT_BIT_BOUND = 1e-3, 1.0
-EIGHT_BIT = ('graph_int8', 'graph_q')
+FLOAT_BOUND = 1e-3
+FEWER_BITS = {'graph_float16': 0.1, 'graph_int8': 1.0, 'graph_q': 1.0}
 
 # The weights become 8 bit and are expanded when they are used; `nodes` also computes in 8 bit.
 QUANTIZE_WEIGHTS = ['add_default_attributes', 'quantize_weights', 'strip_unused_nodes', 'sort_by_execution_order']
@@ -174,11 +174,11 @@ def out_of_bounds(rows, shares):
     """{name: why a file is not given its name} for rows and shares as from `measure`."""
     wrong = collections.OrderedDict()
     for name, row in rows.items():
-        if name in EIGHT_BIT and not shares[name] <= EIGHT_BIT_BOUND:
+        if name in FEWER_BITS and not shares[name] <= FEWER_BITS[name]:
             wrong[name] = ('its difference from graph_frozen is %.2g of what the maps show (root mean squares), more '
-                           'than %g: 8 bits do not suffice; calibrate on images like those that it will see, or use '
-                           'the float files' % (shares[name], EIGHT_BIT_BOUND))
-        elif name not in EIGHT_BIT and not row['max_rel_diff'] <= FLOAT_BOUND:
+                           'than %g: its bits do not suffice; calibrate 8 bits on images like those that it will see, '
+                           'or use the float files' % (shares[name], FEWER_BITS[name]))
+        elif name not in FEWER_BITS and not row['max_rel_diff'] <= FLOAT_BOUND:
             wrong[name] = ('its output differs from that of graph_frozen by %.2g of its largest value, more than %g; '
                            'use graph_frozen.pb' % (row['max_rel_diff'], FLOAT_BOUND))
     return wrong
@@ -222,10 +222,12 @@ def write_graphs(graphs, folder):
 
 
 def write_tflite(graph, skeleton, shape, calibration):
-    """{name: (file name, bytes)} of .tflite files: in float where a shape is given, in 8 bits where images are."""
+    """{name: (file name, bytes)} of .tflite files: in float and with weights in float16 where a shape is given, in 8
+    bits where images are."""
     contents = collections.OrderedDict()
     if shape:
         contents['graph_float'] = tflite.convert(graph, shape)
+        contents['graph_float16'] = tflite.convert(graph, shape, half=True)
     if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
         contents['graph_int8'] = tflite.quantize(graph, calibration)

@@ -1,8 +1,9 @@
 """From a training checkpoint to a graph that is ready for inference, with proof of each step.
 
 Writes to --output-dir: graph.pb (inference graph, text), graph_frozen.pb (with the checkpoint's values), graph_opt.pb
-(folded), and report.json, whose figures are also printed. --tflite adds graph_float.tflite, --quantize=int8
-graph_int8.tflite (8 bit), --quantize=nodes or weights graph_q.pb (8 bit, TF 1.x only), --saved-model saved_model/1.
+(folded), and report.json, whose figures are also printed. --tflite adds graph_float.tflite and graph_float16.tflite,
+--quantize=int8 graph_int8.tflite (8 bit), --quantize=nodes or weights graph_q.pb (8 bit, TF 1.x only), --saved-model
+saved_model/1.
 With --graph, a frozen graph made elsewhere takes the place of the first two. Exit code 4: something could not be
 folded, or a file computes something else and was not written; the error names it.
 """
@@ -53,7 +54,8 @@ def parse_flags():
     parser.add_argument('--output-dir', required=True, help='where the files go')
     parser.add_argument('--input-size', type=size_or_dynamic, help='width x height of the input that graph_opt.pb '
                         'takes, or dynamic for any; without it the size that the graph has, or 368x368')
-    parser.add_argument('--tflite', action='store_true', help='also write graph_float.tflite, for TensorFlow Lite')
+    parser.add_argument('--tflite', action='store_true', help='also write graph_float.tflite and '
+                        'graph_float16.tflite, whose weights take half the size, for TensorFlow Lite')
     parser.add_argument('--quantize', nargs='?', const='nodes', choices=TRANSFORMS + ('int8',),
                         help='int8: also write graph_int8.tflite, weights and computation in 8 bit, calibrated on '
                         'images of --calibration-split or on --images; nodes (or no value) and weights: graph_q.pb, '

@@ -43,15 +43,17 @@ def expected(frozen, images):
 
 @pytest.fixture(scope='module')
 def files(frozen, images, tmp_path_factory):
-    """{'float': path, 'int8': path}"""
+    """{'float': path, 'float16': path, 'int8': path}"""
     folder = tmp_path_factory.mktemp('tflite')
-    contents = {'float': tflite.convert(frozen, [1, SIZE, SIZE, 3]), 'int8': tflite.quantize(frozen, images)}
+    shape = [1, SIZE, SIZE, 3]
+    contents = {'float': tflite.convert(frozen, shape), 'float16': tflite.convert(frozen, shape, half=True),
+                'int8': tflite.quantize(frozen, images)}
     for name, data in contents.items():
         (folder / (name + '.tflite')).write_bytes(data)
     return {name: folder / (name + '.tflite') for name in contents}
 
 
-@pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('int8', 0.15)])
+@pytest.mark.parametrize('kind, tolerance', [('float', 1e-4), ('float16', 0.01), ('int8', 0.15)])
 def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path, kind, tolerance):
     np.save(str(tmp_path / 'images.npy'), images)
     result = run_program('predict_without_tensorflow.py', files[kind], tmp_path / 'images.npy', tmp_path / 'maps.npy')
@@ -61,6 +63,10 @@ def test_maps_of_a_process_without_tensorflow(files, images, expected, tmp_path,
     assert np.abs(expected).max() > 0.1
     assert np.abs(maps - expected).max() <= tolerance * np.abs(expected).max()
     assert kind == 'float' or np.abs(maps - expected).max() > 0
+
+
+def test_half_precision_takes_half_the_space(files):
+    assert files['float16'].stat().st_size <= 0.56 * files['float'].stat().st_size
 
 
 def test_eight_bits_take_a_third_of_the_space_and_pixels_as_they_are(files, frozen):

@@ -153,14 +153,16 @@ def test_graph_made_elsewhere_with_a_norm_in_training_mode(sample_coco, tmp_path
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert (report['graph_frozen']['batch_norms'], report['graph_opt']['batch_norms']) == (2, 0)
-    assert sorted(report) == ['graph_float', 'graph_frozen', 'graph_int8', 'graph_opt']
+    assert sorted(report) == ['graph_float', 'graph_float16', 'graph_frozen', 'graph_int8', 'graph_opt']
 
 
 def test_files_that_compute_something_else_get_no_name():
     rows = {name: {'max_rel_diff': difference} for name, difference in
-            (('graph_frozen', 0), ('graph_opt', 2e-3), ('graph_float', np.nan), ('graph_int8', 0.6), ('graph_q', 0.1))}
-    shares = {'graph_int8': 0.3, 'graph_q': np.nan}
-    assert list(export_graphs.out_of_bounds(rows, shares)) == ['graph_opt', 'graph_float', 'graph_q']
+            (('graph_frozen', 0), ('graph_opt', 2e-3), ('graph_float', np.nan), ('graph_int8', 0.6), ('graph_q', 0.1),
+             ('graph_float16', 0.04))}
+    for share, wrong in ((0.02, []), (0.2, ['graph_float16'])):
+        shares = {'graph_int8': 0.3, 'graph_q': np.nan, 'graph_float16': share}
+        assert list(export_graphs.out_of_bounds(rows, shares)) == ['graph_opt', 'graph_float', 'graph_q'] + wrong
     with pytest.raises(UserError, match='graph_opt was not written') as error:
         export_graphs.check_files(None, {'graph_opt': 'its output differs'})
     assert error.value.exit_code == 4
