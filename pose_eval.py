@@ -16,6 +16,8 @@ import argparse
 import json
 import logging
 import os
+import re
+import zipfile
 
 import pose_cli
 
@@ -40,6 +42,7 @@ from networks.pretrained import find_checkpoint, is_weights_file, model_of
 from pose_errors import UserError
 
 DEFAULT_MODEL = 'mobilenet_thin'
+TEST_SET = 'image_info_'  # how the annotation files of COCO's test sets begin: they list images alone
 OUTPUT_DIR = os.path.join('logs', 'eval')
 # What the report's table of settings takes from the options and from the summary.
 SETTING = ('input', 'scales', 'flip', 'threshold', 'min_score', 'batchsize', 'network_ms', 'decode_ms', 'waiting')
@@ -58,12 +61,16 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
         summary['network_ms'] = None
     name = os.path.splitext(os.path.basename(split))[0]
     original = {image['id']: image['original_id'] for image in dataset.images}
-    results_file = os.path.join(output_dir, 'keypoints_%s_results.json' % name)
+    results_file = os.path.join(output_dir, results_name(name, network))
     pose_files.write_json(results_file, [dict(result, image_id=original[result['image_id']],
                                               category_id=dataset.category_id) for result in results])
     picture, page = (os.path.join(output_dir, file) for file in ('people_%s.png' % name, 'report.html'))
     print(table_of(evaluation), end='')
     print('results: %s' % results_file)
+    if name.startswith(TEST_SET):
+        with zipfile.ZipFile(os.path.splitext(results_file)[0] + '.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+            archive.write(results_file, os.path.basename(results_file))
+        print('for the evaluation server of COCO, which alone has the labels: %s' % archive.filename)
     if pictures:
         print('picture: %s\nreport: %s' % (picture, page))
     print(json.dumps(summary), flush=True)
@@ -75,6 +82,14 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
         pose_files.write_file(page, report.evaluation_page(
             summary, results, evaluation, dataset.skeleton, image_folder,
             '%s on %s' % (os.path.basename(os.path.normpath(network)), name), setting))
+
+
+def results_name(name, network):
+    """The name of a results file; of a test set of COCO the one that its evaluation server asks for."""
+    if not name.startswith(TEST_SET):
+        return 'keypoints_%s_results.json' % name
+    algorithm = re.sub('[^A-Za-z0-9.-]+', '-', os.path.splitext(os.path.basename(os.path.normpath(network)))[0])
+    return 'person_keypoints_%s_%s_results.json' % (name[len(TEST_SET):], algorithm)
 
 
 def draw_results(coco, image_folder, results, count, limit, skeleton):

@@ -1,6 +1,7 @@
 """COCO AP, from perfect maps, frozen graphs and checkpoints."""
 import json
 import sys
+import zipfile
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 import pose_eval
 from annotations.images import find_split
 from annotations.skeleton import COCO_SKELETON
-from conftest import assert_user_error, run_command, run_well, summary_of
+from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
 from inference.metrics import load_coco
 from inference.predictor import InputImage, Predictor, Request, make_transforms
@@ -98,6 +99,29 @@ def test_results_carry_the_ids_of_the_file(sample_coco, tmp_path):
              '--output-dir=%s' % (tmp_path / 'out'))
     evaluation = cocos_evaluation(tmp_path, tmp_path / 'out')
     assert evaluation.params.catIds == [7] and evaluation.stats[0] > 0.7
+
+
+@pytest.mark.slow
+def test_a_test_set_of_coco_gives_what_its_server_takes(sample_coco, tmp_path):
+    """Images alone, as in image_info_test-dev2017.json: AP is not known here, and people found go into an archive."""
+    content = json.loads((sample_coco / 'annotations' / 'person_keypoints_val2017.json').read_text())
+    (tmp_path / 'annotations').mkdir()
+    del content['annotations']
+    content['categories'] = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
+    (tmp_path / 'annotations' / 'image_info_test-dev2017.json').write_text(json.dumps(content))
+    (tmp_path / 'test2017').symlink_to(sample_coco / 'val2017')
+    weights = ROOT / 'etcs' / 'weights' / 'mobilenet_thin_rendered.npy'
+    result = run_well('pose_eval.py', '--weights=%s' % weights, '--datapath=%s' % tmp_path, '--scale=128',
+                      '--split=image_info_test-dev2017.json', '--output-dir=%s' % (tmp_path / 'out'))
+    summary, name = summary_of(result), 'person_keypoints_test-dev2017_mobilenet-thin-rendered_results'
+    assert summary['AP'] == -1 and summary['detections'] > 0
+    with zipfile.ZipFile(str(tmp_path / 'out' / (name + '.zip'))) as archive:
+        assert archive.namelist() == [name + '.json']
+        results = json.loads(archive.read(name + '.json').decode())
+    assert len(results) == summary['detections'] and (tmp_path / 'out' / (name + '.json')).exists()
+    assert set(results[0]) == {'image_id', 'category_id', 'keypoints', 'score'} and len(results[0]['keypoints']) == 51
+    assert {person['image_id'] for person in results} <= {image['id'] for image in content['images']}
+    assert {person['category_id'] for person in results} == {1}
 
 
 # Graphs.
