@@ -4,6 +4,7 @@ The copy has spaces and quotes in its name, CDPATH is exported, and there is no 
 """
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -35,9 +36,9 @@ def run_script(checkout, name, *args, **variables):
                     env=dict(environment, MPLBACKEND='Agg', CDPATH=str(wrong), **variables))
 
 
-@pytest.mark.slow
-def test_quickstart(checkout):
-    """Small: few images and one step; everything that it says is there."""
+@pytest.fixture(scope='module')
+def quickstart(checkout):
+    """What the script says, with few and small images and one step."""
     script = checkout / 'scripts' / 'quickstart.sh'
     text = script.read_text()
     for large, small in (('--train=160 --val=32', '--train=8 --val=2'), ('--input-width=256 --input-height=256',
@@ -45,18 +46,47 @@ def test_quickstart(checkout):
         assert large in text
         text = text.replace(large, small)
     script.write_text(text)
-    result = run_script(checkout, 'quickstart.sh', 'my quick', STEPS='1')
+    return run_script(checkout, 'quickstart.sh', 'my runs/quickstart', STEPS='1')
+
+
+@pytest.mark.slow
+def test_quickstart(checkout, quickstart):
+    """Everything that it says is there."""
+    result = quickstart
     assert result.returncode == 0, result.stderr[-2000:]
     assert 'Restore pretrained weights... etcs/weights/mobilenet_thin_rendered.npy' in result.stderr
     lines = result.stdout.splitlines()
-    graphs = [line for line in lines if line.startswith('my quick/graph/') and ' MB, ' in line]
-    assert [line.split(':')[0] for line in graphs][0] == 'my quick/graph/graph_opt.pb'
-    assert ('my quick/graph/graph_int8.tflite' in result.stdout) == (sys.version_info >= (3, 10))
+    graphs = [line for line in lines if line.startswith('my runs/quickstart/graph/') and ' MB, ' in line]
+    assert [line.split(':')[0] for line in graphs][0] == 'my runs/quickstart/graph/graph_opt.pb'
+    assert ('my runs/quickstart/graph/graph_int8.tflite' in result.stdout) == (sys.version_info >= (3, 10))
     assert lines[-len(graphs) - 2].startswith('AP ') and 'before this training' in lines[-len(graphs) - 2]
-    assert lines[-1] == 'labelled people beside the people found: my quick/people/people_val2017.png'
+    assert lines[-1] == 'labelled people beside the people found: my runs/quickstart/people/people_val2017.png'
     for path in ('samples/contact_sheet.png', 'model/logs/validation.png', 'loss_ll_paf.png',
                  'people/people_val2017.png', 'graph/graph_opt.pb'):
-        assert (checkout / 'my quick' / path).stat().st_size > 0, path
+        assert (checkout / 'my runs' / 'quickstart' / path).stat().st_size > 0, path
+
+
+@pytest.mark.slow
+def test_the_notebook(checkout, quickstart, sample_coco, tmp_path, monkeypatch):
+    """Each cell of etcs/hosted_gpu.ipynb runs, with small settings in place of those of its first one; the quickstart
+    has been run by then."""
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    notebook = nbformat.read(str(ROOT / 'etcs' / 'hosted_gpu.ipynb'), as_version=4)
+    settings = next(cell for cell in notebook.cells if cell.cell_type == 'code')
+    names = re.findall(r'(?m)^([A-Z_, ]+) = ', settings.source)
+    settings.source += '\n' + '\n'.join('%s = %r' % pair for pair in (
+        ('CHECKOUT', str(checkout)), ('PYTHON', sys.executable), ('COCO', str(sample_coco)), ('RUNS', str(tmp_path)),
+        ('QUICKSTART_STEPS', 1), ('BATCHSIZE', 2), ('STEPS', 1), ('SIZE', 64),
+        ('TRAIN_FLAGS', '--workers=1 --valid-every=1')))
+    assert set(', '.join(names).split(', ')) >= {'CHECKOUT', 'PYTHON', 'QUICKSTART_STEPS', 'STEPS', 'TRAIN_FLAGS'}
+    monkeypatch.setenv('MPLBACKEND', 'Agg')
+    (tmp_path / 'quickstart').symlink_to(checkout / 'my runs' / 'quickstart')
+    nbclient.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    for path in ('quickstart/people/people_val2017.png', 'model/model-1.index', 'frozen/graph_opt.pb', 'people.png'):
+        assert (tmp_path / path).stat().st_size > 0, path
+    shown = [output for cell in notebook.cells for output in cell.get('outputs', ())
+             if output.output_type == 'display_data']
+    assert len(shown) == 2 and all('image/png' in output.data for output in shown)
 
 
 @pytest.mark.slow
