@@ -189,6 +189,7 @@ def parse_flags():
     task.add_argument('--video', help='video file, URL, or number or device of a camera, for an annotated video and '
                                       'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
+    parser.add_argument('--smooth', action='store_true', help='steady the keypoints of --video from frame to frame')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
     pose_cli.add_valid_share(parser, "only the images of --split that train.py's --valid-share left for validation")
     parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
@@ -223,6 +224,8 @@ def parse_flags():
         parser.error('--model goes with --checkpoint and --weights; a graph needs none')
     if args.show and not args.video:
         parser.error('--show goes with --video')
+    if args.smooth and not args.video:
+        parser.error('--smooth goes with --video')
     if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
     if any(side % SIZE_MULTIPLE for side in args.input_size or ()):
@@ -285,7 +288,8 @@ def main():
                 draw_photographs(predict_maps, skeleton, photographs, root, args.output_dir, **options)
             else:
                 *paths, summary = video.find_people_in_video(predict_maps, skeleton, args.video, args.output_dir,
-                                                             pose_cli.StopSignal(), show=args.show, **options)
+                                                             pose_cli.StopSignal(), show=args.show,
+                                                             smooth=args.smooth, **options)
                 print('video: %s\njson lines: %s' % tuple(paths))
                 print(json.dumps(summary))
 
