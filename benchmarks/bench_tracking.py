@@ -32,8 +32,9 @@ SIGMAS = part_sigmas(COCO_SKELETON)
 class LastPoses:
     """The yardstick: the nearest of the last poses, kept for so many frames."""
 
-    def __init__(self, max_hidden_frames=12):
-        self._max_hidden_frames, self._frame, self._seen, self._count = max_hidden_frames, 0, {}, 0
+    def __init__(self, min_oks=0.2, max_hidden_frames=12):
+        self._min_oks, self._max_hidden_frames = min_oks, max_hidden_frames
+        self._frame, self._seen, self._count = 0, {}, 0
 
     def update(self, keypoints, _):
         self._frame += 1
@@ -42,7 +43,7 @@ class LastPoses:
         known, numbers = list(self._seen), [None] * len(keypoints)
         if known and len(keypoints):
             similarity = pose_similarity(keypoints, np.array([self._seen[number][1] for number in known]), SIGMAS)
-            while similarity.max() >= MIN_OKS:
+            while similarity.max() >= self._min_oks:
                 person, other = np.unravel_index(similarity.argmax(), similarity.shape)
                 numbers[person] = known[other]
                 similarity[person], similarity[:, other] = -1, -1
@@ -113,7 +114,7 @@ def measure(films, rates, make_frames):
                 row = totals.setdefault(name, {}).setdefault(str(rate), np.zeros((2, 3)))
                 row += [follow(LastPoses(), frames), follow(Tracker(COCO_SKELETON), frames)]
     return {name: {rate: {'switches_before': int(before[0]), 'switches': int(now[0]),
-                          'right_before': round(before[1] / before[2], 3), 'right': round(now[1] / now[2], 3)}
+                          'right_before': round(float(before[1] / before[2]), 3), 'right': round(float(now[1] / now[2]), 3)}
                    for rate, (before, now) in rows.items()} for name, rows in totals.items()}
 
 
@@ -121,7 +122,7 @@ def movement(places, truth, rate):
     """(mean distance to the truth in percent, mean acceleration) of places (frames, parts, 2) in bodies."""
     distance = np.linalg.norm(places - truth, axis=2)
     acceleration = np.linalg.norm(np.diff(places, 2, axis=0), axis=2) * rate ** 2
-    return {'distance': round(100 * float(np.nanmean(distance)), 2), 'acceleration': round(float(np.nanmean(acceleration)), 1)}
+    return {'distance': round(100 * float(distance.mean()), 2), 'acceleration': round(float(acceleration.mean()), 1)}
 
 
 def measure_jitter(rate=30):
@@ -133,10 +134,10 @@ def measure_jitter(rate=30):
         truth, found, smooth = [], [], []
         for seconds in np.arange(0, scene.seconds, 1 / rate):
             joints = joints_at(scene, seconds)[:1]
-            noisy = joints + rng.normal(0, NOISE * BODY, joints.shape)
+            noisy = np.append(joints + rng.normal(0, NOISE * BODY, joints.shape), np.ones_like(joints[:, :, :1]), axis=2)
             truth.append(joints[0])
-            found.append(noisy[0])
-            smooth.append(smoother.update(np.append(noisy, np.ones_like(noisy[:, :, :1]), axis=2), [1], seconds)[0, :, :2])
+            found.append(noisy[0, :, :2])
+            smooth.append(smoother.update(noisy, [1], seconds)[0, :, :2])
         truth, found, smooth = (np.array(places) / BODY for places in (truth, found, smooth))
         figures[name] = {'truth': movement(truth, truth, rate), 'found': movement(found, truth, rate),
                          'smooth': movement(smooth, truth, rate)}

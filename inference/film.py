@@ -20,7 +20,8 @@ MAX_PAUSE = 60.0  # seconds that a picture stands still at most: a broken time s
 ENCODER = ('-c:v', 'libx264', '-preset', 'veryfast', '-crf', '21', '-pix_fmt', 'yuv420p')
 OPENCV_CODEC = 'vp09'
 REMEDY = 'pip install imageio-ffmpeg'
-AUDIO_STREAM = re.compile(rb'Stream #0:.*: Audio:')
+AUDIO_STREAM = re.compile(r'Stream #0:.*: Audio: (\w+)')
+COPIED_SOUND = 'aac', 'mp3'  # what browsers play in .mp4; other sound becomes AAC
 
 
 def find_ffmpeg():
@@ -71,28 +72,30 @@ class OpenCVWriter:
         self.write, self.release = self._writer.write, self._writer.release
 
 
-def has_sound(program, film):
-    """Whether ffmpeg finds a stream of sound in a file."""
+def sound_codec(program, film):
+    """Name of the codec of a file's first stream of sound; None for a silent one."""
     result = subprocess.run([program, '-hide_banner', '-protocol_whitelist', 'file', '-i', 'file:' + film],
-                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return bool(AUDIO_STREAM.search(result.stderr))
+                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    stream = AUDIO_STREAM.search(result.stderr.decode(errors='replace'))
+    return stream.group(1) if stream else None
 
 
 def add_sound(program, film, source, seconds):
-    """Give a silent film of so many seconds the sound of another one: as it is, or as AAC where .mp4 cannot hold it."""
-    whole, log = film + '.sound.mp4', b''
-    for codec in ('copy', 'aac'):
-        result = subprocess.run(
-            [program, '-y', '-loglevel', 'error', '-i', 'file:' + film, '-protocol_whitelist', 'file', '-i',
-             'file:' + source, '-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a', codec, '-t', repr(seconds),
-             '-movflags', '+faststart', 'file:' + whole],
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        if result.returncode == 0:
-            return os.replace(whole, film)
-        log = result.stderr
+    """Give a silent film of so many seconds the sound of another one, if that has any."""
+    codec = sound_codec(program, source)
+    if codec is None:
+        return
+    whole = film + '.sound.mp4'
+    result = subprocess.run(
+        [program, '-y', '-loglevel', 'error', '-i', 'file:' + film, '-protocol_whitelist', 'file', '-i',
+         'file:' + source, '-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a',
+         'copy' if codec in COPIED_SOUND else 'aac', '-t', repr(seconds), '-movflags', '+faststart', 'file:' + whole],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    if result.returncode == 0:
+        return os.replace(whole, film)
     with contextlib.suppress(OSError):
         os.remove(whole)
-    logging.warning('the sound of %s is left out: %s', source, _last_line(log))
+    logging.warning('the sound of %s is left out: %s', source, _last_line(result.stderr))
 
 
 def _last_line(log):
@@ -178,7 +181,7 @@ class Output:
             logging.info('the frames of %s come at varying times: the film has %.4g a second, %d pictures are repeated '
                          'and %d left out, and it takes as long', self._source, self._fps, self._repeated,
                          self._left_out)
-        if self._ffmpeg and self._written and has_sound(self._ffmpeg, self._source):
+        if self._ffmpeg and self._written:
             add_sound(self._ffmpeg, self._video_part, self._source, self._shown / self._fps)
 
     def _keep_parts(self):
