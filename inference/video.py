@@ -29,6 +29,7 @@ from .tracking import Smoother, Tracker
 
 DEFAULT_FPS = 25.0
 MAX_FPS = 240.0  # above, it is the clock of a film whose frames have no rate
+RATE_FRAMES = 8  # whose times tell a film's rate
 FRAMES_AHEAD = 8
 END = object()
 ESCAPE, QUIT = 27, ord('q')
@@ -49,7 +50,8 @@ class Frames:
     Args:
         source: path of a file or of a camera (/dev/video0), the number of a camera as text, or a URL.
     Attributes:
-        height, width: in pixels, upright.  fps: the nominal rate.  count: of frames, as the file says, or None.
+        height, width: in pixels, upright.  fps: the nominal rate, or that of the first frames where it is higher: a film
+            of varying rate names its mean.  count: of frames, as the file says, or None.
         is_live: whether it goes on while nobody reads.
     Raises UserError: there is no such file or camera, or it holds no video.
     """
@@ -78,9 +80,12 @@ class Frames:
         self.count = int(count) if not is_camera and 0 < count < 1e9 else None
         self.is_live = is_camera or is_url and self.count is None
         self._start = time.monotonic()
+        self._first = [Frame(0, self._time_after(None), first)]
+        if not self.is_live:
+            self._look_ahead()
         self._queue = queue.Queue(1 if self.is_live else FRAMES_AHEAD)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(first,), daemon=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def __iter__(self):
@@ -92,13 +97,30 @@ class Frames:
         self._thread.join()
         self._capture.release()
 
-    def _read(self, pixels):
-        index, readable, seconds = 0, True, None
-        while readable and not self._closed.is_set():
-            seconds = self._time_after(seconds)
-            self._put(Frame(index, seconds, pixels))
-            index += 1
-            readable, pixels = self._capture.read()
+    def _next(self, last):
+        """The Frame after another one; None at the end."""
+        readable, pixels = self._capture.read()
+        return Frame(last.index + 1, self._time_after(last.seconds), pixels) if readable else None
+
+    def _look_ahead(self):
+        while len(self._first) < RATE_FRAMES:
+            frame = self._next(self._first[-1])
+            if frame is None:
+                return
+            self._first.append(frame)
+        rate = 1 / np.median(np.diff([frame.seconds for frame in self._first]))
+        if 1.2 * self.fps < rate <= MAX_FPS:
+            self.fps = float(rate)
+
+    def _read(self):
+        for frame in self._first:
+            self._put(frame)
+        frame, self._first = self._first[-1], None
+        while not self._closed.is_set():
+            frame = self._next(frame)
+            if frame is None:
+                break
+            self._put(frame)
         self._put(END)
 
     def _time_after(self, before):
