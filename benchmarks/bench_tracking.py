@@ -3,14 +3,14 @@
     python3 benchmarks/bench_tracking.py [--json]                                        known poses with noise: seconds
     python3 benchmarks/bench_tracking.py --weights=etcs/weights/mobilenet_v2_small.npy   of pictures: minutes
 
-People walk, jog, turn round, stand, cross, overtake, go in a group and in a crowd (walking_people.py), behind a pole and each
-other, at several frame rates. `switches`: how often somebody's number changes, in all films. `right`: the share of people
-found that have the number that they got first, and that nobody had before. `before` is what the last poses alone give:
-nothing predicted, a memory of so many frames.
+People walk, jog, turn round, stand, cross, overtake, go in a group and in a crowd (walking_people.py), behind a pole and
+each other, at several frame rates. `switches`: how often somebody's number changes, in all films. `right`: the share
+of people found that have the number that they got first, and that nobody had before. `before` is what the last poses
+alone give: nothing predicted, a memory of so many frames.
 
-Of known poses, each part is NOISE off and missing in a share of MISSED_PARTS, each person in MISSED_PEOPLE of the frames.
-Jitter is that of people who walk and stand, at 30 frames/s: mean distance to where their parts are, in percent of the
-body's height, and mean acceleration in heights / s^2; `truth` has an acceleration, too.
+Of known poses, each part is NOISE off and missing in a share of MISSED_PARTS, each person in MISSED_PEOPLE of the
+frames. Jitter is that of people who walk and stand, at 30 frames/s: mean distance to where their parts are, in percent
+of the body's height, and mean acceleration in heights / s^2; `truth` has an acceleration, too.
 """
 import json
 
@@ -114,15 +114,18 @@ def measure(films, rates, make_frames):
                 row = totals.setdefault(name, {}).setdefault(str(rate), np.zeros((2, 3)))
                 row += [follow(LastPoses(), frames), follow(Tracker(COCO_SKELETON), frames)]
     return {name: {rate: {'switches_before': int(before[0]), 'switches': int(now[0]),
-                          'right_before': round(float(before[1] / before[2]), 3), 'right': round(float(now[1] / now[2]), 3)}
-                   for rate, (before, now) in rows.items()} for name, rows in totals.items()}
+                          'right_before': round(float(before[1] / before[2]), 3),
+                          'right': round(float(now[1] / now[2]), 3)}
+                   for rate, (before, now) in rows.items()}
+            for name, rows in totals.items()}
 
 
 def movement(places, truth, rate):
     """(mean distance to the truth in percent, mean acceleration) of places (frames, parts, 2) in bodies."""
     distance = np.linalg.norm(places - truth, axis=2)
     acceleration = np.linalg.norm(np.diff(places, 2, axis=0), axis=2) * rate ** 2
-    return {'distance': round(100 * float(distance.mean()), 2), 'acceleration': round(float(acceleration.mean()), 1)}
+    return {'distance': round(100 * float(distance.mean()), 2),
+            'acceleration': round(float(acceleration.mean()), 1)}
 
 
 def measure_jitter(rate=30):
@@ -134,7 +137,8 @@ def measure_jitter(rate=30):
         truth, found, smooth = [], [], []
         for seconds in np.arange(0, scene.seconds, 1 / rate):
             joints = joints_at(scene, seconds)[:1]
-            noisy = np.append(joints + rng.normal(0, NOISE * BODY, joints.shape), np.ones_like(joints[:, :, :1]), axis=2)
+            noisy = joints + rng.normal(0, NOISE * BODY, joints.shape)
+            noisy = np.append(noisy, np.ones_like(joints[:, :, :1]), axis=2)
             truth.append(joints[0])
             found.append(noisy[0, :, :2])
             smooth.append(smoother.update(noisy, [1], seconds)[0, :, :2])
@@ -148,7 +152,7 @@ def parse_flags(args=None):
     parser = flag_parser('Measure how well people in films keep their number.')
     parser.add_argument('--films', type=pose_cli.positive_int, default=10, help='of each scene and rate')
     parser.add_argument('--rates', type=pose_cli.positive_int, nargs='+', default=RATES, help='frames a second')
-    parser.add_argument('--weights', help='find the people in pictures of the scenes with this network (.npy, or a graph)')
+    parser.add_argument('--weights', help='find the people in pictures with this network (.npy, or a graph)')
     return parser.parse_args(args)
 
 
@@ -157,7 +161,7 @@ def main():
     if flags.weights:
         from inference import load_network
         with load_network(flags.weights) as network:
-            figures = measure(flags.films, flags.rates, lambda *scene: film_frames(*scene, network))
+            figures = measure(flags.films, flags.rates, lambda *film: film_frames(*film, network))
     else:
         figures = measure(flags.films, flags.rates, noisy_frames)
     print('scene       frames/s  switches before   now  right before    now')

@@ -105,8 +105,8 @@ def _last_line(log):
 class Output:
     """A context: the annotated video and the JSON lines at prefix + ... They get their names when it ends, whole.
 
-    The video has a constant rate. Pictures are repeated, or left out, so that each is shown when its frame was: it takes
-    as long as the frames' times say. Odd sides are padded by a pixel.
+    The video has a constant rate. Pictures are repeated, or left out, so that each is shown when its frame was: it
+    takes as long as the frames' times say. Odd sides are padded by a pixel.
 
     After an error both stay under the names of unfinished files; nothing stays when no frame was written.
 

@@ -1,10 +1,11 @@
 """Who is who from frame to frame, and steady keypoints.
 
 The Tracker gives each person of a new frame the number of the most similar one of those that it knows, most similar
-pairs first. Where a known person is now, it predicts: each has a Kalman filter of constant velocity for the place of the
-whole body, in units of its size, so that people keep their number at any frame rate and while they are hidden. The
-similarity of two people is COCO's object keypoint similarity (OKS) of their poses, 1 for equal ones, with the
-prediction's uncertainty added to the spread of each part. Looks do not count.
+pairs first, and people whom it has seen for long before others. Where a known person is now, it predicts: each has a
+Kalman filter of constant velocity for the place of the whole body, in units of its size, so that people keep their
+number at any frame rate and while they are hidden. The similarity of two people is COCO's object keypoint similarity
+(OKS) of their poses, 1 for equal ones, with the prediction's uncertainty added to the spread of each part. Looks do not
+count.
 
 The Smoother is the One-Euro filter of Casiez, Roussel and Vogel (CHI 2012): a low pass whose cutoff rises with speed.
 """
@@ -15,6 +16,7 @@ import numpy as np
 MIN_OKS = 0.15  # below, two poses are two people
 MIN_COMMON_PARTS = 2
 MAX_HIDDEN_SECONDS = 1.5
+NEW, FAMILIAR = 0.1, 0.8  # seconds: somebody just seen for the first time counts NEW / FAMILIAR, one well known 1
 
 # In sizes (longest sides of the box around a person, about the height of one who stands) and seconds.
 START_SPEED = 1.5  # standard deviation for people of whom one frame is known: near a jog
@@ -26,8 +28,9 @@ MIN_CUTOFF, BETA, SPEED_CUTOFF = 0.5, 15.0, 1.0
 MAX_GAP = 0.5  # seconds
 
 # Tracker.update's state of a person. pose: (parts, 3), parts that are not found moved along; size: pixels; velocity:
-# (2,) in pixels a second; covariance: (2, 2) of place and speed in sizes; seconds: of all these; seen: when found last.
-Track = collections.namedtuple('Track', 'pose size velocity covariance seconds seen')
+# (2,) in pixels a second; covariance: (2, 2) of place and speed in sizes; seconds: of all these; seen: when found last;
+# known: seconds in sight.
+Track = collections.namedtuple('Track', 'pose size velocity covariance seconds seen known')
 
 
 def part_sigmas(skeleton):
@@ -75,7 +78,7 @@ class Tracker:
 
     def __init__(self, skeleton, min_oks=MIN_OKS, max_hidden=MAX_HIDDEN_SECONDS):
         self._sigmas, self._min_oks, self._max_hidden = part_sigmas(skeleton), min_oks, max_hidden
-        self._tracks = {}  # number: Track
+        self._tracks, self._seconds = {}, 0.0  # {number: Track}, the last frame's time
         self.count = 0
 
     def update(self, keypoints, seconds):
@@ -88,23 +91,27 @@ class Tracker:
             tracks = [self._tracks[number] for number in known]
             variance = np.array([track.covariance[0, 0] * track.size ** 2 for track in tracks])
             similarity = pose_similarity(keypoints, np.array([track.pose for track in tracks]), self._sigmas, variance)
-            while similarity.max() >= self._min_oks:
-                person, other = np.unravel_index(similarity.argmax(), similarity.shape)
+            # Networks see somebody twice now and then: the second one must not take over.
+            sight = np.array([track.known for track in tracks])
+            rank = np.where(similarity >= self._min_oks, similarity * (sight + NEW) / (sight + FAMILIAR), 0)
+            while rank.max() > 0:
+                person, other = np.unravel_index(rank.argmax(), rank.shape)
                 numbers[person] = known[other]
-                similarity[person], similarity[:, other] = -1, -1
+                rank[person], rank[:, other] = 0, 0
         for person, number in enumerate(numbers):
             if number is None:
                 self.count += 1
                 numbers[person] = self.count
                 self._tracks[self.count] = start(keypoints[person], seconds)
             else:
-                self._tracks[number] = correct(self._tracks[number], keypoints[person])
+                self._tracks[number] = correct(self._tracks[number], keypoints[person], seconds - self._seconds)
+        self._seconds = seconds
         return numbers
 
 
 def start(pose, seconds):
     """The Track of somebody seen for the first time: pose (parts, 3)."""
-    return Track(pose, _size(pose), np.zeros(2), np.diag([MEASURED ** 2, START_SPEED ** 2]), seconds, seconds)
+    return Track(pose, _size(pose), np.zeros(2), np.diag([MEASURED ** 2, START_SPEED ** 2]), seconds, seconds, 0.0)
 
 
 def predict(track, seconds):
@@ -116,15 +123,15 @@ def predict(track, seconds):
                           covariance=motion @ track.covariance @ motion.T + noise)
 
 
-def correct(track, pose):
-    """The Track after its person was found: pose (parts, 3), at the time of the Track."""
+def correct(track, pose, step):
+    """The Track after its person was found: pose (parts, 3), at the time of the Track; step: seconds between frames."""
     found = np.isfinite(pose[:, 0])
     # Arms and legs swing: the median of the parts moves as the body does.
     error = np.median((pose - track.pose)[found & np.isfinite(track.pose[:, 0]), :2], axis=0)
     gain = track.covariance[:, 0] / (track.covariance[0, 0] + MEASURED ** 2)
     merged = np.where(found[:, None], pose, track.pose + np.append(error, 0))
     return track._replace(pose=merged - np.append((1 - gain[0]) * error, 0), size=_size(merged), seen=track.seconds,
-                          velocity=track.velocity + gain[1] * error,
+                          known=track.known + step, velocity=track.velocity + gain[1] * error,
                           covariance=track.covariance - np.outer(gain, track.covariance[0]))
 
 
@@ -144,7 +151,8 @@ class Smoother:
         self._states = {}  # number: (seconds (parts,), places (parts, 2), speeds (parts, 2))
 
     def update(self, keypoints, numbers, seconds):
-        """The keypoints (people, parts, 3) of a frame, x and y smoothed. A part that was absent for a while starts anew.
+        """The keypoints (people, parts, 3) of a frame, x and y smoothed. A part that was absent for a while starts
+        anew.
 
         numbers: who they are, as from Tracker.update.
         """
@@ -167,7 +175,8 @@ class Smoother:
         speed = np.where(known, speed, 0)
         cutoff = self._min_cutoff + self._beta * np.linalg.norm(speed, axis=1, keepdims=True) / _size(found)
         place = np.where(known, places + low_pass(cutoff, step) * (found - places), found)
-        return place, (np.where(here[:, 0], seconds, times), np.where(here, place, places), np.where(here, speed, speeds))
+        times = np.where(here[:, 0], seconds, times)
+        return place, (times, np.where(here, place, places), np.where(here, speed, speeds))
 
 
 def low_pass(cutoff, step):

@@ -50,8 +50,8 @@ class Frames:
     Args:
         source: path of a file or of a camera (/dev/video0), the number of a camera as text, or a URL.
     Attributes:
-        height, width: in pixels, upright.  fps: the nominal rate, or that of the first frames where it is higher: a film
-            of varying rate names its mean.  count: of frames, as the file says, or None.
+        height, width: in pixels, upright.  fps: the nominal rate, or that of the first frames where it is higher: a
+            film of varying rate names its mean.  count: of frames, as the file says, or None.
         is_live: whether it goes on while nobody reads.
     Raises UserError: there is no such file or camera, or it holds no video.
     """
@@ -150,7 +150,8 @@ def output_name(source):
 
 
 def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decoders=None, batchsize=1, limit=None,
-                         show=False, smooth=False, input_size=None, short_edge=None, scales=(1.0,), flip=False, **thresholds):
+                         show=False, smooth=False, input_size=None, short_edge=None, scales=(1.0,), flip=False,
+                         **thresholds):
     """Write the annotated video of a source and its JSON lines; shows frames per second meanwhile.
 
     Args:

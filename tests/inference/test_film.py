@@ -33,8 +33,8 @@ film.onended = () => {
     const context = canvas.getContext('2d');
     context.drawImage(film, 0, 0);
     const pixel = x => [...context.getImageData(x, 20, 1, 1).data].slice(0, 3);
-    tell({duration: film.duration, width: film.videoWidth, height: film.videoHeight, sound: film.webkitAudioDecodedByteCount,
-          left: pixel(20), right: pixel(film.videoWidth - 20)});
+    tell({duration: film.duration, width: film.videoWidth, height: film.videoHeight,
+          sound: film.webkitAudioDecodedByteCount, left: pixel(20), right: pixel(film.videoWidth - 20)});
 };
 </script>'''
 

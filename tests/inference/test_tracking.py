@@ -110,6 +110,17 @@ def test_parts_that_are_not_found_move_along(people):
         assert tracker.update(now, frame / 10) == [1]
 
 
+def test_a_second_skeleton_on_somebody_takes_nobodys_number(people):
+    """As networks give them for a frame or two."""
+    random, tracker = np.random.RandomState(0), Tracker(COCO_SKELETON)
+    for frame in range(60):
+        now = people[:1] + np.append(random.normal(0, 3, (1, 18, 2)), np.zeros((1, 18, 1)), axis=2)
+        if frame % 20 == 10:
+            now = np.concatenate([now + [2, 2, 0], now])
+        assert tracker.update(now, frame / 30)[-1] == 1 or frame % 20 == 10
+    assert tracker.count <= 3
+
+
 def errors_of_a_walker(scale):
     """Mean distance to where the parts are, of those with noise and of those smoothed, in sizes of a picture."""
     scene, random, smoother = scenes(np.random.RandomState(0))['walker'], np.random.RandomState(0), Smoother()

@@ -164,8 +164,8 @@ def test_a_film_that_is_stored_sideways_is_read_upright(video, tmp_path):
 
 
 def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path, caplog):
-    """As phones do in the dark: the second half of the frames takes five times as long. The film that is written has the
-    rate of the first half, and takes as long."""
+    """As phones do in the dark: the second half of the frames takes five times as long. The film that is written has
+    the rate of the first half, and takes as long."""
     caplog.set_level(logging.INFO)
     data = video.read_bytes().replace(b'edts', b'free')  # which would cut off what comes later
     table = data.index(b'stts')
