@@ -3,10 +3,10 @@
     python3 benchmarks/bench_tracking.py [--json]                                        known poses with noise: seconds
     python3 benchmarks/bench_tracking.py --weights=etcs/weights/mobilenet_v2_small.npy   of pictures: minutes
 
-People walk, jog, turn round, stand, cross, overtake, go in a group and in a crowd (walking_people.py), behind a pole and
-each other, at several frame rates. `switches`: how often somebody's number changes, in all films. `right`: the share
-of people found that have the number that they got first, and that nobody had before. `before` is what the last poses
-alone give: nothing predicted, a memory of so many frames.
+People walk, jog, turn round, stand, cross, overtake, go in a group and in a crowd (walking_people.py), behind a pole
+and each other, at several frame rates. `switches`: how often somebody's number changes, in all films. `right`: the
+share of people found that have the number that they got first, and that nobody had before. `before` is what the last
+poses alone give: nothing predicted, a memory of so many frames.
 
 Of known poses, each part is NOISE off and missing in a share of MISSED_PARTS, each person in MISSED_PEOPLE of the
 frames. Jitter is that of people who walk and stand, at 30 frames/s: mean distance to where their parts are, in percent

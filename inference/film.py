@@ -40,9 +40,11 @@ class FFmpegWriter:
         command = [program, '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'bgr24', '-s',
                    '%dx%d' % (width, height), '-r', repr(fps), '-i', '-', *ENCODER, '-movflags', '+faststart',
                    'file:' + path]
-        # In a session of its own: Ctrl-C is for us, who then end the film.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                         stderr=self._errors, start_new_session=True)
+        try:  # in a session of its own: Ctrl-C is for us, who then end the film
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                             stderr=self._errors, start_new_session=True)
+        except OSError as error:
+            raise UserError('cannot run %s: %s; `%s`' % (program, error.strerror, REMEDY))
 
     def write(self, picture):
         try:

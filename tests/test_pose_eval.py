@@ -194,6 +194,7 @@ def test_outputs_of_many_photographs():
 @pytest.mark.parametrize('args, mention', [
     ('', '--graph'), ('--graph=g.pb', '--datapath'), ('--graph=g.pb --checkpoint=c --datapath=d', '--graph'),
     ('--checkpoint=/nowhere/c --datapath=d', 'no checkpoint /nowhere/c'), ('--oracle --images=d', '--datapath'),
+    ('--oracle --datapath=d --smooth', '--smooth goes with --video'),
     ('--graph=g.pb --model=cmu --datapath=d', '--checkpoint'), ('--oracle=5 --datapath=d', '--oracle'),
     ('--oracle --datapath=d --input-size=370x368', 'multiples of 8'),
     ('--oracle --datapath=d --input-size=368', '--input-size'),

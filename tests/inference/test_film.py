@@ -154,6 +154,13 @@ def test_without_any_encoder_one_line_says_what_to_install(tmp_path, no_ffmpeg, 
     assert os.listdir(str(tmp_path)) == []
 
 
+def test_an_ffmpeg_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', '/nowhere/ffmpeg')
+    with pytest.raises(UserError, match='cannot run /nowhere/ffmpeg: No such file'):
+        write_film(tmp_path / 'film')
+    assert os.listdir(str(tmp_path)) == []
+
+
 def test_an_ffmpeg_without_h264(tmp_path, monkeypatch):
     """As some systems have it: it ends at once."""
     program = tmp_path / 'ffmpeg'
