@@ -103,13 +103,15 @@ def follow(tracker, frames):
     return switches, right, found
 
 
-def measure(films, rates, make_frames):
-    """{scene: {rate: figures}}."""
+def measure(films, rates, names, make_frames):
+    """{scene: {rate: figures}}, of all scenes unless there are names."""
     totals = {}
     for seed in range(films):
         for rate in rates:
             rng = np.random.RandomState(seed)
             for name, scene in scenes(rng).items():
+                if names and name not in names:
+                    continue
                 frames = make_frames(rng, scene, rate)
                 row = totals.setdefault(name, {}).setdefault(str(rate), np.zeros((2, 3)))
                 row += [follow(LastPoses(), frames), follow(Tracker(COCO_SKELETON), frames)]
@@ -152,6 +154,7 @@ def parse_flags(args=None):
     parser = flag_parser('Measure how well people in films keep their number.')
     parser.add_argument('--films', type=pose_cli.positive_int, default=10, help='of each scene and rate')
     parser.add_argument('--rates', type=pose_cli.positive_int, nargs='+', default=RATES, help='frames a second')
+    parser.add_argument('--scenes', nargs='+', choices=list(scenes(np.random.RandomState(0))), help='(all)')
     parser.add_argument('--weights', help='find the people in pictures with this network (.npy, or a graph)')
     return parser.parse_args(args)
 
@@ -161,9 +164,9 @@ def main():
     if flags.weights:
         from inference import load_network
         with load_network(flags.weights) as network:
-            figures = measure(flags.films, flags.rates, lambda *film: film_frames(*film, network))
+            figures = measure(flags.films, flags.rates, flags.scenes, lambda *film: film_frames(*film, network))
     else:
-        figures = measure(flags.films, flags.rates, noisy_frames)
+        figures = measure(flags.films, flags.rates, flags.scenes, noisy_frames)
     print('scene       frames/s  switches before   now  right before    now')
     for name, rows in figures.items():
         for rate, row in rows.items():

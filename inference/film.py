@@ -38,7 +38,7 @@ class FFmpegWriter:
     def __init__(self, program, path, fps, width, height):
         self._path, self._errors = path, tempfile.TemporaryFile()
         command = [program, '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'bgr24', '-s',
-                   '%dx%d' % (width, height), '-r', repr(fps), '-i', '-', *ENCODER, '-movflags', '+faststart',
+                   '%dx%d' % (width, height), '-r', repr(float(fps)), '-i', '-', *ENCODER, '-movflags', '+faststart',
                    'file:' + path]
         try:  # in a session of its own: Ctrl-C is for us, who then end the film
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,

@@ -57,15 +57,22 @@ def test_film():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags', [(), ('--weights=etcs/weights/mobilenet_v2_small.npy',)], ids=['poses', 'pictures'])
-def test_tracking(flags):
-    scenes = figures('bench_tracking.py', '--films=1', '--rates', '3', *flags)
+def test_tracking():
+    scenes = figures('bench_tracking.py', '--films=1', '--rates', '3')
     jitter = scenes.pop('jitter')
     assert set(jitter) == {'walking', 'standing'} and set(jitter['walking']) == {'truth', 'found', 'smooth'}
     assert set(scenes) == {'walker', 'jogger', 'turning', 'standing', 'crossing', 'overtaking', 'group', 'crowd'}
     assert sum(rows['3']['switches'] for rows in scenes.values()) \
         < sum(rows['3']['switches_before'] for rows in scenes.values()) / 4
     assert all(0 < rows['3'][key] <= 1 for rows in scenes.values() for key in ('right', 'right_before'))
+
+
+@pytest.mark.slow
+def test_tracking_through_a_network():
+    scenes = figures('bench_tracking.py', '--films=1', '--rates', '3', '--scenes', 'jogger',
+                     '--weights=etcs/weights/mobilenet_v2_small.npy')
+    assert set(scenes) == {'jogger', 'jitter'}
+    assert scenes['jogger']['3']['switches'] == 0 < scenes['jogger']['3']['switches_before']
 
 
 @pytest.mark.slow

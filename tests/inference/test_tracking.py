@@ -74,7 +74,7 @@ def test_people_who_were_gone_for_long_or_have_hardly_any_parts_get_a_new_number
 @pytest.mark.slow
 def test_everybody_keeps_the_number_at_thirty_frames_a_second():
     """Walkers, joggers and those who cross and hide each other; the last poses alone lose them."""
-    figures = measure(1, (30,), noisy_frames)
+    figures = measure(1, (30,), None, noisy_frames)
     assert {name: rows['30']['switches'] for name, rows in figures.items()} == dict.fromkeys(figures, 0)
     assert all(rows['30']['right'] == 1 for rows in figures.values())
     assert sum(rows['30']['switches_before'] for rows in figures.values()) >= 5
