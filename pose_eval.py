@@ -141,6 +141,7 @@ def parse_flags():
     task.add_argument('--video', help='video file, URL, or number or device of a camera, for an annotated video and '
                                       'JSON lines')
     parser.add_argument('--show', action='store_true', help='show the frames of --video in a window; q ends')
+    parser.add_argument('--smooth', action='store_true', help='steady the keypoints of --video from frame to frame')
     parser.add_argument('--split', default='val2017', help='split of --datapath, or a path to its annotation file')
     pose_cli.add_valid_share(parser, "only the images of --split that train.py's --valid-share left for validation")
     parser.add_argument('--category', help='of the annotations, where several have keypoints, or all')
@@ -184,6 +185,8 @@ def parse_flags():
         parser.error('--no-pictures goes with --images and --datapath')
     if args.maps and not args.images:
         parser.error('--maps goes with --images')
+    if args.smooth and not args.video:
+        parser.error('--smooth goes with --video')
     if args.oracle and (args.images or args.video):
         parser.error('--oracle needs labels: give --datapath')
     if any(side % SIZE_MULTIPLE for side in args.input_size or ()):
@@ -247,7 +250,8 @@ def main():
                 print(json.dumps(summary))
             else:
                 *paths, summary = video.find_people_in_video(predict_maps, skeleton, args.video, args.output_dir,
-                                                             pose_cli.StopSignal(), show=args.show, **options)
+                                                             pose_cli.StopSignal(), show=args.show,
+                                                             smooth=args.smooth, **options)
                 print('video: %s\njson lines: %s' % tuple(paths))
                 print(json.dumps(summary))
 

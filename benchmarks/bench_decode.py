@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from bench_inputs import flag_parser, random_people, render_maps
+from bench_inputs import flag_parser, hide_behind, random_people, render_maps
 import pose_cli
 from annotations.coco import Dataset, as_pycocotools
 from annotations.skeleton import COCO_SKELETON
@@ -28,7 +28,6 @@ STRIDE = 8
 CASES = ((1, 368), (5, 368), (25, 368), (5, 736), (25, 736), (50, 736))
 CROWD = 25
 CROWD_SIZES = (368, 736)
-HIDING = 0.04  # of a person's height: half the width of what limbs hide
 NOISE = 0.02  # of the largest value of a label
 
 
@@ -62,12 +61,7 @@ def measure(people, size, repeats, rng):
 def crowd(rng, people, size):
     """People behind each other, the nearest first: float64 (people, 18, 2), NaN where somebody nearer hides a part."""
     joints = random_people(rng, people, size, size)
-    seen = joints.copy()
-    steps = np.linspace(0, 1, 8)[:, None]
-    for number, nearer in enumerate(joints):
-        limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO_SKELETON.limbs])
-        distance = np.linalg.norm(joints[number + 1:, :, None] - limbs, axis=3).min(axis=2)
-        seen[number + 1:][distance < HIDING * np.ptp(nearer[:, 1])] = np.nan
+    seen = hide_behind(joints)
     neck, *shoulders = [COCO_SKELETON.parts.index(name) for name in ('Neck', 'LShoulder', 'RShoulder')]
     seen[:, neck] = seen[:, shoulders].mean(axis=1)  # as annotation files give it
     return seen

@@ -10,8 +10,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'scripts')]
 import pose_cli
 import pose_labels
+from annotations.skeleton import COCO_SKELETON
 
 BATCHES = 4  # different ones that are repeated
+HIDING = 0.04  # of a person's height: half the width of what limbs hide
 # A standing person, one unit tall, about (0, 0); in the order of annotations.skeleton.COCO_SKELETON.parts.
 STANDING = np.array([(0, -.42), (0, -.32), (-.1, -.32), (-.15, -.15), (-.17, .01), (.1, -.32), (.15, -.15), (.17, .01),
                      (-.06, .02), (-.07, .26), (-.07, .48), (.06, .02), (.07, .26), (.07, .48), (-.02, -.44),
@@ -55,6 +57,17 @@ def random_people(rng, people, width, height, min_height=0.3, max_height=0.7):
         room = np.array([width - 1, height - 1]) - np.ptp(pose, axis=0)
         joints.append(pose - pose.min(axis=0) + rng.uniform(0, 1, 2) * room)
     return np.array(joints).reshape((-1,) + STANDING.shape)
+
+
+def hide_behind(joints):
+    """Joints (people, 18, 2), the nearest person's first, with NaN where a limb of somebody nearer hides a part."""
+    seen = joints.copy()
+    steps = np.linspace(0, 1, 8)[:, None]
+    for number, nearer in enumerate(joints):
+        limbs = np.concatenate([nearer[a] + steps * (nearer[b] - nearer[a]) for a, b in COCO_SKELETON.limbs])
+        distance = np.linalg.norm(joints[number + 1:, :, None] - limbs, axis=3).min(axis=2)
+        seen[number + 1:][distance < HIDING * np.ptp(nearer[:, 1])] = np.nan
+    return seen
 
 
 def render_labels(joints, width, height, stride):

@@ -2,16 +2,10 @@
 
 Reading, network, and drawing and writing run side by side. A file gives each frame once, with the time that its decoder
 says; a camera, or another source that goes on meanwhile, gives the newest frame only.
-
-People keep their number from frame to frame. Each person of a new frame takes the number of the most similar one of the
-last frames, most similar pairs first. The similarity of two people is COCO's object keypoint similarity (OKS) of their
-poses: 1 for equal ones, 0 for ones far apart in terms of their size. Nothing is predicted and looks do not count: two
-people who cross while one hides the other may come out with each other's number.
 """
 import collections
 import concurrent.futures
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -29,16 +23,14 @@ import pose_draw
 from pose_errors import UserError
 
 from .decode import keypoint_lists
+from .film import Output
 from .predictor import InputImage, Predictor, Request, make_transforms
+from .tracking import Smoother, Tracker
 
-MIN_OKS = 0.2  # below, two poses are two people
-MAX_HIDDEN_FRAMES = 12  # frames that a person may be hidden
-MIN_COMMON_PARTS = 2
-
-CODEC = 'mp4v'
 DEFAULT_FPS = 25.0
+MAX_FPS = 240.0  # above, it is the clock of a film whose frames have no rate
+RATE_FRAMES = 8  # whose times tell a film's rate
 FRAMES_AHEAD = 8
-MAX_PAUSE = 10.0  # seconds that a live recording stands still at most
 END = object()
 ESCAPE, QUIT = 27, ord('q')
 URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
@@ -50,65 +42,6 @@ os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 Frame = collections.namedtuple('Frame', 'index seconds pixels')
 
 
-def part_sigmas(skeleton):
-    """COCO's spread of each part, in units of the square root of a person's area: float64 (parts,)."""
-    return np.array([np.mean([skeleton.sigmas[keypoint] for keypoint in source]) for source in skeleton.sources])
-
-
-def pose_similarity(poses, others, sigmas):
-    """OKS of each pose with each other one, over the parts that both have: float64 (A, B), 0 where two poses have fewer
-    than MIN_COMMON_PARTS parts in common.
-
-    poses: (A, parts, 2 or 3) of x, y in pixels, NaN where absent; others: (B, parts, 2 or 3); sigmas: (parts,).
-    """
-    poses, others = (np.asarray(people, np.float64)[:, :, :2] for people in (poses, others))
-    area = np.maximum(_areas(poses)[:, None], _areas(others))
-    distance = ((poses[:, None] - others) ** 2).sum(axis=3)
-    common = np.isfinite(distance)
-    similarity = np.exp(-np.where(common, distance, 0) / (2 * area[:, :, None] * (2 * sigmas) ** 2)) * common
-    count = common.sum(axis=2)
-    return np.where(count >= MIN_COMMON_PARTS, similarity.sum(axis=2) / np.maximum(count, 1), 0)
-
-
-def _areas(poses):
-    """Of the boxes around people (people, parts, 2); at least a quarter of the length's square."""
-    if not poses.size:
-        return np.zeros(len(poses))
-    here = np.isfinite(poses)
-    sides = np.where(here, poses, -np.inf).max(axis=1) - np.where(here, poses, np.inf).min(axis=1)
-    return np.maximum(np.maximum(sides.prod(axis=1), sides.max(axis=1) ** 2 / 4), 1.0)
-
-
-class Tracker:
-    """Numbers people, from 1 on, in the order in which they appear."""
-
-    def __init__(self, skeleton, min_oks=MIN_OKS, max_hidden_frames=MAX_HIDDEN_FRAMES):
-        self._sigmas, self._min_oks, self._max_hidden_frames = part_sigmas(skeleton), min_oks, max_hidden_frames
-        self._frame = 0
-        self._seen = {}  # number: (frame, pose)
-        self.count = 0
-
-    def update(self, keypoints):
-        """The numbers of the people of the next frame, keypoints (people, parts, 3): a list of ints."""
-        self._frame += 1
-        self._seen = {number: seen for number, seen in self._seen.items()
-                      if self._frame - seen[0] <= self._max_hidden_frames}
-        known = list(self._seen)
-        numbers = [None] * len(keypoints)
-        if known and len(keypoints):
-            similarity = pose_similarity(keypoints, np.array([self._seen[number][1] for number in known]), self._sigmas)
-            while similarity.max() >= self._min_oks:
-                person, other = np.unravel_index(similarity.argmax(), similarity.shape)
-                numbers[person] = known[other]
-                similarity[person], similarity[:, other] = -1, -1
-        for person, number in enumerate(numbers):
-            if number is None:
-                self.count += 1
-                numbers[person] = self.count
-            self._seen[numbers[person]] = self._frame, keypoints[person]
-        return numbers
-
-
 class Frames:
     """The Frames of a video file, a camera or a stream: an iterable, read by a thread of its own.
 
@@ -117,7 +50,8 @@ class Frames:
     Args:
         source: path of a file or of a camera (/dev/video0), the number of a camera as text, or a URL.
     Attributes:
-        height, width: in pixels, upright.  fps: the nominal rate.  count: of frames, as the file says, or None.
+        height, width: in pixels, upright.  fps: the nominal rate, or that of the first frames where it is higher: a
+            film of varying rate names its mean.  count: of frames, as the file says, or None.
         is_live: whether it goes on while nobody reads.
     Raises UserError: there is no such file or camera, or it holds no video.
     """
@@ -141,14 +75,17 @@ class Frames:
                             'H.264 in .mp4' % source)
         self.height, self.width = first.shape[:2]
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if np.isfinite(fps) and 1 <= fps <= 1000 else DEFAULT_FPS
+        self.fps = fps if np.isfinite(fps) and 1 <= fps <= MAX_FPS else DEFAULT_FPS
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not is_camera and 0 < count < 1e9 else None
         self.is_live = is_camera or is_url and self.count is None
         self._start = time.monotonic()
+        self._first = [Frame(0, self._time_after(None), first)]
+        if not self.is_live:
+            self._look_ahead()
         self._queue = queue.Queue(1 if self.is_live else FRAMES_AHEAD)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(first,), daemon=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def __iter__(self):
@@ -160,13 +97,30 @@ class Frames:
         self._thread.join()
         self._capture.release()
 
-    def _read(self, pixels):
-        index, readable, seconds = 0, True, None
-        while readable and not self._closed.is_set():
-            seconds = self._time_after(seconds)
-            self._put(Frame(index, seconds, pixels))
-            index += 1
-            readable, pixels = self._capture.read()
+    def _next(self, last):
+        """The Frame after another one; None at the end."""
+        readable, pixels = self._capture.read()
+        return Frame(last.index + 1, self._time_after(last.seconds), pixels) if readable else None
+
+    def _look_ahead(self):
+        while len(self._first) < RATE_FRAMES:
+            frame = self._next(self._first[-1])
+            if frame is None:
+                return
+            self._first.append(frame)
+        rate = 1 / np.median(np.diff([frame.seconds for frame in self._first]))
+        if 1.2 * self.fps < rate <= MAX_FPS:
+            self.fps = float(rate)
+
+    def _read(self):
+        for frame in self._first:
+            self._put(frame)
+        frame, self._first = self._first[-1], None
+        while not self._closed.is_set():
+            frame = self._next(frame)
+            if frame is None:
+                break
+            self._put(frame)
         self._put(END)
 
     def _time_after(self, before):
@@ -195,73 +149,15 @@ def output_name(source):
     return re.sub(r'[^\w. -]', '_', os.path.splitext(os.path.basename(path))[0]) or 'stream'
 
 
-class Output:
-    """A context: the annotated video and the JSON lines at prefix + ... They get their names when it ends, whole.
-
-    After an error both stay under the names of unfinished files; nothing stays when no frame was written.
-
-    keeps_time: whether pictures are repeated, or left out, so that the video takes as long as its frames' times say;
-        else each frame is shown once.
-
-    Raises UserError when they cannot be written.
-    """
-
-    def __init__(self, prefix, fps, width, height, keeps_time=False):
-        self.video, self.lines = prefix + '_people.mp4', prefix + '_people.jsonl'
-        self._parts = {prefix + '_people.part.mp4': self.video, prefix + '_people.part.jsonl': self.lines}
-        self._fps, self._keeps_time = fps, keeps_time
-        self._shown, self._last, self._written = 0, None, 0
-        video_part, lines_part = self._parts
-        self._writer = cv2.VideoWriter(video_part, cv2.VideoWriter_fourcc(*CODEC), fps, (width, height))
-        try:
-            self._file = open(lines_part, 'w')
-        except OSError as error:
-            raise UserError('cannot write %s: %s; choose another --output-dir' % (lines_part, error.strerror))
-        if not self._writer.isOpened():
-            self.__exit__(UserError)
-            raise UserError('OpenCV cannot write %s; choose another --output-dir' % video_part)
-
-    def __enter__(self):
-        return self
-
-    def write(self, picture, seconds, record):
-        """Write a drawn frame, shown at that time, and its JSON."""
-        due = int(round(seconds * self._fps)) if self._keeps_time else self._shown
-        if due >= self._shown:
-            for _ in range(min(due - self._shown, int(MAX_PAUSE * self._fps))):
-                self._writer.write(self._last)
-            self._writer.write(picture)
-            self._shown, self._last = due + 1, picture
-        try:
-            self._file.write(json.dumps(record) + '\n')
-        except OSError as error:
-            raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
-        self._written += 1
-
-    def __exit__(self, kind, *_):
-        self._writer.release()
-        try:
-            self._file.close()
-        except OSError as error:
-            raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
-        if kind is None:
-            for part, name in self._parts.items():
-                os.replace(part, name)
-        elif self._written:
-            logging.warning('the first %d frames are in %s', self._written, ' and '.join(self._parts))
-        else:
-            for part in self._parts:
-                with contextlib.suppress(OSError):
-                    os.remove(part)
-
-
 def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decoders=None, batchsize=1, limit=None,
-                         show=False, input_size=None, short_edge=None, scales=(1.0,), flip=False, **thresholds):
+                         show=False, smooth=False, input_size=None, short_edge=None, scales=(1.0,), flip=False,
+                         **thresholds):
     """Write the annotated video of a source and its JSON lines; shows frames per second meanwhile.
 
     Args:
         predict_maps, skeleton, batchsize, decoders: as for inference.predictor.Predictor.
         source: as for Frames.  limit: only the first so many frames.  show: whether to open a window.
+        smooth: whether to steady the keypoints (tracking.Smoother).
         stop: a function; when it returns True, it ends early, and what was found until then is written as a whole.
         input_size, short_edge, scales, flip: as for inference.predictor.make_transforms.  thresholds: for Predictor.
     Returns (path of the video, path of the JSON lines, summary as a dict).
@@ -272,15 +168,18 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
         # A camera's frames should not wait for others to come.
         predictor = Predictor(predict_maps, skeleton, 1 if frames.is_live else batchsize, decoders,
                               ahead=1 if frames.is_live else None, **thresholds)
-        tracker = Tracker(skeleton)
+        tracker, smoother = Tracker(skeleton), Smoother()
         found = predictor.find_people(_requests(frames, transforms, stop, limit))
         total = min(filter(None, (frames.count, limit)), default=None)
         people, written, begin = 0, 0, time.perf_counter()
-        output = Output(os.path.join(output_dir, name), frames.fps, frames.width, frames.height, frames.is_live)
+        output = Output(os.path.join(output_dir, name), frames.fps, frames.width, frames.height,
+                        source if os.path.isfile(source) else None)
         with output, concurrent.futures.ThreadPoolExecutor(1) as writer, contextlib.closing(found):
             writing = collections.deque()
             for frame, _, keypoints, scores in tqdm(found, 'finding people', total, unit='frame', disable=None):
-                numbers = tracker.update(keypoints)
+                numbers = tracker.update(keypoints, frame.seconds)
+                if smooth:
+                    keypoints = smoother.update(keypoints, numbers, frame.seconds)
                 people, written = people + len(numbers), written + 1
                 writing.append(writer.submit(_draw_and_write, output, frame, keypoints, numbers, scores, skeleton))
                 while len(writing) > (0 if show else FRAMES_AHEAD):

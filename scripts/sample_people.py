@@ -57,7 +57,7 @@ def limb_direction(forward, outward, side):
 
 
 def sample_pose(rng):
-    """Draw a pose: points of the body in its own frame {name: (3,)}, torso frame, head frame, head size."""
+    """Draw a pose, as body_points makes them, torso frame, head frame, head size."""
     weights = np.array([pose[0] for pose in POSES], float)
     _, legs, arms, lean_range = POSES[rng.choice(len(POSES), p=weights / weights.sum())]
     legs = [legs[i] for i in rng.permutation(2)]
@@ -67,11 +67,20 @@ def sample_pose(rng):
     head = rotation(0, 0.45 * lean) @ rotation(1, rng.normal(0, 22)) @ rotation(0, rng.normal(4, 9)) \
         @ rotation(2, rng.normal(0, 6))
     head_size = rng.uniform(1.0, 1.3)
+    arms, legs = zip(*((np.array(ARMS[arm]) + rng.normal(0, 7, 4), np.array(LEGS[leg]) + rng.normal(0, 4, 4))
+                       for arm, leg in zip(arms, legs)))
+    return body_points(torso, head, head_size, arms, legs), torso, head, head_size
+
+
+def body_points(torso, head, head_size, arms, legs):
+    """Points of the body in its own frame {name: (3,)}, from its frames and the angles of its limbs.
+
+    arms, legs: for the left and the right one, (4,) degrees as in ARMS and LEGS.
+    """
     points = {'neck': torso @ [0, 0.30, 0]}
     points['head'] = points['neck'] + head_size * (torso @ [0, 0.045, 0] + head @ [0, 0.045, 0.012])
     points['nose'] = points['head'] + head @ [0, -0.014 * head_size, 0.066 * head_size]
     for (side, sign), arm, leg in zip(SIDES, arms, legs):
-        arm, leg = np.array(ARMS[arm]) + rng.normal(0, 7, 4), np.array(LEGS[leg]) + rng.normal(0, 4, 4)
         points[side + '_eye'] = points['head'] + head_size * (head @ [sign * 0.021, 0.009, 0.053])
         points[side + '_ear'] = points['head'] + head_size * (head @ [sign * 0.047, -0.004, -0.003])
         shoulder = points[side + '_shoulder'] = torso @ [sign * 0.112, 0.28, 0]
@@ -85,7 +94,7 @@ def sample_pose(rng):
         toes_down = np.deg2rad(np.clip(-leg[2], 0, 70) + 8)  # the foot tips with a shank that swings backward
         points[side + '_toes'] = ankle + np.array([sign * 0.02, -0.09 * np.sin(toes_down) - 0.015,
                                                    0.09 * np.cos(toes_down)])
-    return points, torso, head, head_size
+    return points
 
 
 def sample_look(rng):

@@ -141,6 +141,7 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize('args, mention', [
     ('', '--graph'), ('--graph=g.pb', '--datapath'), ('--graph=g.pb --checkpoint=c --datapath=d', '--graph'),
     ('--checkpoint=/nowhere/c --datapath=d', 'no checkpoint /nowhere/c'), ('--oracle --images=d', '--datapath'),
+    ('--oracle --datapath=d --smooth', '--smooth goes with --video'),
     ('--graph=g.pb --model=cmu --datapath=d', '--checkpoint'), ('--oracle=5 --datapath=d', '--oracle'),
     ('--oracle --datapath=d --input-size=370x368', 'multiples of 8'),
     ('--oracle --datapath=d --input-size=368', '--input-size'),

@@ -50,6 +50,32 @@ def test_finder():
 
 
 @pytest.mark.slow
+def test_film():
+    rows = figures('bench_film.py', '--sizes', '160x96', '--frames=5')['160x96']
+    assert rows.pop('ffmpeg_to_opencv') > 0 and set(rows) == {'ffmpeg', 'opencv', 'mp4v'}
+    assert all(row['frames_per_s'] > 0 and row['bytes_per_frame'] > 0 and row['psnr'] > 25 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_tracking():
+    scenes = figures('bench_tracking.py', '--films=1', '--rates', '3')
+    jitter = scenes.pop('jitter')
+    assert set(jitter) == {'walking', 'standing'} and set(jitter['walking']) == {'truth', 'found', 'smooth'}
+    assert set(scenes) == {'walker', 'jogger', 'turning', 'standing', 'crossing', 'overtaking', 'group', 'crowd'}
+    assert sum(rows['3']['switches'] for rows in scenes.values()) \
+        < sum(rows['3']['switches_before'] for rows in scenes.values()) / 4
+    assert all(0 < rows['3'][key] <= 1 for rows in scenes.values() for key in ('right', 'right_before'))
+
+
+@pytest.mark.slow
+def test_tracking_through_a_network():
+    scenes = figures('bench_tracking.py', '--films=1', '--rates', '3', '--scenes', 'jogger',
+                     '--weights=etcs/weights/mobilenet_v2_small.npy')
+    assert set(scenes) == {'jogger', 'jitter'}
+    assert scenes['jogger']['3']['switches'] == 0 < scenes['jogger']['3']['switches_before']
+
+
+@pytest.mark.slow
 def test_coco_scale(tmp_path):
     for _ in range(2):  # with the files of the first time
         values = figures('bench_coco_scale.py', '--scale=0.001', '--folder=%s' % tmp_path)

@@ -3,6 +3,7 @@ import functools
 import http.server
 import itertools
 import json
+import logging
 import os
 import signal
 import struct
@@ -19,6 +20,7 @@ from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command, run_well, summary_of
 from inference.predictor import start_decoders
+from inference.tracking import Smoother
 from inference.video import Frames, check_display, find_people_in_video, output_name
 from pose_cli import StopSignal
 from pose_draw import draw_skeletons
@@ -43,6 +45,12 @@ def write_video(path, frames, fps=12.5):
         writer.write(frame)
     writer.release()
     return path
+
+
+def read_film(path):
+    """The pictures of a film."""
+    capture = cv2.VideoCapture(str(path))
+    return [pixels for readable, pixels in iter(capture.read, (False, None))]
 
 
 @pytest.fixture(scope='module')
@@ -155,8 +163,10 @@ def test_a_film_that_is_stored_sideways_is_read_upright(video, tmp_path):
     assert drawn.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path):
-    """As phones do in the dark: the second half of the frames takes five times as long."""
+def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path, caplog):
+    """As phones do in the dark: the second half of the frames takes five times as long. The film that is written has
+    the rate of the first half, and takes as long."""
+    caplog.set_level(logging.INFO)
     data = video.read_bytes().replace(b'edts', b'free')  # which would cut off what comes later
     table = data.index(b'stts')
     ticks = struct.unpack_from('>I', data, table + 16)[0]
@@ -169,6 +179,28 @@ def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path):
     _, lines = find(tmp_path / 'varying.mp4', tmp_path)
     expected = np.cumsum([0] + [0.08] * (COUNT // 2) + [0.4] * (COUNT // 2 - 1))
     assert np.abs([line['time'] for line in lines] - expected).max() < 0.01
+    film = cv2.VideoCapture(str(tmp_path / 'varying_people.mp4'))
+    assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, abs=0.01)
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == round(expected[-1] * 12.5) + 1
+    assert '44 pictures are repeated and 0 left out' in caplog.text
+
+
+def test_smooth_keypoints_are_written_and_drawn(video, tmp_path):
+    """With numbers and scores as they are without."""
+    (tmp_path / 'smooth').mkdir()
+    (_, lines), (_, smooth) = find(video, tmp_path), find(video, tmp_path / 'smooth', smooth=True)
+    smoother, moved = Smoother(), 0
+    for line, other in zip(lines, smooth):
+        numbers, others = ([person['id'] for person in now['people']] for now in (line, other))
+        points, expected = (np.array([person['pose_keypoints_2d'] for person in now['people']]).reshape(-1, 18, 3)
+                            for now in (line, other))
+        assert numbers == others
+        np.testing.assert_allclose(smoother.update(points, numbers, line['time']), expected, atol=0.02)
+        moved = max(moved, np.abs(points - expected).max())
+    assert 0.3 < moved < 10
+    films = [read_film(folder / 'walk_people.mp4') for folder in (tmp_path, tmp_path / 'smooth')]
+    first, last = (np.abs(films[0][index].astype(int) - films[1][index]).max() for index in (0, COUNT // 2))
+    assert first < 40 and last > 80
 
 
 def camera(source):
@@ -223,7 +255,7 @@ def test_the_command(video, tmp_path):
         tf.add(maps, 0. * tf.reduce_sum(image, [1, 2, 3], keepdims=True), name='Openpose/concat_stage7')
         (tmp_path / 'g.pb').write_bytes(graph.as_graph_def().SerializeToString())
     summary = summary_of(run_well('pose_eval.py', '--graph=%s' % (tmp_path / 'g.pb'), '--video=%s' % video,
-                                  '--output-dir=%s' % (tmp_path / 'out'), '--flip', '--limit=10'))
+                                  '--output-dir=%s' % (tmp_path / 'out'), '--flip', '--smooth', '--limit=10'))
     assert summary['frames'] == 10 and summary['flip'] is True
     assert len((tmp_path / 'out' / 'walk_people.jsonl').read_text().splitlines()) == 10
 

@@ -1,0 +1,198 @@
+"""Writing films that browsers play.
+
+The program ffmpeg writes H.264 and takes over the sound of the film that was read; it comes with the package
+imageio-ffmpeg, or is the system's. Where there is none, OpenCV writes VP9, which is many times slower, without sound.
+"""
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+import cv2
+
+from pose_errors import UserError
+
+MAX_PAUSE = 60.0  # seconds that a picture stands still at most: a broken time stamp must not fill the disk
+ENCODER = ('-c:v', 'libx264', '-preset', 'veryfast', '-crf', '21', '-pix_fmt', 'yuv420p')
+OPENCV_CODEC = 'vp09'
+REMEDY = 'pip install imageio-ffmpeg'
+AUDIO_STREAM = re.compile(r'Stream #0:.*: Audio: (\w+)')
+COPIED_SOUND = 'aac', 'mp3'  # what browsers play in .mp4; other sound becomes AAC
+
+
+def find_ffmpeg():
+    """Path of the program; None where there is none."""
+    with contextlib.suppress(ImportError, RuntimeError):
+        import imageio_ffmpeg
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    return shutil.which('ffmpeg')
+
+
+class FFmpegWriter:
+    """Pictures, uint8 (height, width, 3) BGR, through a pipe into an .mp4 file. Both sides must be even."""
+
+    def __init__(self, program, path, fps, width, height):
+        self._path, self._errors = path, tempfile.TemporaryFile()
+        command = [program, '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'bgr24', '-s',
+                   '%dx%d' % (width, height), '-r', repr(float(fps)), '-i', '-', *ENCODER, '-movflags', '+faststart',
+                   'file:' + path]
+        try:  # in a session of its own: Ctrl-C is for us, who then end the film
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                             stderr=self._errors, start_new_session=True)
+        except OSError as error:
+            raise UserError('cannot run %s: %s; `%s`' % (program, error.strerror, REMEDY))
+
+    def write(self, picture):
+        try:
+            self._process.stdin.write(picture)
+        except BrokenPipeError:
+            self.release()
+
+    def release(self):
+        """Raises UserError when the film is not whole."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._process.wait():
+            self._errors.seek(0)
+            raise UserError('ffmpeg cannot write %s: %s; free some space, choose another --output-dir, or `%s` for one '
+                            'that writes H.264' % (self._path, _last_line(self._errors.read()), REMEDY))
+
+
+class OpenCVWriter:
+    """The same in VP9."""
+
+    def __init__(self, path, fps, width, height):
+        logging.warning('there is no ffmpeg here: OpenCV writes the film, slowly and without sound; %s', REMEDY)
+        self._writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*OPENCV_CODEC), fps,
+                                       (width, height))
+        if not self._writer.isOpened():
+            raise UserError('there is no ffmpeg, and OpenCV cannot write %s (%s): %s' % (path, OPENCV_CODEC, REMEDY))
+        self.write, self.release = self._writer.write, self._writer.release
+
+
+def sound_codec(program, film):
+    """Name of the codec of a file's first stream of sound; None for a silent one."""
+    result = subprocess.run([program, '-hide_banner', '-protocol_whitelist', 'file', '-i', 'file:' + film],
+                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    stream = AUDIO_STREAM.search(result.stderr.decode(errors='replace'))
+    return stream.group(1) if stream else None
+
+
+def add_sound(program, film, source, seconds):
+    """Give a silent film of so many seconds the sound of another one, if that has any."""
+    codec = sound_codec(program, source)
+    if codec is None:
+        return
+    whole = film + '.sound.mp4'
+    result = subprocess.run(
+        [program, '-y', '-loglevel', 'error', '-i', 'file:' + film, '-protocol_whitelist', 'file', '-i',
+         'file:' + source, '-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a',
+         'copy' if codec in COPIED_SOUND else 'aac', '-t', repr(seconds), '-movflags', '+faststart', 'file:' + whole],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    if result.returncode == 0:
+        return os.replace(whole, film)
+    with contextlib.suppress(OSError):
+        os.remove(whole)
+    logging.warning('the sound of %s is left out: %s', source, _last_line(result.stderr))
+
+
+def _last_line(log):
+    return (log.decode(errors='replace').strip().splitlines() or ['it says nothing'])[-1]
+
+
+class Output:
+    """A context: the annotated video and the JSON lines at prefix + ... They get their names when it ends, whole.
+
+    The video has a constant rate. Pictures are repeated, or left out, so that each is shown when its frame was: it
+    takes as long as the frames' times say. Odd sides are padded by a pixel.
+
+    After an error both stay under the names of unfinished files; nothing stays when no frame was written.
+
+    source: file whose sound it gets; None: none, and the frames' times may vary, as a camera's do.
+
+    Raises UserError when they cannot be written.
+    """
+
+    def __init__(self, prefix, fps, width, height, source=None):
+        self.video, self.lines = prefix + '_people.mp4', prefix + '_people.jsonl'
+        self._parts = {prefix + '_people.part.mp4': self.video, prefix + '_people.part.jsonl': self.lines}
+        self._fps, self._source, self._padding = fps, source, (height % 2, width % 2)
+        self._shown, self._last, self._written, self._repeated, self._left_out = 0, None, 0, 0, 0
+        self._video_part, lines_part = self._parts
+        try:
+            self._file = open(lines_part, 'w')
+        except OSError as error:
+            raise UserError('cannot write %s: %s; choose another --output-dir' % (lines_part, error.strerror))
+        self._ffmpeg = find_ffmpeg()
+        size = width + width % 2, height + height % 2
+        try:
+            self._writer = FFmpegWriter(self._ffmpeg, self._video_part, fps, *size) if self._ffmpeg else \
+                OpenCVWriter(self._video_part, fps, *size)
+        except UserError:
+            self._file.close()
+            self._remove()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def write(self, picture, seconds, record):
+        """Write a drawn frame, shown at that time, and its JSON."""
+        due = int(seconds * self._fps + 0.5)
+        if due >= self._shown:
+            bottom, right = self._padding
+            picture = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+            pause = min(due - self._shown, int(MAX_PAUSE * self._fps))
+            for _ in range(pause):
+                self._writer.write(picture if self._last is None else self._last)
+            self._writer.write(picture)
+            self._shown, self._last, self._repeated = due + 1, picture, self._repeated + pause
+        else:
+            self._left_out += 1
+        try:
+            self._file.write(json.dumps(record) + '\n')
+        except OSError as error:
+            raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
+        self._written += 1
+
+    def __exit__(self, kind, *_):
+        try:
+            self._writer.release()
+        except UserError:
+            if kind is None:
+                self._keep_parts()
+                raise
+        try:
+            self._file.close()
+        except OSError as error:
+            raise UserError('cannot write %s: %s; free some space' % (self.lines, error.strerror))
+        if kind is not None:
+            return self._keep_parts()
+        if self._source:
+            self._finish()
+        for part, name in self._parts.items():
+            os.replace(part, name)
+
+    def _finish(self):
+        """Say what became of the times, and add the sound."""
+        if self._repeated or self._left_out:
+            logging.info('the frames of %s come at varying times: the film has %.4g a second, %d pictures are repeated '
+                         'and %d left out, and it takes as long', self._source, self._fps, self._repeated,
+                         self._left_out)
+        if self._ffmpeg and self._written:
+            add_sound(self._ffmpeg, self._video_part, self._source, self._shown / self._fps)
+
+    def _keep_parts(self):
+        if self._written:
+            logging.warning('the first %d frames are in %s', self._written, ' and '.join(self._parts))
+        else:
+            self._remove()
+
+    def _remove(self):
+        for part in self._parts:
+            with contextlib.suppress(OSError):
+                os.remove(part)
