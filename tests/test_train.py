@@ -198,6 +198,7 @@ def good(sample_coco, tmp_path):
     ('--accumulate=100000000', ['6400000000 samples']),
     ('--gpus=3', ['--batchsize=64', '--gpus=3']),
     ('--gpus=0', ['--gpus']),
+    ('--towers-per-gpu=3', ['--batchsize=64', '--gpus=1', '--towers-per-gpu=3']),
     ('--lr=fast', ['--lr', 'fast', '0.001']),
     ('--lr=0.1,', ['--lr']),
     ('--lr=-1', ['--lr', '-1']),
