@@ -96,6 +96,24 @@ class BareTraining:
                                       for name, first in copies.items()),
                 'digest': digest.hexdigest()}
 
+    def gpu_memory(self):
+        """Bytes of the first GPU that TensorFlow used at the fullest moment; None without one, or on TensorFlow 1."""
+        experimental = tf.config.experimental
+        gpus = experimental.list_physical_devices('GPU')
+        if not gpus or not hasattr(experimental, 'get_memory_info'):
+            return None
+        try:
+            experimental.set_memory_growth(gpus[0], True)  # the question starts TensorFlow's eager mode
+            return experimental.get_memory_info('GPU:0')['peak']
+        except (RuntimeError, ValueError, tf.errors.OpError):
+            return None
+
+    def xla_clusters(self):
+        """How many parts of a step XLA compiled."""
+        metadata = tf.RunMetadata()
+        self._session.run(self._fetches, self._feed, tf.RunOptions(output_partition_graphs=True), metadata)
+        return sum(node.op == '_XlaRun' for graph in metadata.partition_graphs for node in graph.node)
+
     def steps(self, count):
         """Do so many steps. Returns (seconds that each took, the last one's loss)."""
         seconds, loss = [], None
