@@ -229,6 +229,12 @@ def test_bad_flags(good, flag, mentions):
         assert mention in message
 
 
+def test_nccl_is_refused_where_towers_share_a_gpu(good):
+    accept(*good, '--all-reduce=nccl')
+    accept(*good, '--all-reduce=ring', '--towers-per-gpu=2')
+    assert '--towers-per-gpu=2' in refusal(*good, '--all-reduce=nccl', '--towers-per-gpu=2')
+
+
 def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_coco, tmp_path, monkeypatch):
     monkeypatch.setenv('OPENPOSE_MODEL', str(tmp_path))
     message = refusal('--model=cmu', *folders(sample_coco, tmp_path / 'new'))
