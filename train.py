@@ -203,16 +203,16 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
     """
     cluster = coordinator.cluster
     gpus = len(tf.config.experimental.list_physical_devices('GPU'))
-    devices, config = tower_devices(flags.gpus, gpus, cluster)
+    devices, config, reduction = tower_devices(flags.gpus, gpus, cluster, flags.towers_per_gpu, flags.all_reduce)
     scaled = flags.precision == 'mixed' and enable_mixed(config, gpus)
     loss_scale = (start.loss_scale or LARGEST_SCALE) if scaled else 0.0
     with tf.device(tf.DeviceSpec.from_string(devices[0]).replace(device_type=None, device_index=None).to_string()):
         tf.set_random_seed(flags.seed)
         queue = InputQueueHook(LastBatchRepeater(source, coordinator) if cluster.size > 1 else source)
         training = build_training(flags.model, queue.batch, devices, flags.lr, schedule, source.skeleton,
-                                  recipe_of(flags, loss_scale), cluster)
+                                  recipe_of(flags, loss_scale), cluster, reduction)
         validator = validation and Validator(flags.model, devices[0], validation,
-                                             max(1, flags.batchsize // cluster.size // flags.gpus), training.averages)
+                                             max(1, flags.batchsize // cluster.size // len(devices)), training.averages)
         saver = create_saver(flags.keep, training.variables)
         latest = latest_checkpoint(flags.modelpath) if cluster.is_first else None
         if latest:

@@ -1,8 +1,8 @@
 """Processes of bare_training.py, or of another program, that take turns: each does steps only when it is asked.
 
 Such a program says that it is ready with a line of JSON, then reads how many steps to do from its input, a line each
-time, and answers with a line of JSON {"seconds": [each step's], "loss": the last one's}: see `answer`. Asked to
-`verify`, it answers as BareTraining.verify does.
+time, and answers with a line of JSON {"seconds": [each step's], "loss": the last one's}: see `answer`. Asked for one
+of QUESTIONS, it answers as BareTraining's method of that name does.
 """
 import json
 import os
@@ -16,6 +16,7 @@ import psutil
 
 from pose_errors import UserError
 
+QUESTIONS = 'verify', 'gpu_memory', 'xla_clusters'
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -23,8 +24,8 @@ def answer(training, **ready):
     """Such a program's end: `ready` first, then training.steps(count) for each line of the input."""
     print(json.dumps(dict(ready, ready=True)), flush=True)
     for line in sys.stdin:
-        if line.strip() == 'verify':
-            print(json.dumps(training.verify()), flush=True)
+        if line.strip() in QUESTIONS:
+            print(json.dumps(getattr(training, line.strip())()), flush=True)
             continue
         seconds, loss = training.steps(int(line))
         print(json.dumps({'seconds': seconds, 'loss': loss}), flush=True)
@@ -80,19 +81,20 @@ class BareProcesses:
 
     def steps(self, count):
         """Do so many steps in all processes. Returns (seconds that each took in the first process, its last loss)."""
-        first, *_ = self._ask(count)
+        first, *_ = self.ask(count)
         return first['seconds'], first['loss']
 
     def verify(self):
         """Whether towers and processes with samples of their own have the same weights after steps; in a few words."""
-        answers = self._ask('verify')
+        answers = self.ask('verify')
         if not all(answer['sum_is_right'] for answer in answers):
             return 'the all-reduce does not add up'
         if not all(answer['replicas_agree'] for answer in answers) or len({each['digest'] for each in answers}) > 1:
             return 'the replicas differ'
         return None
 
-    def _ask(self, question):
+    def ask(self, question):
+        """What each process answers to one of QUESTIONS, or to a number of steps."""
         for process in self._processes:
             process.stdin.write('%s\n' % question)
             process.stdin.flush()

@@ -37,15 +37,17 @@ class BareTraining:
         model: one of networks.NAMES.  input_size: (width, height).
         batchsize: of all towers of this process together.
         towers: on GPUs, where TensorFlow sees any, else on CPU devices.
-        precision: as train.py's --precision.
+        precision, towers_per_gpu: as train.py's flags.  communication: its --all-reduce.
     Attributes:
         wire_bytes: what a tower sends to others a step, between processes.
     """
 
-    def __init__(self, model, input_size, batchsize, towers, cluster=ALONE, threads=0, precision='float32'):
+    def __init__(self, model, input_size, batchsize, towers, cluster=ALONE, threads=0, precision='float32',
+                 towers_per_gpu=1, communication=None):
         with tf.Graph().as_default():
             gpus = len(tf.config.experimental.list_physical_devices('GPU'))
-            devices, config = tower_devices(towers, gpus, cluster)
+            devices, config, communication = tower_devices(towers // towers_per_gpu, gpus, cluster, towers_per_gpu,
+                                                           communication)
             scaled = precision == 'mixed' and enable_mixed(config, gpus)
             config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
             part = made_up_batch(np.random.RandomState(0), batchsize // towers, *input_size, networks.stride(model),
@@ -55,7 +57,8 @@ class BareTraining:
                 batch = Batch(*(tf.get_variable(name, initializer=value, trainable=False, use_resource=False)
                                 for name, value in encode_batch(*dense)._asdict().items()))
             training = build_training(model, batch, devices, [1e-4], Schedule(1000, 10000, True, 0),
-                                      COCO_SKELETON, Recipe(loss_scale=LARGEST_SCALE if scaled else 0.0), cluster)
+                                      COCO_SKELETON, Recipe(loss_scale=LARGEST_SCALE if scaled else 0.0), cluster,
+                                      communication)
             self.wire_bytes = training.wire_bytes
             self._fetches = [training.step, training.metrics['loss']]
             self._feed = {training.stop: 0} if cluster.size > 1 else {}
@@ -69,7 +72,8 @@ class BareTraining:
             for k, device in enumerate(devices if self._members > 1 else []):
                 with tf.device(device):
                     own = tf.fill([PROBE_SIZE], float(cluster.index * towers + k + 1))
-                    self._probes += all_reduce([own], step_group(devices, cluster.size), PROBE_KEY)
+                    self._probes += all_reduce([own], step_group(devices, cluster.size, communication),
+                                               PROBE_KEY)
 
     def verify(self):
         """Whether gradients are reduced, where each tower of each process has samples of its own.
@@ -91,6 +95,24 @@ class BareTraining:
                 'replicas_agree': all(values[name].tobytes() == values[first].tobytes()
                                       for name, first in copies.items()),
                 'digest': digest.hexdigest()}
+
+    def gpu_memory(self):
+        """Bytes of the first GPU that TensorFlow used at the fullest moment; None without one, or on TensorFlow 1."""
+        experimental = tf.config.experimental
+        gpus = experimental.list_physical_devices('GPU')
+        if not gpus or not hasattr(experimental, 'get_memory_info'):
+            return None
+        try:
+            experimental.set_memory_growth(gpus[0], True)  # the question starts TensorFlow's eager mode
+            return experimental.get_memory_info('GPU:0')['peak']
+        except (RuntimeError, ValueError, tf.errors.OpError):
+            return None
+
+    def xla_clusters(self):
+        """How many parts of a step XLA compiled."""
+        metadata = tf.RunMetadata()
+        self._session.run(self._fetches, self._feed, tf.RunOptions(output_partition_graphs=True), metadata)
+        return sum(node.op == '_XlaRun' for graph in metadata.partition_graphs for node in graph.node)
 
     def steps(self, count):
         """Do so many steps. Returns (seconds that each took, the last one's loss)."""
@@ -118,9 +140,11 @@ def main():
     parser.add_argument('--towers', type=int, default=1)
     parser.add_argument('--threads', type=int, default=0)
     parser.add_argument('--precision', default='float32')
+    parser.add_argument('--towers-per-gpu', type=int, default=1)
+    parser.add_argument('--all-reduce')
     flags = parser.parse_args()
     training = BareTraining(flags.model, flags.input_size, flags.batchsize, flags.towers, read_cluster(os.environ),
-                            flags.threads, flags.precision)
+                            flags.threads, flags.precision, flags.towers_per_gpu, flags.all_reduce)
     answer(training, wire_bytes=training.wire_bytes, tensorflow=tf.__version__,
            gpus=len(tf.config.experimental.list_physical_devices('GPU')))
 

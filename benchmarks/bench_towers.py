@@ -15,14 +15,11 @@ Both sides of a ratio take turns for a few seconds each (the other one is stoppe
 """
 import json
 import os
-import signal
-import sys
 import tempfile
 import time
 
 import numpy as np
-import psutil
-from bench_inputs import ROOT, flag_parser, made_up_batches, render_sample_data
+from bench_inputs import flag_parser, made_up_batches, render_sample_data
 from networks.tensorflow import tf
 
 import bench_remote
@@ -33,62 +30,11 @@ from bare_training import BareTraining
 from batches.batch import encode_batch
 from pose_dataset import check_input_size
 from pose_errors import UserError
-from training.curves import read_curves
+from real_training import RealTraining
 from training.towers import all_reduce, step_group
 
 MAX_TOWER_OVERHEAD, MAX_PROCESS_OVERHEAD, MAX_TRAINER_OVERHEAD = 0.05, 0.10, 0.03
 CMU_PARAMETERS = 52311446
-
-
-class RealTraining:
-    """A train.py process that runs only when asked; `source` is the flag that says where its data come from."""
-
-    def __init__(self, flags, source, folder):
-        self._curves, self._log = os.path.join(folder, 'logs', 'curves.csv'), folder + '.log'
-        self._batchsize = flags.batchsize
-        with open(self._log, 'w') as log:
-            self._process = psutil.Popen(
-                [sys.executable, os.path.join(ROOT, 'train.py'), '--model=' + flags.model, '--pretrained=none',
-                 '--lr=0.0001', source, '--modelpath=' + folder, '--batchsize=%d' % flags.batchsize,
-                 '--input-width=%d' % flags.input_size[0], '--input-height=%d' % flags.input_size[1], '--log-every=1',
-                 '--valid-every=0', '--max-steps=1000000', '--save-every=1000000'], stderr=log, stdout=log)
-        self._wait_for(flags.warm_up)
-        self._pause()
-
-    def steps(self, steps):
-        """Do so many steps. Returns (seconds that each took, without the one that the pause fell into, None)."""
-        first = len(self._logged())
-        self._continue()
-        self._wait_for(first + 1 + steps)
-        self._pause()
-        return self._logged()[first + 1:first + 1 + steps], None
-
-    def close(self):
-        self._continue()
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-
-    def _logged(self):
-        rows = read_curves(self._curves) if os.path.exists(self._curves) else []
-        return [self._batchsize / float(row['examples_per_sec']) for row in rows]
-
-    def _wait_for(self, steps):
-        while len(self._logged()) < steps:
-            if self._process.poll() is not None:
-                with open(self._log) as log:
-                    raise UserError('train.py ended: ' + ' '.join(log.read().splitlines()[-1:]))
-            time.sleep(0.05)
-
-    def _family(self):
-        return [self._process] + self._process.children(recursive=True)
-
-    def _pause(self):
-        for process in self._family():
-            process.suspend()
-
-    def _continue(self):
-        for process in self._family():
-            process.resume()
 
 
 def compare(candidate, reference, rounds, steps):
@@ -148,11 +94,9 @@ def measure_all_reduce(rounds):
 
 def compare_trainer(flags, source, folder, bare):
     """`compare` for a train.py with that source against the bare train op."""
-    real = RealTraining(flags, source, folder)
-    try:
+    with RealTraining(flags.model, flags.input_size, flags.batchsize, folder, source,
+                      warm_up=flags.warm_up) as real:
         return compare(real, bare, flags.rounds, flags.steps)
-    finally:
-        real.close()
 
 
 def measure(flags):

@@ -36,23 +36,29 @@ def count_gpus():
     return len([line for line in listed.stdout.splitlines() if line.startswith(b'GPU ')])
 
 
-def settings(towers):
-    """[(processes, towers of each)]: 1, 2, 4, ... towers and all of them in one process; then two processes."""
+def settings(towers, per_gpu):
+    """[(processes, towers of each)]: 1, 2, 4, ... towers and all of them in one process; then two processes. Where
+    towers share a GPU: one tower, all of them in one process, and two processes with a tower each."""
+    if per_gpu > 1:
+        return [(1, 1), (1, per_gpu), (2, 1)]
     counts = sorted({1 << k for k in range(towers.bit_length())} | {towers})
     return [(1, count) for count in counts] + ([(2, towers // 2)] if towers > 1 else [])
 
 
-def halves(gpus, towers):
-    """The variables with which each of two processes sees GPUs of its own."""
+def visible(gpus, process, towers, per_gpu):
+    """The variables with which a process sees GPUs of its own, or the first one alone, which all share."""
     names = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(gpus)))).split(',')
-    return [{'CUDA_VISIBLE_DEVICES': ','.join(names[k * towers:(k + 1) * towers])} for k in range(2)]
+    own = names[:1] if per_gpu > 1 else names[process * towers:(process + 1) * towers]
+    return {'CUDA_VISIBLE_DEVICES': ','.join(own)} if gpus else {}
 
 
 def measure(flags, model, processes, towers, gpus):
     """Images/s, the loss after the steps, what is wrong with the all-reduce (or None), and how many GPUs were seen."""
     arguments = ['--model=' + model, '--input-size=%dx%d' % flags.input_size, '--towers=%d' % towers,
                  '--batchsize=%d' % (flags.batchsize * towers)]
-    environments = halves(gpus, towers) if processes == 2 and gpus else None
+    if flags.towers_per_gpu > 1:
+        arguments += ['--towers-per-gpu=%d' % towers, '--all-reduce=ring']
+    environments = [visible(gpus, k, towers, flags.towers_per_gpu) for k in range(processes)]
     with BareProcesses(processes, *arguments, environments=environments) as training:
         training.steps(WARM_UP)
         seconds, loss = training.steps(flags.steps)
@@ -64,6 +70,8 @@ def parse_flags():
     parser = pose_cli.ArgumentParser(description='Check that several GPUs train as one.')
     parser.add_argument('--models', default='mobilenet_thin,cmu', help='names, with commas between them')
     parser.add_argument('--towers', type=positive_int, help='at most so many (default: all GPUs, or 2 CPU devices)')
+    parser.add_argument('--towers-per-gpu', type=positive_int, default=1,
+                        help='above 1: so many towers, and two processes, share the first GPU')
     parser.add_argument('--batchsize', type=positive_int, default=8, help='images of a tower')
     parser.add_argument('--steps', type=positive_int, default=8, help='of each measurement')
     parser.add_argument('--input-size', type=pose_cli.size, default=(368, 368), metavar='WxH')
@@ -71,13 +79,15 @@ def parse_flags():
     flags = parser.parse_args()
     for model in flags.models.split(','):
         check_input_size(*flags.input_size, stride=networks.stride(model), flag='--input-size')
+    if flags.towers and flags.towers_per_gpu > 1:
+        raise UserError('--towers=%d and --towers-per-gpu=%d: give one of them' % (flags.towers, flags.towers_per_gpu))
     return flags
 
 
 def check(flags, model, gpus, towers):
     """Print the table of a model. Returns its rows."""
     rows, expected = [], None
-    for processes, each in settings(towers):
+    for processes, each in settings(towers, flags.towers_per_gpu):
         images, loss, fault, seen = measure(flags, model, processes, each, gpus)
         if gpus and not seen:
             raise UserError('nvidia-smi lists %d GPUs, but TensorFlow sees none: train.py says which library is '
@@ -85,7 +95,8 @@ def check(flags, model, gpus, towers):
         expected = loss if expected is None else expected
         row = {'model': model, 'processes': processes, 'towers': processes * each, 'images_per_s': images, 'loss': loss,
                'scaling': images / rows[0]['images_per_s'] if rows else 1.0,
-               'reduction': 'none' if processes * each == 1 else 'nccl' if gpus else 'ring',
+               'reduction': 'none' if processes * each == 1 else
+               'nccl' if gpus and flags.towers_per_gpu == 1 else 'ring',
                'agrees': fault is None and abs(loss - expected) <= AGREE * abs(expected)}
         rows.append(row)
         print('%-20s %10d %8d %10s %10.2f %8.2f %12.6g  %s' % (
@@ -100,7 +111,9 @@ def main():
     towers = flags.towers or gpus or 2
     if gpus and towers > gpus:
         raise UserError('--towers=%d, but there are only %d GPUs; lower it' % (towers, gpus))
-    print('%d GPUs: up to %d towers on %s' % (gpus, towers, 'them' if gpus else 'CPU devices, which share the cores'))
+    print('%d GPUs: up to %d towers on %s' % (
+        gpus, max(towers, flags.towers_per_gpu),
+        'CPU devices, which share the cores' if not gpus else 'the first' if flags.towers_per_gpu > 1 else 'them'))
     print('%-20s %10s %8s %10s %10s %8s %12s' % ('model', 'processes', 'towers', 'reduction', 'images/s', 'scaling',
                                                  'loss'))
     rows = [row for model in flags.models.split(',') for row in check(flags, model, gpus, towers)]

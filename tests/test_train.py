@@ -198,6 +198,7 @@ def good(sample_coco, tmp_path):
     ('--accumulate=100000000', ['6400000000 samples']),
     ('--gpus=3', ['--batchsize=64', '--gpus=3']),
     ('--gpus=0', ['--gpus']),
+    ('--towers-per-gpu=3', ['--batchsize=64', '--gpus=1', '--towers-per-gpu=3']),
     ('--lr=fast', ['--lr', 'fast', '0.001']),
     ('--lr=0.1,', ['--lr']),
     ('--lr=-1', ['--lr', '-1']),
@@ -226,6 +227,12 @@ def test_bad_flags(good, flag, mentions):
     message = refusal(*good, flag)
     for mention in mentions:
         assert mention in message
+
+
+def test_nccl_is_refused_where_towers_share_a_gpu(good):
+    accept(*good, '--all-reduce=nccl')
+    accept(*good, '--all-reduce=ring', '--towers-per-gpu=2')
+    assert '--towers-per-gpu=2' in refusal(*good, '--all-reduce=nccl', '--towers-per-gpu=2')
 
 
 def test_missing_pretrained_weights_are_no_reason_to_start_from_scratch(sample_coco, tmp_path, monkeypatch):

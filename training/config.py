@@ -89,7 +89,10 @@ def parse_flags():
     pose_cli.add_more_data(parser)
     add('--category', help='of the annotations, where several have keypoints, or all')
     add('--batchsize', type=positive_int, default=64, help='samples per step, over all GPUs')
-    add('--gpus', type=positive_process_count, default=1, help='number of towers, one per GPU')
+    add('--gpus', type=positive_process_count, default=1, help='GPUs of each process')
+    add('--towers-per-gpu', type=positive_process_count, default=1, help='towers that share each GPU (default 1)')
+    add('--all-reduce', choices=('nccl', 'ring'), help='what GPUs reduce gradients with (default: nccl; ring where '
+        'towers share a GPU; give ring where processes do)')
     add('--max-epoch', type=positive_int, default=30, help='passes through the training samples')
     add('--max-steps', type=positive_int, help='end after this many steps, whatever --max-epoch says')
     add('--modelpath', default='models/train', help='folder of the checkpoints of this run')
@@ -190,9 +193,14 @@ def check_flags(flags, cluster):
     """Complete the flags, and refuse what cannot work before any data is read. Raises UserError."""
     check_input_size(flags.input_width, flags.input_height, networks.stride(flags.model))
     complete_flags(flags)
-    if flags.batchsize % (flags.gpus * cluster.size):
-        raise UserError('--batchsize=%d cannot be split over --gpus=%d%s; take a multiple' % (
-            flags.batchsize, flags.gpus, ' of %d processes' % cluster.size if cluster.size > 1 else ''))
+    if flags.batchsize % (flags.gpus * flags.towers_per_gpu * cluster.size):
+        raise UserError('--batchsize=%d cannot be split over --gpus=%d%s%s; take a multiple' % (
+            flags.batchsize, flags.gpus,
+            ' with --towers-per-gpu=%d' % flags.towers_per_gpu if flags.towers_per_gpu > 1 else '',
+            ' of %d processes' % cluster.size if cluster.size > 1 else ''))
+    if flags.all_reduce == 'nccl' and flags.towers_per_gpu > 1:
+        raise UserError('--all-reduce=nccl works between whole GPUs only; leave it out with --towers-per-gpu=%d'
+                        % flags.towers_per_gpu)
     # One batch's images and masks: whoever makes batches counts the maps too, and how many batches it holds.
     layout = batch_layout(samples_per_process(flags, cluster), flags.input_width, flags.input_height,
                           networks.stride(flags.model), COCO_SKELETON)

@@ -4,6 +4,7 @@ Mixed precision: TensorFlow rewrites the graph to 16 bits where that is safe; we
 GPUs that is float16, whose small gradients would vanish without optimizer.LossScale. On CPUs it is bfloat16, which has
 float32's range and needs no scaling.
 """
+import collections
 import ctypes
 import glob
 import logging
@@ -28,13 +29,24 @@ NEEDS = {1: 'TensorFlow 1.15 needs CUDA 10.0 and cuDNN 7', 2: 'TensorFlow 2 need
 REMEDIES = {1: 'install CUDA 10.0 and cuDNN 7, with their folders in LD_LIBRARY_PATH',
             2: 'run GPU=1 TF=2 bash scripts/setup_env.sh, or install CUDA 12 and cuDNN 9'}
 
+# Of a GPU that towers share; the rest is for what CUDA and its libraries take beside TensorFlow.
+USED_MEMORY = 15 / 16
+Card = collections.namedtuple('Card', 'name memory')  # of a GPU; bytes
 
-def tower_devices(towers, gpus, cluster=ALONE):
-    """One device name per tower, and the session's configuration, which takes no memory on other GPUs.
+
+def tower_devices(wanted, gpus, cluster=ALONE, towers_per_gpu=1, communication=None):
+    """One device name per tower, the session's configuration, which takes no memory on other GPUs, and how gradients
+    are reduced: 'nccl' or 'ring'.
+
+    Towers that share a GPU are TensorFlow's virtual devices, each with its share of the memory. NCCL knows no such
+    devices, and refuses two processes on one GPU.
 
     Args:
+        wanted: GPUs of this process.  towers_per_gpu: on each of them.
         gpus: how many TensorFlow sees. Processes of one host that see the GPUs of all of them take their own, in order.
+        communication: what GPUs reduce with; None: NCCL where each tower has a GPU of its own.
     """
+    towers = wanted * towers_per_gpu
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     process = ''
@@ -43,19 +55,57 @@ def tower_devices(towers, gpus, cluster=ALONE):
         config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
         config.device_filters.append(process)  # else /cpu:0 is that of the first process
     if gpus:
-        if towers > gpus:
-            raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi' % (towers, gpus))
+        if wanted > gpus:
+            raise UserError('--gpus=%d, but TensorFlow sees only %d; lower --gpus or check nvidia-smi' % (wanted, gpus))
         rank, processes = cluster.local_rank
-        start = rank * towers if gpus >= processes * towers else 0
-        config.gpu_options.visible_device_list = ','.join(map(str, range(start, start + towers)))
-        if towers * cluster.size > 1 and not tf.__version__.startswith('1.') and missing_libraries(NCCL):
-            logging.warning('%s cannot be loaded, with which GPUs reduce gradients; %s', NCCL[0], REMEDIES[2])
-        return ['%s/gpu:%d' % (process, k) for k in range(towers)], config
+        start = rank * wanted if gpus >= processes * wanted else 0
+        own = range(start, start + wanted)
+        config.gpu_options.visible_device_list = ','.join(map(str, own))
+        if towers_per_gpu > 1:
+            cards = gpu_cards()
+            for k in own:
+                share = int(cards[k].memory * USED_MEMORY / towers_per_gpu) >> 20
+                config.gpu_options.experimental.virtual_devices.add(memory_limit_mb=[share] * towers_per_gpu)
+        communication = communication or ('nccl' if towers_per_gpu == 1 else 'ring')
+        if communication == 'nccl' and towers * cluster.size > 1 and not tf.__version__.startswith('1.') \
+                and missing_libraries(NCCL):
+            logging.warning('%s cannot be loaded, with which GPUs reduce gradients; %s, or give --all-reduce=ring',
+                            NCCL[0], REMEDIES[2])
+        return ['%s/gpu:%d' % (process, k) for k in range(towers)], config, communication
     logging.warning('TensorFlow sees no GPU%s: %s', why_no_gpu(tf.__version__),
                     'training on the CPU' if towers == 1 else
                     'the %d towers run on CPU devices of this machine' % towers)
     config.device_count['CPU'] = towers
-    return ['%s/cpu:%d' % (process, k) for k in range(towers)], config
+    return ['%s/cpu:%d' % (process, k) for k in range(towers)], config, 'ring'
+
+
+def gpu_cards(library='libcuda.so.1'):
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in CUDA's order, as [Card].
+
+    Asks NVIDIA's driver, which keeps nothing on a GPU for that: sessions still decide what TensorFlow takes.
+
+    Raises:
+        UserError: no driver, or it does not answer.
+    """
+    def ask(function, *args):
+        code = getattr(driver, function)(*args)
+        if code:
+            raise UserError('%s of %s failed with CUDA error %d; does nvidia-smi work?' % (function, library, code))
+
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise UserError('the driver of the GPUs cannot be asked: %s; install it' % error)
+    count, device, memory, name = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    ask('cuInit', 0)
+    ask('cuDeviceGetCount', ctypes.byref(count))
+    cards = []
+    for ordinal in range(count.value):
+        ask('cuDeviceGet', ctypes.byref(device), ordinal)
+        ask('cuDeviceGetName', name, len(name), device)
+        ask('cuDeviceTotalMem_v2', ctypes.byref(memory), device)
+        cards.append(Card(name.value.decode(errors='replace'), memory.value))
+    return cards
 
 
 def check_precision(cpu_info='/proc/cpuinfo'):

@@ -41,12 +41,13 @@ Tower = collections.namedtuple('Tower', 'network losses gradients updates')
 # Of each tower: gradients [(mean gradient, variable)] and averages [(variable of batch norm, mean)].
 Reduced = collections.namedtuple('Reduced', 'gradients averages metrics stop wire_bytes')
 # Who reduces together. size: members, over all processes. key: of the group, one for each set of members.
-# communication: 'nccl' where all of them are GPUs, else 'ring'. final: what the sum becomes, 'Div' the mean, 'Id'
+# communication: 'nccl', between GPUs alone, or 'ring'. final: what the sum becomes, 'Div' the mean, 'Id'
 # itself.
 Group = collections.namedtuple('Group', 'size key communication final')
 
 
-def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Recipe(), cluster=ALONE):
+def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Recipe(), cluster=ALONE,
+                   communication='ring'):
     """The whole graph of one training step, see Training.
 
     Args:
@@ -54,6 +55,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
         batch: a batches.batch.Batch of tensors, as from input_queue.InputQueueHook: this process's share.
         devices: one for each tower of this process.  cluster: the processes.
         rates, schedule: see optimizer.learning_rate_schedule.  recipe: a config.Recipe.
+        communication: how towers reduce, see devices.tower_devices.
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, schedule, recipe)
@@ -70,7 +72,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
     if len(devices) * cluster.size == 1:
         reduced = Reduced([towers[0].gradients], [[]], towers[0].losses, None, 0)
     else:
-        reduced = reduce_towers(towers, devices, cluster)
+        reduced = reduce_towers(towers, devices, cluster, communication)
     updates, kept = [], [kept_share(recipe.ema, global_step)] if recipe.ema else []
     for k, device in enumerate(devices):
         with tf.device(device), collected(replicas[k]):
@@ -90,7 +92,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
     return Training(
         towers[0].network, step, rate, dict(reduced.metrics, lr=rate), finite_check,
         variables=[variable for variable in tf.global_variables() if variable.op.name not in others],
-        copy=copy_variables([global_step], replicas, devices, cluster), stop=reduced.stop,
+        copy=copy_variables([global_step], replicas, devices, cluster, communication), stop=reduced.stop,
         busy_seconds=busy_seconds(batch, towers[0].gradients), wire_bytes=reduced.wire_bytes,
         loss_scale=optimizers[0].loss_scale, averages=averaged[0][1] if averaged else {})
 
@@ -112,7 +114,7 @@ def collected(variables):
     variables += tf.global_variables()[before:]
 
 
-def reduce_towers(towers, devices, cluster):
+def reduce_towers(towers, devices, cluster, communication):
     """Reduce over all towers of all processes, see Reduced.
 
     The averages of batch norm become the means of what all towers measured, so that all replicas stay alike and any
@@ -129,7 +131,7 @@ def reduce_towers(towers, devices, cluster):
                 updated = [variable.read_value() for variable in variables]
             report = tf.stack([tower.losses[name] for name in names] + ([] if stop is None else [stop]))
             tensors = [gradient for gradient, _ in latest_first] + updated + [report]
-            means = all_reduce(tensors, step_group(devices, cluster.size), FIRST_STEP)
+            means = all_reduce(tensors, step_group(devices, cluster.size, communication), FIRST_STEP)
         gradients.append(list(zip(means, [variable for _, variable in latest_first]))[::-1])
         averages.append(list(zip(variables, means[len(latest_first):])))
         reports.append(means[-1])
@@ -250,14 +252,14 @@ def _decode_values(values):
     return (tf.cast(values, tf.float32) - FIXED_POINT) * (1 / FIXED_POINT)
 
 
-def step_group(devices, processes):
+def step_group(devices, processes, communication='ring'):
     """The group of all towers of all processes. devices: of this process."""
-    return Group(len(devices) * processes, 1, 'nccl' if 'gpu' in devices[0].lower() else 'ring', 'Div')
+    return Group(len(devices) * processes, 1, communication, 'Div')
 
 
-def process_group(devices, processes):
+def process_group(processes, communication='ring'):
     """The group of the first towers of all processes."""
-    return step_group(devices, processes)._replace(size=processes, key=2, final='Id')
+    return Group(processes, 2, communication, 'Id')
 
 
 def buckets_of(tensors, limit=BUCKET_BYTES):
@@ -301,13 +303,13 @@ def bytes_on_the_wire(tensors, members):
     return int(2 * size * (members - 1) / members)
 
 
-def copy_variables(shared, replicas, devices, cluster):
+def copy_variables(shared, replicas, devices, cluster, communication='ring'):
     """An operation that gives all replicas the values of the first replica of the first process.
 
     Args:
         shared: variables that each process has once.
         replicas: [[variable] of each replica of this process], alike.  devices: theirs.
-        cluster: the processes, a cluster.Cluster.
+        cluster: the processes, a cluster.Cluster.  communication: of a Group.
     """
     if len(replicas) * cluster.size == 1:
         return tf.no_op('copy_variables')
@@ -318,7 +320,7 @@ def copy_variables(shared, replicas, devices, cluster):
             # Of the sum all terms but one are zero, so that it is exact.
             terms = [values[variable.op.name] if cluster.is_first else
                      tf.zeros(variable.shape, variable.dtype.base_dtype) for variable in first]
-            sums = all_reduce(terms, process_group(devices, cluster.size), FIRST_COPY)
+            sums = all_reduce(terms, process_group(cluster.size, communication), FIRST_COPY)
         values = {variable.op.name: value for variable, value in zip(first, sums)}
         assigned = [tf.assign(variable, values[variable.op.name]) for variable in first]
     for replica in replicas[1:]:

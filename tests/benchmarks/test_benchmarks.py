@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import bench_gpu
 import networks
 import reference_thin
 import tensorflow.compat.v1 as tf
@@ -134,6 +135,63 @@ def test_towers(sample_coco):
 
 
 @pytest.mark.slow
+def test_gpu():
+    """On the CPU, which has neither a peak nor TF32: what is said of them is arithmetic."""
+    values = figures('bench_gpu.py', '--models=mobilenet_thin', '--precisions=float32', '--batchsizes=2', '--steps=2',
+                     '--warm-up=1', '--input-size=64x64', '--loader-batches=2', '--peak=2')
+    row, = values['rows']
+    assert (row['model'], row['precision'], row['batchsize'], row['tf32'], row['xla']) == (
+        'mobilenet_thin', 'float32', 2, 'on', 'off')
+    assert row['images_per_s'] == pytest.approx(2000 / row['step_ms']) and row['train_images_per_s'] > 0
+    assert 0 <= row['data_wait'] < 1 and row['gpu_memory_bytes'] is None and row['xla_clusters'] == 0
+    assert row['tflops'] == pytest.approx(
+        values['gflops_per_image']['mobilenet_thin'] * row['images_per_s'] / 1000)
+    assert row['utilization'] == pytest.approx(row['tflops'] / 2) and values['card'] is None
+    rates = values['samples_per_core_s']
+    assert set(rates) == {'cmu', 'strong'} and row['cores'] == pytest.approx(
+        row['images_per_s'] / rates['cmu']['stride 8'])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='on CPUs it compiles for minutes there')
+def test_xla_compiles_parts_of_a_step():
+    row, = figures('bench_gpu.py', '--models=mobilenet_thin', '--precisions=float32', '--batchsizes=1', '--steps=1',
+                   '--warm-up=1', '--input-size=64x64', '--loader-batches=1', '--feeds=memory', '--xla=on')['rows']
+    assert row['xla_clusters'] > 0 and 'train_images_per_s' not in row
+
+
+def test_gpu_settings():
+    flags = bench_gpu.parse_flags(['--models=cmu', '--batchsizes=4', '--tf32=on,off', '--xla=off,on', '--loader-only'])
+    settings = bench_gpu.settings_of(flags)
+    assert [setting[1:4] for setting in settings] == [
+        ('float32', 'on', 'off'), ('float32', 'on', 'on'), ('float32', 'off', 'off'), ('float32', 'off', 'on'),
+        ('mixed', 'on', 'off'), ('mixed', 'on', 'on')]
+    assert bench_gpu.environment(settings[0]) == {}
+    assert bench_gpu.environment(settings[3])['NVIDIA_TF32_OVERRIDE'] == '0'
+    assert '--tf_xla_auto_jit=2' in bench_gpu.environment(settings[3])['TF_XLA_FLAGS']
+    assert bench_gpu.gflops_of_step('cmu', (368, 368)) == pytest.approx(816, rel=0.001)
+
+
+@pytest.mark.parametrize('card, precision, tf32, peak', [
+    ('NVIDIA H100 80GB HBM3', 'mixed', 'on', 989), ('NVIDIA H100 PCIe', 'mixed', 'on', 756),
+    ('NVIDIA H200', 'float32', 'on', 495), ('NVIDIA H200', 'float32', 'off', 67),
+    ('NVIDIA A100-SXM4-40GB', 'float32', 'on', 156), ('NVIDIA A100 80GB PCIe', 'mixed', 'on', 312),
+    ('Tesla V100-SXM2-16GB', 'float32', 'on', 15.7), ('Tesla T4', 'mixed', 'on', 65),
+    ('NVIDIA GeForce RTX 4090', 'mixed', 'on', 165.2), ('NVIDIA GeForce RTX 4090 Laptop GPU', 'mixed', 'on', None),
+    ('NVIDIA A100-SXM4-40GB MIG 1g.5gb', 'mixed', 'on', None), ('NVIDIA T400', 'mixed', 'on', None)])
+def test_peaks_are_those_of_the_card_that_cuda_names(card, precision, tf32, peak):
+    setting = bench_gpu.Setting('cmu', precision, tf32, 'off', 16)
+    assert bench_gpu.peak_of(card, setting) == peak
+
+
+def test_a_setting_that_fails_has_its_error_in_its_row(tmp_path):
+    flags = bench_gpu.parse_flags(['--feeds=train', '--loader-only'])
+    row = bench_gpu.measure(bench_gpu.Setting('cmu', 'float32', 'on', 'off', 2), flags, '/nowhere', str(tmp_path / 'a'))
+    assert 'train.py ended: error: ' in row['error'] and '/nowhere' in row['error']
+    assert row['model'] == 'cmu' and row['error'] in bench_gpu.format_row(row)
+
+
+@pytest.mark.slow
 def test_train_step():
     values = figures('bench_train_step.py', '--input-size=64x64', '--batchsize=1', '--rounds=1', '--steps=1')
     assert values['ratio'] == pytest.approx(values['step_ms'] / values['reference_ms']) and values['cpu_ratio'] > 0
@@ -209,6 +267,6 @@ def test_memory():
 
 @pytest.mark.parametrize('name, flag, mention', [
     ('bench_train_step.py', '--reference-python=/nowhere/python', '/nowhere/python'),
-    ('bench_data.py', '--input-size=60x64', '8')])
+    ('bench_data.py', '--input-size=60x64', '8'), ('bench_gpu.py', '--input-size=60x64', '8')])
 def test_wrong_flags(name, flag, mention):
     assert_user_error(run_command('benchmarks/' + name, flag), flag, mention)

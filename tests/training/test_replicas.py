@@ -49,8 +49,8 @@ def test_copies_get_the_first_replica_s_values():
 
 
 def test_groups_and_what_they_send():
-    assert step_group(['/gpu:0', '/gpu:1'], 3) == (6, 1, 'nccl', 'Div')
-    assert process_group(['/job:worker/task:1/cpu:0'], 3) == (3, 2, 'ring', 'Id')
+    assert step_group(['/gpu:0', '/gpu:1'], 3, 'nccl') == (6, 1, 'nccl', 'Div')
+    assert process_group(3) == (3, 2, 'ring', 'Id')
     with tf.Graph().as_default():
         assert bytes_on_the_wire([tf.zeros([1000]), tf.zeros([24])], members=2) == 4096
         assert bytes_on_the_wire([tf.zeros([1024])], members=4) == 6144

@@ -98,7 +98,7 @@ def test_files_that_teach(sample_coco, tmp_path):
 def test_a_run_with_a_teacher(sample_coco, tmp_path):
     """In two towers, each with two slices: the loss is another one, of labels that are the same from run to run."""
     teacher = ['--teacher=%s' % small_graph(tmp_path / 'teacher.pb')]
-    logs = [train_small(sample_coco, tmp_path / name, '--max-steps=2', '--gpus=2', '--accumulate=2', *flags)
+    logs = [train_small(sample_coco, tmp_path / name, '--max-steps=2', '--towers-per-gpu=2', '--accumulate=2', *flags)
             for name, flags in (('a', teacher), ('b', teacher), ('c', []))]
     losses = [[line.split(' loss=')[1].split(',')[0] for line in log.splitlines() if ' step=' in line] for log in logs]
     assert losses[0] == losses[1] != losses[2] and len(losses[0]) == 2

@@ -9,11 +9,15 @@ import pytest
 
 import tensorflow.compat.v1 as tf
 from conftest import free_ports, program_environment, wait_for
+from annotations.skeleton import COCO_SKELETON
+from batches.batch import Batch, batch_layout
 from pose_errors import UserError
-from tower_graphs import Towers, five_steps, random_batch
+from tower_graphs import SIZE, Towers, five_steps, random_batch
 from training.cluster import Cluster
-from training.config import Recipe
+from training.config import Recipe, Schedule
+from training import devices as devices_of
 from training.devices import tower_devices
+from training.towers import build_training
 
 
 def assert_same_weights(weights, expected):
@@ -181,10 +185,23 @@ def test_layers_with_rates_of_their_own_have_them_in_all_replicas():
         np.testing.assert_array_equal(values[name], values[name[len('replica_1/'):]], err_msg=name)
 
 
+def test_what_reduces_is_what_was_chosen():
+    """In the step, and where processes get the first one's variables."""
+    import small_network
+    with tf.Graph().as_default() as graph:
+        fields = Batch(*(tf.placeholder(dtype, shape) for _, dtype, shape in
+                         batch_layout(2, SIZE, SIZE, 8, COCO_SKELETON)))
+        build_training(small_network.NAME, fields, ['/gpu:0', '/gpu:1'], [1e-3], Schedule(10, 100, True, 0),
+                       COCO_SKELETON, cluster=Cluster(('a:1', 'b:1'), 0), communication='nccl')
+    reduces = [op for op in graph.get_operations() if op.type == 'CollectiveReduce']
+    assert {op.get_attr('communication_hint') for op in reduces} == {b'nccl'}
+    assert {op.get_attr('group_size') for op in reduces} == {2, 4}
+
+
 def test_devices_of_a_cluster_are_those_of_the_own_process():
     cluster = Cluster(('node1:2222', 'node2:2222'), 1)
-    devices, config = tower_devices(2, 2, cluster)
-    assert devices == ['/job:worker/task:1/gpu:0', '/job:worker/task:1/gpu:1']
+    devices, config, communication = tower_devices(2, 2, cluster)
+    assert devices == ['/job:worker/task:1/gpu:0', '/job:worker/task:1/gpu:1'] and communication == 'nccl'
     assert list(config.device_filters) == ['/job:worker/task:1']
 
 
@@ -193,7 +210,7 @@ def test_devices_of_a_cluster_are_those_of_the_own_process():
     (('a:1', 'b:1', 'a:3'), 2, 4, 8, '4,5,6,7'), (('a:1', 'a:3'), 1, 1, 1, '0')])
 def test_other_gpus_of_the_machine_stay_free(workers, index, towers, gpus, visible):
     """In the last case each process was given GPUs of its own, as by CUDA_VISIBLE_DEVICES."""
-    devices, config = tower_devices(towers, gpus, Cluster(workers, index))
+    devices, config, _ = tower_devices(towers, gpus, Cluster(workers, index))
     assert config.gpu_options.visible_device_list == visible
     assert [device.rpartition('/')[2] for device in devices] == ['gpu:%d' % k for k in range(towers)]
 
@@ -201,12 +218,35 @@ def test_other_gpus_of_the_machine_stay_free(workers, index, towers, gpus, visib
 def test_gpu_towers_need_as_many_gpus():
     with pytest.raises(UserError, match='--gpus=8, but TensorFlow sees only 2'):
         tower_devices(8, gpus=2)
-    devices, _ = tower_devices(2, gpus=2)
-    assert devices == ['/gpu:0', '/gpu:1']
+    devices, _, communication = tower_devices(2, gpus=2)
+    assert devices == ['/gpu:0', '/gpu:1'] and communication == 'nccl'
+
+
+@pytest.mark.parametrize('workers, index, gpus, visible, limits', [
+    (('a:1',), 0, 1, '0', [[7680] * 2]), (('a:1', 'a:3'), 1, 1, '0', [[7680] * 2]),
+    (('a:1', 'a:3'), 1, 2, '1', [[11520] * 2])])
+def test_towers_that_share_a_gpu_are_virtual_devices_and_reduce_in_a_ring(monkeypatch, workers, index, gpus, visible,
+                                                                          limits):
+    """The second case: two processes with two towers each on one GPU."""
+    cards = [devices_of.Card('A', 16 << 30), devices_of.Card('B', 24 << 30)]
+    monkeypatch.setattr(devices_of, 'gpu_cards', lambda: cards)
+    devices, config, communication = tower_devices(1, gpus, Cluster(workers, index), towers_per_gpu=2)
+    assert [device.rpartition('/')[2] for device in devices] == ['gpu:0', 'gpu:1'] and communication == 'ring'
+    options = config.gpu_options
+    assert options.visible_device_list == visible and options.allow_growth
+    assert not options.per_process_gpu_memory_fraction  # TensorFlow refuses both
+    # As many entries as there are GPUs in the list, else TensorFlow refuses them.
+    assert [list(gpu.memory_limit_mb) for gpu in options.experimental.virtual_devices] == limits
+
+
+def test_processes_that_share_a_gpu_reduce_in_a_ring_when_told():
+    devices, config, communication = tower_devices(1, 1, Cluster(('a:1', 'a:3'), 1), communication='ring')
+    assert communication == 'ring' and config.gpu_options.allow_growth
+    assert not config.gpu_options.experimental.virtual_devices
 
 
 def test_cpu_towers_warn_once(caplog):
-    devices, config = tower_devices(2, gpus=0)
-    assert devices == ['/cpu:0', '/cpu:1'] and config.device_count['CPU'] == 2
+    devices, config, communication = tower_devices(1, gpus=0, towers_per_gpu=2)
+    assert devices == ['/cpu:0', '/cpu:1'] and config.device_count['CPU'] == 2 and communication == 'ring'
     assert [record.getMessage() for record in caplog.records] == [
         'TensorFlow sees no GPU: the 2 towers run on CPU devices of this machine']

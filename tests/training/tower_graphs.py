@@ -39,7 +39,7 @@ class Towers:
             fixed = 'image', 'mask', 'labelled'
             self.fields = Batch(*(tf.placeholder(dtype, shape if name in fixed else (None,) + shape[1:])
                                   for name, dtype, shape in batch_layout(batchsize, SIZE, SIZE, 8, COCO_SKELETON)))
-            devices, config = tower_devices(towers, 0, cluster)
+            devices, config, _ = tower_devices(towers, 0, cluster)
             self.cluster = cluster
             self.training = build_training(model, self.fields, devices, [rate], Schedule(10, 100, True, 0),
                                            COCO_SKELETON, cluster=cluster, **kwargs)
