@@ -26,3 +26,10 @@ class Small(Network):
 
     def layer(self, x, name, kernel, filters, mean=None):
         return self.separable(x, name, kernel, filters, mean)
+
+
+class Wide(Small):
+    """With as many weights as mobilenet_thin has, so that a save takes a while."""
+
+    def features(self, x):
+        return self.conv(self.conv(super().features(x), 'Fourth', 3, 480), 'Fifth', 3, 480)
