@@ -93,7 +93,7 @@ def optimized_network(name, checkpoint, height, width):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [
-    'cmu', 'mobilenet_fast', 'mobilenet_thin', 'mobilenet_light', 'mobilenet_v2_small'])  # others differ in widths alone
+    'cmu', 'mobilenet_fast', 'mobilenet_thin', 'mobilenet_light', 'mobilenet_v2_small'])  # others: other widths
 def test_every_network_folds(name, tmp_path):
     checkpoint = save_checkpoint(name, tmp_path / 'model', training_steps=0)
     height, width = 112, 128

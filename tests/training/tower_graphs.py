@@ -1,6 +1,6 @@
 """Training graphs of the tests, with a session, fed by placeholders; in one process or as one of a cluster.
 
-As a program, tower_graphs.py TOWERS FILE: one process of TF_CONFIG's cluster, with a small network; worker 0 writes its weights.
+As a program, tower_graphs.py TOWERS FILE: one process of TF_CONFIG's cluster; worker 0 writes its weights.
 """
 import os
 import sys
