@@ -86,7 +86,7 @@ def measure_crowds(images, size, noise, rng):
                                 'keypoints': keypoints.ravel().tolist(), 'num_keypoints': int(labelled.sum()),
                                 'bbox': box.tolist(), 'area': float(0.5 * box[2] * box[3])})
     entries = [{'id': image_id, 'file_name': '', 'width': size, 'height': size} for image_id in range(1, images + 1)]
-    coco = as_pycocotools(Dataset(COCO_SKELETON, entries, annotations, {}, {}, 1, None))
+    coco = as_pycocotools(Dataset(COCO_SKELETON, entries, annotations, {}, {}, 1, None, 17, None))
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco, coco.loadRes(results), 'keypoints')
         evaluation.params.maxDets = [CROWD + 5]

@@ -2,10 +2,11 @@
 import sys
 
 import networks
-from networks.network_base import Network
+from networks.network_base import Network, max_pool
 
-NAME = 'small'
-networks.NETWORKS[NAME] = networks.Entry('network_small.Small', 8, networks.mobilenet_v1('0.75'))
+NAME, PLAIN = 'small', 'plain'
+for name, place in ((NAME, 'Small'), (PLAIN, 'Plain')):
+    networks.NETWORKS[name] = networks.Entry('network_small.' + place, 8, networks.mobilenet_v1('0.75'))
 sys.modules['networks.network_small'] = sys.modules[__name__]  # where classes of networks are looked for
 
 
@@ -26,3 +27,20 @@ class Small(Network):
 
     def layer(self, x, name, kernel, filters, mean=None):
         return self.separable(x, name, kernel, filters, mean)
+
+
+class Wide(Small):
+    """With as many weights as mobilenet_thin has, so that a save takes a while."""
+
+    def features(self, x):
+        return self.conv(self.conv(super().features(x), 'Fourth', 3, 480), 'Fifth', 3, 480)
+
+
+class Plain(Small):
+    """Without batch norm, so that a batch does the same in parts as whole."""
+    layer = Network.conv
+
+    def features(self, x):
+        for number in range(3):
+            x = max_pool(self.conv(x, 'Conv%d' % number, 3, 8), 'VALID', 'pool%d' % number)
+        return x

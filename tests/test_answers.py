@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bench_start import WRONG_CALLS
-from conftest import PROGRAMS, ROOT, program_environment, run_command
+from conftest import PROGRAMS, ROOT, program_environment, run_command, run_well
 
 COMMANDS = {path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / 'scripts') for path in folder.glob('*.py')
             if "if __name__ == '__main__':" in path.read_text()}
@@ -45,6 +45,12 @@ def test_a_missing_package_is_one_line(command):
 def test_other_modules_that_are_missing_are_not_taken_for_packages():
     result = run_command('-c', 'import pose_cli, nothing_of_this_name')
     assert result.returncode == 1 and 'ModuleNotFoundError' in result.stderr
+
+
+@pytest.mark.slow
+def test_tensorflow_starts_without_keras():
+    """A third of the start; programs that want it can still import it."""
+    run_well('-c', 'import sys; from networks.tensorflow import tf; assert "keras" not in sys.modules')
 
 
 @pytest.mark.slow

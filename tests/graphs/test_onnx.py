@@ -11,7 +11,8 @@ from inference import load_network, onnx_runtime, open_network, read_skeleton
 from pose_errors import UserError
 from small_graphs import RNG, save_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 8), reason='tf2onnx is installed beside TensorFlow 2')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.version_info < (3, 8),
+                                                   reason='tf2onnx is installed beside TensorFlow 2')]
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +49,6 @@ def test_broken_files_are_one_line(files, tmp_path):
         open_network(str(tmp_path / 'none.onnx'))
 
 
-@pytest.mark.slow
 def test_the_command_writes_and_measures_it(files, tmp_path):
     result = run_command('scripts/freeze_and_optimize.py', '--checkpoint=%s' % files, '--onnx', '--runs=1',
                          '--model=mobilenet_v2_small', '--output-dir=%s' % tmp_path, '--input-size=64x64')

@@ -50,6 +50,7 @@ def test_people_are_those_of_the_command(network, photographs, tmp_path):
         assert drawn.shape == image.shape and (drawn != image).any() == bool(people)
 
 
+@pytest.mark.slow
 def test_thresholds(photographs):
     image = cv2.imread(str(photographs[0]))
     counts = []

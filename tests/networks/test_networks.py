@@ -61,6 +61,7 @@ def test_equals_the_published_network(name, oracles):
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_equals_the_published_mobilenet_v2(tmp_path):
     """All of the published graph's constants have a place, and with the statistics of a batch in its batch norm, which
     it takes from the batch itself, the network gives what the graph gives for that batch."""

@@ -263,7 +263,7 @@ def test_weights_of_another_skeleton(tmp_path, known):
                 np.testing.assert_array_equal(value, before[variable.op.name])
 
 
-@pytest.mark.parametrize('name', ('mobilenet_fast', 'mobilenet_light'))
+@pytest.mark.parametrize('name', (pytest.param('mobilenet_fast', marks=pytest.mark.slow), 'mobilenet_light'))
 def test_more_keypoints_keep_the_maps_of_the_old_ones(name, tmp_path):
     """In all stages, and the new ones' maps are empty: nothing is forgotten before training goes on."""
     more = skeleton_of_category({'name': 'person', 'keypoints': ['nose', 'left_big_toe', 'left_ankle'],

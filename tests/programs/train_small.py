@@ -1,4 +1,4 @@
-"""train.py with the small network of the tests (--model=small), so that a start takes seconds."""
+"""train.py with the small networks of the tests (--model=small, --model=wide), so that a start takes seconds."""
 import importlib.abc
 import importlib.util
 import os
@@ -16,7 +16,8 @@ class SmallNetwork(importlib.abc.MetaPathFinder):
         return importlib.util.find_spec('small_network') if name == 'networks.network_small' else None
 
 
-networks.NETWORKS['small'] = networks.Entry('network_small.Small', 8, networks.mobilenet_v1('0.75'))
+for name, place in (('small', 'Small'), ('wide', 'Wide')):
+    networks.NETWORKS[name] = networks.Entry('network_small.' + place, 8, networks.mobilenet_v1('0.75'))
 sys.meta_path.insert(0, SmallNetwork())
 with pose_cli.errors_in_one_line():
     command = read_command(os.environ)

@@ -93,6 +93,7 @@ def test_who_says_nothing_has_to_go(address, many, monkeypatch, how):
         wait_for(gone, 'they stay', 30)
 
 
+@pytest.mark.slow
 def test_a_message_without_end_is_ended(address, many, monkeypatch):
     monkeypatch.setattr('remote.receiver.END_SECONDS', 0.5)  # ZeroMQ's context does not end with half a message in it
     with BatchReceiver(address, SETTINGS) as receiver:

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+import small_network
 import tensorflow.compat.v1 as tf
 from networks.pretrained import read_weights
 from saved_weights import load_all
@@ -35,7 +36,7 @@ def test_averages_of_known_values():
 
 @pytest.mark.slow
 def test_all_replicas_have_the_same_averages():
-    graph = Towers('mobilenet_thin', 2, 4, rate=1e-3, recipe=Recipe(ema=0.9))
+    graph = Towers(small_network.NAME, 2, 4, rate=1e-3, recipe=Recipe(ema=0.9))
     graph.session.run(graph.training.copy)
     for seed in range(2):
         graph.run(graph.training.step, random_batch(4, seed=seed))

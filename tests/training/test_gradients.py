@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import small_network
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, encode_batch
@@ -12,17 +13,17 @@ from training.towers import tower_gradients
 
 @pytest.fixture(scope='module')
 def whole_and_slices():
-    """cmu, which has no batch norm, on 4 samples at once and in 4 slices: (graph, largest relative differences)."""
+    """A network without batch norm, on 4 samples at once and in 4 slices: (graph, largest relative differences)."""
     batch = encode_batch(*made_up_arrays(0, 4, 16, 16))
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
         fields = Batch(*(tf.placeholder(field.dtype, field.shape) for field in batch))
         optimizer = Optimizer(tf.constant(0.1))
         with tf.name_scope('whole'):
-            whole = tower_gradients('cmu', fields, optimizer, COCO_SKELETON)
+            whole = tower_gradients(small_network.PLAIN, fields, optimizer, COCO_SKELETON)
         with tf.name_scope('slices'), tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            slices = tower_gradients('cmu', fields, optimizer, COCO_SKELETON, accumulate=4)
-        assert [v for _, v in whole.gradients] == [v for _, v in slices.gradients] and len(whole.gradients) == 2 * 92
+            slices = tower_gradients(small_network.PLAIN, fields, optimizer, COCO_SKELETON, accumulate=4)
+        assert [v for _, v in whole.gradients] == [v for _, v in slices.gradients] and len(whole.gradients) == 2 * 11
         differences = {
             'gradients': [tf.norm(a - b) / tf.norm(a) for (a, _), (b, _) in zip(whole.gradients, slices.gradients)],
             'losses': [abs(whole.losses[name] - slices.losses[name]) / whole.losses[name] for name in whole.losses]}
@@ -46,4 +47,4 @@ def test_a_slice_waits_for_the_one_before(whole_and_slices):
               and op.outputs[0].dtype == tf.uint8 and op.outputs[0].shape.as_list() == [1, 16, 16, 3]]
     assert len(images) == 4 and not images[0].control_inputs
     for image in images[1:]:
-        assert len(image.control_inputs) >= 2 * 92
+        assert len(image.control_inputs) >= 2 * 11

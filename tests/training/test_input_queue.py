@@ -32,7 +32,7 @@ class ReusingSource:
         self._number += 1
         for array in self._arrays:
             array[...] = self._number
-        return Batch(*self._arrays[:2], *(array[:self._number] for array in self._arrays[2:]))
+        return Batch(*self._arrays[:3], *(array[:self._number] for array in self._arrays[3:]))
 
     def ready(self):
         return 0
@@ -46,7 +46,7 @@ def test_queued_batches_do_not_change_when_the_source_reuses_its_arrays():
                 assert feed.wait_for_batch(lambda: False)
                 batch = session.run(feed.batch)
                 assert all((field == number).all() for field in batch)
-                assert [len(field) for field in batch] == [2, 2] + 4 * [number]
+                assert [len(field) for field in batch] == [2, 2, 2] + 4 * [number]
 
 
 def test_ready_counts_what_is_in_the_queue():

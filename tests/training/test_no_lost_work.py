@@ -29,7 +29,7 @@ class Run(TrainRun):
     poll_seconds = 0.001  # a save is short
 
     def __init__(self, data, model, *flags):
-        command = [*SMALL_NETWORK, '--model=mobilenet_thin', *folders(data, model), '--batchsize=2', *flags]
+        command = [*SMALL_NETWORK, '--model=wide', *folders(data, model), '--batchsize=2', *flags]
         super().__init__(model, [[sys.executable] + command], [program_environment()])
         self.process, = self.processes
 
@@ -168,7 +168,7 @@ def test_divergence_ends_a_run_from_given_weights_with_code_3_and_leaves_these(d
 def test_a_disk_that_takes_no_more_leaves_the_previous_checkpoint(start_run, tmp_path):
     """After the first save no file of the run may grow beyond 100,000 bytes: that is room for logs, not for weights."""
     model = tmp_path / 'model'
-    run = start_run(model, '--max-steps=1000', '--save-every=20')
+    run = start_run(model, '--max-steps=1000', '--save-every=100', '--log-every=100')
     run.wait_until(lambda: 'saved the checkpoint of step 0' in run.log())
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100000, 100000))
     assert run.process.wait(timeout=600) == 2 and 'Traceback' not in run.log()
@@ -179,7 +179,7 @@ def test_a_disk_that_takes_no_more_leaves_the_previous_checkpoint(start_run, tmp
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once(start_run, tmp_path):
-    run = start_run(tmp_path / 'model')
+    run = start_run(tmp_path / 'model', '--model=mobilenet_thin')
     run.wait_until(lambda: 'no GPU' in run.log())  # the graph is being built
     run.stop(signal.SIGTERM)
     assert 'stopped by a signal before the first step' in run.log()

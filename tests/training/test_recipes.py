@@ -10,7 +10,7 @@ from training import config
 def flags_with(**given):
     names = 'lr warmup_steps optimizer momentum weight_decay augment negatives clip_norm'.split()
     defaults = dict(dict.fromkeys(names), model='cmu', recipe='default', accumulate=1, batchsize=10,
-                    precision='float32', backbone_lr=1.0, freeze_batch_norm=False, ema=0.0)
+                    precision='float32', backbone_lr=1.0, freeze_batch_norm=False, ema=0.0, teacher=None)
     return types.SimpleNamespace(**dict(defaults, **given))
 
 

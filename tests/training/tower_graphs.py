@@ -1,12 +1,13 @@
 """Training graphs of the tests, with a session, fed by placeholders; in one process or as one of a cluster.
 
-As a program, tower_graphs.py TOWERS FILE: one process of TF_CONFIG's cluster, with cmu; worker 0 writes its weights.
+As a program, tower_graphs.py TOWERS FILE: one process of TF_CONFIG's cluster; worker 0 writes its weights.
 """
 import os
 import sys
 
 import numpy as np
 
+import small_network
 import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from batches.batch import Batch, batch_layout, encode_batch
@@ -33,7 +34,7 @@ class Towers:
     batchsize: of this process.
     """
 
-    def __init__(self, model, towers, batchsize, rate, optimize_graph=True, cluster=ALONE, **kwargs):
+    def __init__(self, model, towers, batchsize, rate, cluster=ALONE, **kwargs):
         self.graph = tf.Graph()
         with self.graph.as_default():
             fixed = 'image', 'mask', 'labelled'
@@ -43,7 +44,6 @@ class Towers:
             self.cluster = cluster
             self.training = build_training(model, self.fields, devices, [rate], Schedule(10, 100, True, 0),
                                            COCO_SKELETON, cluster=cluster, **kwargs)
-            config.graph_options.rewrite_options.disable_meta_optimizer = not optimize_graph
             self.session = tf.Session(start_server(cluster, config), config=config)
             self.variables = {v.op.name: v for v in tf.global_variables()}
             self.session.run(tf.global_variables_initializer())
@@ -80,9 +80,8 @@ def random_weights(variables):
 
 
 def five_steps(towers, cluster=ALONE, **kwargs):
-    """The weights of cmu, which has no batch norm, after five steps from the same start on batches of 4."""
-    # Without optimizing the graph, to save time.
-    graph = Towers('cmu', towers, 4 // cluster.size, rate=4e-5, optimize_graph=False, cluster=cluster, **kwargs)
+    """The weights of a network without batch norm after five steps from the same start on batches of 4."""
+    graph = Towers(small_network.PLAIN, towers, 4 // cluster.size, rate=4e-5, cluster=cluster, **kwargs)
     names = sorted(random_weights(graph.variables)) if cluster.is_first else []
     if cluster.is_first:
         graph.set_weights(random_weights(graph.variables))
