@@ -143,6 +143,8 @@ def main():
     if not args.datapath:
         raise UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
     find_split(args.datapath, args.train_split, args.imgpath)
+    if args.add_keypoints and not args.add_data:
+        raise UserError('--add-keypoints is for those of --add-data: give that too')
     for text in args.add_data:
         place_of(text)
 
@@ -155,9 +157,9 @@ def main():
                                settings['category'] or None, settings['negatives'], args.add_data, args.add_keypoints)
         theirs = skeleton_of_settings(settings)
         if not dataset.skeleton.finds_the_same(theirs):
-            raise UserError('%s has the keypoints %s, the trainer asks for %s; give the trainer --datapath=DIR with '
-                            'the same data' % (args.datapath, ', '.join(dataset.skeleton.keypoints),
-                                               ', '.join(theirs.keypoints)))
+            own, asked = (', '.join(skeleton.keypoints) for skeleton in (dataset.skeleton, theirs))
+            raise UserError('%s has the keypoints %s, the trainer asks for %s; give both the same --datapath, '
+                            '--add-data and --add-keypoints' % (args.datapath, own, asked))
         loader = BatchLoader(dataset, settings['batchsize'], args.workers, settings['seed'], first=None,
                              sequence=sequence_of(settings))
         return loader, dataset.digest

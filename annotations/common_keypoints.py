@@ -1,4 +1,6 @@
 """Keypoints of several data sets, which meet by name: left_knee, LKnee and "Knee (L)" are one."""
+import collections
+
 import numpy as np
 
 from pose_errors import UserError
@@ -13,8 +15,8 @@ def same_name(name):
         sides = [pair[0] for pair in zip(*SIDES) if token in pair]
         if sides:
             side = sides[0]
-        elif token.isalnum():
-            words.append(token)
+        else:
+            words.append(''.join(filter(str.isalnum, token)))
     return side, ''.join(words)
 
 
@@ -55,9 +57,12 @@ def merge_skeletons(skeleton, other, origin):
     means = {same_name(name): part for part, name in enumerate(skeleton.parts) if len(skeleton.sources[part]) > 1}
     added = [k for k, name in enumerate(other.keypoints) if k not in common and same_name(name) not in means]
     parts, first = skeleton.parts + tuple(other.keypoints[k] for k in added), len(skeleton.parts)
-    if len(parts) > MAX_PARTS or len(set(parts)) < len(parts):
-        raise UserError('%s: %d parts together, of %d names; at most %d of different names can be trained'
-                        % (origin, len(parts), len(set(parts)), MAX_PARTS))
+    twice = [name for name, count in collections.Counter(map(same_name, parts)).items() if count > 1]
+    if twice:
+        raise UserError('%s: %s are one name for two keypoints; rename one in its categories' % (
+            origin, ' and '.join(part for part in parts if same_name(part) == twice[0])))
+    if len(parts) > MAX_PARTS:
+        raise UserError('%s: %d parts together; at most %d can be trained' % (origin, len(parts), MAX_PARTS))
     # From the other one's parts to those of both; a part that is a mean of keypoints has none.
     part_of = {other.part_of_keypoint[k]: first + number for number, k in enumerate(added)}
     part_of.update((other.part_of_keypoint[k], skeleton.part_of_keypoint[own])
@@ -68,10 +73,14 @@ def merge_skeletons(skeleton, other, origin):
              if a in part_of and b in part_of and max(part_of[a], part_of[b]) >= first]
     if len(skeleton.limbs) + len(limbs) > MAX_LIMBS:
         raise UserError('%s: more than %d limbs together' % (origin, MAX_LIMBS))
-    flips = [part_of.get(other.flip_order[other.part_of_keypoint[k]], 0) for k in added]
+    flip_order = list(range(len(parts)))
+    flip_order[:first] = skeleton.flip_order
+    for part in (other.part_of_keypoint[k] for k in added):
+        twin = part_of.get(other.flip_order[part], part_of[part])
+        if flip_order[twin] == twin:  # of the base, too, if its other side was missing there
+            flip_order[part_of[part]], flip_order[twin] = twin, part_of[part]
     return skeleton._replace(
         keypoints=skeleton.keypoints + parts[first:], parts=parts, limbs=skeleton.limbs + tuple(limbs),
         sigmas=skeleton.sigmas + tuple(other.sigmas[k] for k in added),
         sources=skeleton.sources + tuple((len(skeleton.keypoints) + number,) for number in range(len(added))),
-        flip_order=skeleton.flip_order + tuple(flip if flip >= first else first + number
-                                               for number, flip in enumerate(flips)))
+        flip_order=tuple(flip_order))

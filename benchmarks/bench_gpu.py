@@ -148,7 +148,7 @@ def core_rate(dataset, batchsize, batches):
         for _ in range(batches):
             loader.get()
         time.sleep(0.02)  # processor time is counted in steps of 10 ms
-        return batches * batchsize / (used() - before)
+        return batches * batchsize / max(used() - before, 0.01)
 
 
 def core_rates(flags, datapath):

@@ -73,8 +73,8 @@ def _tensorflow_runtime(file):
     try:
         from . import tensorflow_runtime
     except ImportError as error:
-        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or give a '
-                        '.tflite file' % (file, error))
+        raise UserError('%s needs TensorFlow, which is not installed (%s); run bash scripts/setup_env.sh, or '
+                        "pip install -e '.[tf2]' in the checkout, or give a .tflite file" % (file, error))
     return tensorflow_runtime
 
 

@@ -59,7 +59,7 @@ class PoseNetwork:
     def __call__(self, images):
         """One image, uint8 (H, W, 3) BGR -> its people, the best first, as a list of Person; a list of images, of any
         sizes -> a list of such lists. Raises UserError for anything else."""
-        single = isinstance(images, np.ndarray) and images.ndim == 3
+        single = images is None or isinstance(images, np.ndarray) and images.ndim == 3
         requests = [self._request(image) for image in ([images] if single else images)]
         predictor = Predictor(self._predict_maps, self.skeleton, self._batchsize, **self._thresholds)
         found = [[self._person(*person) for person in zip(keypoints, scores)]
@@ -81,7 +81,9 @@ class PoseNetwork:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 \
                 or not image.size:
             raise UserError('an image must be a uint8 array (height, width, 3), BGR as from cv2.imread, not %s' % (
-                '%s %s' % (image.dtype, image.shape) if isinstance(image, np.ndarray) else type(image).__name__))
+                '%s %s' % (image.dtype, image.shape) if isinstance(image, np.ndarray) else
+                'None, which cv2.imread gives for a file that it cannot read' if image is None else
+                type(image).__name__))
         transforms = make_transforms(image.shape[1], image.shape[0], **self._setting)
         return Request(None, lambda: InputImage(image, 1, transforms, None))
 

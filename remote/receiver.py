@@ -309,9 +309,10 @@ class BatchReceiver:
             others = 'the trainer has' if self._first_worker is None else 'the others have'
             numbers = '%d samples, %s %s' % (data[0], others,
                                              '%d' % self._data[0] if data[0] != self._data[0] else 'others')
-            self._send(worker.route, 'refused', reason='this worker has %s; give all the same data set' % numbers)
+            remedy = 'give all the same data and --add-data'
+            self._send(worker.route, 'refused', reason='this worker has %s; %s' % (numbers, remedy))
             self._remove(worker.route)
-            raise Refused('a worker with %s was refused; give all the same data set' % numbers)
+            raise Refused('a worker with %s was refused; %s' % (numbers, remedy))
         if self._first_worker is None:
             self._first_worker, self._data, self.samples = worker, data, data[0]
             steps = self.samples // self._settings['batchsize']  # which epochs and learning rates follow from

@@ -27,6 +27,7 @@ LOSSES = (('loss_ll', 'Loss of the last stage'), ('loss_ll_heat', 'Its heatmaps'
 SCHEDULE = (('lr', 'Learning rate'), ('examples_per_sec', 'Examples per second'))
 COLUMNS = ('step', 'epoch', BACKGROUND, 'AP', 'data_wait') + tuple(row[0] for row in LOSSES + SCHEDULE)
 KINDS = ('train', 'validation', 'evaluation')
+FEW_ROWS = 20  # of curves, which then get markers
 PICTURE_WIDTH = 1400  # pixels, at most, of the validation's picture
 
 
@@ -54,8 +55,7 @@ def report(folder, run, curves, validation_picture):
         section('Losses', paragraph('Per image. Last: the mean of the last twentieth of the training.', 'note'),
                 _losses(curves), grid(charts)),
         section('Pace', table(None, _pace(flags, run, train)),
-                grid([chart(title, [(('training', averaged(train['step']), averaged(train[column])), {})], 'step',
-                            title) for column, title in SCHEDULE])),
+                grid([chart(title, [_training_line(train, column)], 'step', title) for column, title in SCHEDULE])),
         _validation(validation_picture),
         section('Settings', table(None, _settings(run), 'words')))
 
@@ -86,9 +86,15 @@ def _losses(curves):
     return table(['', 'training: first', 'last', 'validation: last', 'lowest'], rows)
 
 
+def _training_line(train, column):
+    """For page.chart; a line of a single point shows nothing without a marker."""
+    style = {'marker': '.'} if len(train['step']) < FEW_ROWS else {}
+    return ('training', averaged(train['step']), averaged(train[column])), style
+
+
 def _loss_chart(curves, loss, title):
     train, validation = curves['train'], curves['validation']
-    lines = [(('training', averaged(train['step']), averaged(train[loss])), {})]
+    lines = [_training_line(train, loss)]
     if len(validation['step']):
         lines.append((('validation', validation['step'], validation[loss]), {'marker': 'o', 'markersize': 4}))
     if loss == 'loss_ll':

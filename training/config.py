@@ -230,8 +230,8 @@ def check_flags(flags, cluster):
             except UserError as error:
                 raise UserError('%s, or validate on a tenth of the training images: --valid-share=0.1, or train '
                                 'without validation: --valid-every=0' % error)
-    if flags.teacher and not os.path.isfile(flags.teacher):
-        raise UserError('--teacher=%s is no file; give weights (.npy) or a frozen graph (.pb)' % flags.teacher)
+    if flags.teacher and not (os.path.isfile(flags.teacher) and flags.teacher.endswith(('.npy', '.pb'))):
+        raise UserError('--teacher=%s is no file of weights (.npy) or frozen graph (.pb); give one' % flags.teacher)
     for name in ('modelpath', 'logpath', 'checkpoint', 'pretrained'):
         path = getattr(flags, name)
         if path and not networks.pretrained.is_weights_file(path):

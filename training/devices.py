@@ -72,6 +72,8 @@ def tower_devices(wanted, gpus, cluster=ALONE, towers_per_gpu=1, communication=N
             logging.warning('%s cannot be loaded, with which GPUs reduce gradients; %s, or give --all-reduce=ring',
                             NCCL[0], REMEDIES[2])
         return ['%s/gpu:%d' % (process, k) for k in range(towers)], config, communication
+    if communication == 'nccl':
+        raise UserError('--all-reduce=nccl is for GPUs, and TensorFlow sees none; leave it out')
     logging.warning('TensorFlow sees no GPU%s: %s', why_no_gpu(tf.__version__),
                     'training on the CPU' if towers == 1 else
                     'the %d towers run on CPU devices of this machine' % towers)

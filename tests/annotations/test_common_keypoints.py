@@ -22,6 +22,26 @@ def test_names_of_one_keypoint(names):
     assert len({same_name(name) for name in ('left_knee', 'right_knee', 'left_kneecap', 'knee', names[0])}) >= 4
 
 
+@pytest.mark.parametrize('names', [
+    ('finger_1', 'finger_2', 'finger'), ('spine_01', 'spine_02'), ('face-0', 'face-67'), ('left knee 2', 'left knee'),
+    ('keypoint_1', 'keypoint_2', 'keypoint_12')])
+def test_numbers_tell_keypoints_apart(names):
+    assert len({same_name(name) for name in names}) == len(names)
+
+
+def test_sides_that_two_sets_have_between_them_swap():
+    """A left foot of one and a right foot of the other are mirror images of each other."""
+    def skeleton(*names):
+        return skeleton_of_category({'name': 'person', 'keypoints': list(names),
+                                     'skeleton': [[1, k] for k in range(2, len(names) + 1)]}, 'f')
+    for foot, other in (('left_foot', 'right_foot'), ('right_foot', 'left_foot')):
+        both = merge_skeletons(skeleton('head', foot), skeleton('head', foot, other), 'f')
+        assert both.parts == ('head', foot, other) and both.flip_order == (0, 2, 1)
+    twice = skeleton('head', 'left_knee', 'LKnee')
+    with pytest.raises(UserError, match='f: left_knee and LKnee are one name for two keypoints'):
+        merge_skeletons(skeleton('head', 'tail'), twice, 'f')
+
+
 def test_parts_that_another_set_labels():
     common = common_keypoints(COCO_SKELETON, runner())
     assert {COCO_SKELETON.keypoints[k]: RUNNER[other] for k, other in enumerate(common) if other >= 0} == {

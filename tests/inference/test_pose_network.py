@@ -65,6 +65,8 @@ def test_thresholds(photographs):
 def test_what_is_no_image_is_told_in_words(network, image):
     with pytest.raises(UserError, match='uint8 array'):
         network([image])
+    with pytest.raises(UserError, match='cv2.imread gives for a file that it cannot read'):
+        network(None)
 
 
 def test_files_that_are_none(tmp_path):

@@ -32,7 +32,7 @@ def test_the_samples_are_the_same_however_they_come(sample_coco, legs, address, 
     log = train_small(sample_coco, tmp_path / 'remote', added, steady, '--max-steps=6', '--remote-data=' + address)
     assert worker.wait(PATIENCE) == 0, worker.log.read_text()
     assert losses(log) == whole
-    assert 'give all the same data set' in other.log.read_text()
+    assert 'give all the same data and --add-data' in other.log.read_text()
 
 
 @pytest.mark.slow
@@ -54,6 +54,11 @@ def test_a_run_goes_on_with_more_keypoints(sample_coco, legs, tmp_path, capsys):
 def test_wrong_flags(flags, mentions, monkeypatch):
     monkeypatch.delenv('COCO_DIR', raising=False)
     assert_user_error(run_command('train.py', '--pretrained=none', *flags), *mentions)
+
+
+def test_a_worker_without_added_data_adds_no_keypoints(sample_coco):
+    assert_user_error(run_command(*WITHOUT_TENSORFLOW, '--master=tcp://127.0.0.1:1', '--datapath=%s' % sample_coco,
+                                  '--add-keypoints'), '--add-keypoints is for those of --add-data')
 
 
 def test_missing_data_is_told_at_once(sample_coco):

@@ -91,7 +91,7 @@ def test_files_that_teach(sample_coco, tmp_path):
     with pytest.raises(UserError, match='takes images of one size'):
         read_teacher(small_graph(tmp_path / 'fixed.pb', (1, 32, 40, 3)), COCO_SKELETON)
     assert_user_error(run_command('train.py', '--pretrained=none', '--datapath=%s' % sample_coco,
-                                  '--teacher=/no/such.npy'), '--teacher=/no/such.npy is no file')
+                                  '--teacher=/no/such.npy'), '--teacher=/no/such.npy is no file of weights')
 
 
 @pytest.mark.slow
