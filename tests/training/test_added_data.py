@@ -1,10 +1,11 @@
 """train.py --add-data: the same samples from its loaders, from a data worker and after a stop; and more keypoints."""
 import json
 import re
+import threading
 
 import pytest
 
-from conftest import PATIENCE, assert_user_error, run_command
+from conftest import PATIENCE, assert_user_error, run_command, wait_for
 from runner_files import runners_like
 from test_pose_dataworker import WITHOUT_TENSORFLOW, worker_command
 from train_runs import train_small
@@ -27,12 +28,19 @@ def test_the_samples_are_the_same_however_they_come(sample_coco, legs, address, 
     first, rest = (losses(train_small(sample_coco, tmp_path / 'parts', added, steady, '--max-steps=%d' % steps))
                    for steps in (3, 6))
     assert first + rest == whole
-    other = start(*worker_command(address, sample_coco), '--add-data=%s:0.3' % legs)
-    worker = start(*worker_command(address, sample_coco), added)
+    other, workers = start(*worker_command(address, sample_coco), '--add-data=%s:0.3' % legs), []
+
+    def follow():
+        """One with the same data comes when the other one has been refused."""
+        wait_for(lambda: 'give all the same data and --add-data' in other.log.read_text(), 'it is not refused')
+        workers.append(start(*worker_command(address, sample_coco), added))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
     log = train_small(sample_coco, tmp_path / 'remote', added, steady, '--max-steps=6', '--remote-data=' + address)
-    assert worker.wait(PATIENCE) == 0, worker.log.read_text()
-    assert losses(log) == whole
-    assert 'give all the same data and --add-data' in other.log.read_text()
+    follower.join()
+    assert workers[0].wait(PATIENCE) == 0, workers[0].log.read_text()
+    assert losses(log) == whole and other.wait(PATIENCE) == 2
 
 
 @pytest.mark.slow

@@ -96,7 +96,9 @@ def test_what_data_workers_had_not_delivered_is_trained_later(start_run, sample_
     workers = [start(*worker_command(address, sample_coco)) for _ in range(2)]
     flags = ['--remote-data=%s' % address, '--batchsize=2', '--valid-every=100']
     run = start_run(*flags, '--max-steps=1000000')
-    run.wait_until(lambda: len(run.logged_steps()) > 20 and run.log().count('data worker joined') == 2)
+    run.wait_until(lambda: run.logged_steps() and run.log().count('data worker joined') == 2)
+    joined = run.logged_steps()[-1]  # who has just joined may have been asked for nothing
+    run.wait_until(lambda: run.logged_steps()[-1] > joined + 20)
     workers[0].send_signal(signal.SIGSTOP)
     reached = run.logged_steps()[-1]
     run.wait_until(lambda: run.logged_steps()[-1] > reached + 40)
