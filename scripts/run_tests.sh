@@ -3,7 +3,7 @@
 # test suite, or what the arguments (pytest's own) select.
 #
 #   [TF=1|2] bash scripts/run_tests.sh [pytest arguments]
-#   bash scripts/run_tests.sh -m "not slow"       what takes less than 3 minutes
+#   bash scripts/run_tests.sh -m "not slow"       what takes 2 minutes
 set -euo pipefail
 case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
 

@@ -76,6 +76,7 @@ def test_only_what_is_requested_is_made_when_there_is_no_sequence():
     assert made == {number: whole[4 * number:4 * number + 4] for number in (2, 9, 11)}
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_within_ten_seconds_and_lose_and_double_no_sample(caplog):
     with watched_loader(200, workers=3) as (loader, supervisor):
         rows = take(loader, 5)
@@ -106,6 +107,7 @@ def test_a_batch_stays_until_the_next_one_is_fetched():
                 np.testing.assert_array_equal(field, value)
 
 
+@pytest.mark.slow
 def test_timeout_and_ready():
     with BatchLoader(NumberedDataset(50, seconds=0.1), 4, workers=1, seed=1) as loader:
         assert loader.get(timeout=0.01) is None
@@ -175,6 +177,7 @@ def test_an_error_in_a_worker_reaches_the_trainer():
 
 # ------------------------------------------------------------------------------------------------- killed processes
 
+@pytest.mark.slow
 def test_workers_that_always_die_end_the_run():
     class Deadly(NumberedDataset):
         def training_sample(self, index, rng):

@@ -102,6 +102,7 @@ def test_one_line_and_no_file(folder, sample_coco, tmp_path, monkeypatch, comman
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_evaluation_without_tensorflow(folder, sample_coco, tmp_path):
     """AP and pictures of a .tflite file; another file is refused with what it needs."""
     for data in ('--datapath=%s' % sample_coco, '--images=%s' % (sample_coco / 'val2017')):

@@ -112,6 +112,7 @@ def test_a_message_without_end_is_ended(address, many, monkeypatch):
         assert psutil.Process().memory_info().rss < before + sent + 16e6
 
 
+@pytest.mark.slow
 def test_a_worker_that_sends_for_long_is_no_attacker(address):
     """What frames cost beside their bytes does not add up."""
     arrays = made_up_batch(0, SETTINGS)
@@ -128,6 +129,7 @@ def test_a_worker_that_sends_for_long_is_no_attacker(address):
         assert not any('more bytes' in line for line in receiver.report())
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_turned_away_says_hello_again(address, start_program, tmp_path):
     batches = save_batches(tmp_path / 'b.npz', [made_up_batch(0, SETTINGS)])
     with BatchReceiver(address, SETTINGS) as receiver:

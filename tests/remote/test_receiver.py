@@ -67,6 +67,7 @@ def test_a_slow_trainer_has_a_bounded_number_of_batches_on_the_way(address):
         assert receiver.ready() == 0
 
 
+@pytest.mark.slow
 def test_a_slow_worker_does_not_hold_up_a_fast_one(address, start_program, tmp_path):
     slow, fast = made_up_batch(1, SETTINGS), made_up_batch(2, SETTINGS)
     with BatchReceiver(address, SETTINGS) as receiver:
@@ -224,6 +225,7 @@ def test_a_frame_that_declares_to_be_huge_is_refused_before_memory_is_taken(addr
         assert psutil.Process().memory_info().vms < before + (1 << 30)
 
 
+@pytest.mark.slow
 def test_wrong_batches_of_a_real_worker_are_counted_and_replaced(address):
     good = made_up_batch(0, SETTINGS)
     frames = [array.tobytes() for array in good]

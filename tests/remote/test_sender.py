@@ -99,6 +99,7 @@ def test_a_trainer_that_asks_for_more_than_it_may(address):
             pose_dataworker.serve_trainers(address, no_batches)
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_been_forgotten_says_hello_again(address):
     with fake_trainer(address, [WELCOME, None, [b'the end of this test']]) as received, pytest.raises(UserError):
         pose_dataworker.serve_trainers(address, no_batches, link_timeout=1)

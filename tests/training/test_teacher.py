@@ -83,6 +83,7 @@ def test_what_the_teacher_does_not_know_stays_as_it_is(labels):
     np.testing.assert_array_equal(mask[0, 0, 0], known)
 
 
+@pytest.mark.slow
 def test_files_that_teach(sample_coco, tmp_path):
     assert read_teacher(str(WEIGHTS), COCO_SKELETON).channels.heat.tolist() == list(range(19))
     dogs = COCO_SKELETON._replace(parts=tuple('dog_' + name for name in COCO_SKELETON.parts))
