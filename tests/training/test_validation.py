@@ -65,11 +65,12 @@ def test_validation_leaves_the_weights_alone_and_repeats_itself(validator):
 
 @pytest.mark.slow
 def test_averages_stand_for_the_weights(dataset):
-    """With each weight doubled in its average, it is the loss of the doubled weights."""
+    """With each weight ten times as large in its average, it is the loss of such weights."""
     with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(0)
         network = networks.get_network(small_network.NAME, tf.zeros((4, 64, 64, 3)), is_training=True)
         weights = [variable for variable in network.variables if variable.op.name.endswith('weights')]
-        averages = {variable.op.name: tf.get_variable(variable.op.name + '/average', initializer=2 * variable,
+        averages = {variable.op.name: tf.get_variable(variable.op.name + '/average', initializer=10 * variable,
                                                       use_resource=False) for variable in weights}
         plain = Validator(small_network.NAME, '/cpu:0', dataset, batchsize=4)
         averaged = Validator(small_network.NAME, '/cpu:0', dataset, batchsize=4, averages=averages)
