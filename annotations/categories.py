@@ -26,8 +26,10 @@ class Choice(collections.namedtuple('Choice', 'skeleton id by_key masked')):
 
     def takes(self, annotation):
         """Whether an annotation, a dict, is of these categories or masked."""
-        return self.by_key is None or 'category_id' not in annotation \
-            or key(annotation['category_id']) in set(self.by_key) | self.masked
+        if self.by_key is None or 'category_id' not in annotation:
+            return True
+        own_key = key(annotation['category_id'])
+        return own_key in self.by_key or own_key in self.masked
 
     def skeleton_of(self, annotation):
         own = self.by_key or {}
@@ -43,8 +45,7 @@ def choose_category(content, annotation_file, name=None):
     """
     categories = [entry for entry in as_list(content.get('categories')) if isinstance(entry, dict)]
     with_keypoints = [entry for entry in categories if as_list(entry.get('keypoints'))]
-    everything = name == ALL and not any(entry.get('name') == ALL for entry in categories)
-    if everything:
+    if name == ALL and not any(entry.get('name') == ALL for entry in categories):
         chosen = with_keypoints
     elif name is not None:
         chosen = [entry for entry in categories if entry.get('name') == name][:1]

@@ -58,8 +58,9 @@ def read_dataset(annotation_file, category=None, image_folder=None, skeleton=Non
         content = load_json(whole)
     chosen = choose_category(content, annotation_file, category)
     skeleton = skeleton or chosen.skeleton
-    matches = {own: (common_keypoints(skeleton, own), labelled_parts(skeleton, own)) for own in chosen.skeletons}
-    if not any((common >= 0).any() for common, _ in matches.values()):
+    matches = {own: common_keypoints(skeleton, own) for own in chosen.skeletons}
+    labelled = {own: labelled_parts(skeleton, common) for own, common in matches.items()}
+    if not any((common >= 0).any() for common in matches.values()):
         raise UserError('%s labels %s: none of these is one of %s; rename keypoints in its categories'
                         % (annotation_file, ', '.join(chosen.skeleton.keypoints), ', '.join(skeleton.keypoints)))
     images, number_of = _regular_images(content['images'], image_folder, inferred, skipped)
@@ -77,17 +78,16 @@ def read_dataset(annotation_file, category=None, image_folder=None, skeleton=Non
             annotation = _regular_annotation(entry, len(annotations) + 1, sizes[image_id], len(own.keypoints),
                                              chosen.masked, inferred, skipped)
             if own != skeleton:
-                common, labelled = matches[own]
-                annotation['keypoints'], annotation['num_keypoints'] = converted(annotation['keypoints'], common)
-                if not labelled.all():
-                    partial[image_id] = partial.get(image_id, True) & labelled
+                annotation['keypoints'], annotation['num_keypoints'] = converted(annotation['keypoints'], matches[own])
+                if not labelled[own].all():
+                    partial[image_id] = partial.get(image_id, True) & labelled[own]
             annotations.append(annotation)
     implausible = _implausible(annotations, sizes, annotation_file)
     if is_in_part:
         images = [image for image in images if is_in_part(image['file_name'])]
         kept = {image['id'] for image in images}
         annotations = [annotation for annotation in annotations if annotation['image_id'] in kept]
-    count = int(np.any([common >= 0 for common, _ in matches.values()], axis=0).sum())
+    count = int(np.any([common >= 0 for common in matches.values()], axis=0).sum())
     return Dataset(skeleton, images, annotations, inferred, skipped, chosen.id, implausible, count, partial)
 
 

@@ -31,10 +31,9 @@ def common_keypoints(skeleton, other):
     return np.array([index.pop(same_name(name), -1) for name in skeleton.keypoints], np.int64)
 
 
-def labelled_parts(skeleton, other):
-    """Which parts of a Skeleton annotations made for another one label: bool (parts,)."""
-    common = common_keypoints(skeleton, other) >= 0
-    return np.array([all(common[k] for k in source) for source in skeleton.sources])
+def labelled_parts(skeleton, common):
+    """Which parts of a Skeleton annotations for another one label, which has these common_keypoints: bool (parts,)."""
+    return np.array([all(common[k] >= 0 for k in source) for source in skeleton.sources])
 
 
 def converted(keypoints, common):

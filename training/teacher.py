@@ -5,10 +5,11 @@ augmented image beside the network that learns (distillation: Hinton et al. 2015
 """
 import collections
 
-from annotations.skeleton import COCO_SKELETON, parse_skeleton
-from inference import tensorflow_runtime
+from annotations.skeleton import COCO_SKELETON
+from graphs import graphdef
+from inference import read_skeleton, tensorflow_runtime
 from networks.other_keypoints import common_channels
-from networks.pretrained import is_weights_file, model_of, skeleton_of
+from networks.pretrained import model_of
 from networks.tensorflow import tf
 from pose_errors import UserError
 
@@ -25,17 +26,19 @@ def read_teacher(path, skeleton):
 
     Raises UserError: it cannot be read, takes images of one size only, or finds no part of the same name.
     """
-    if is_weights_file(path) and not path.endswith('.pb'):
-        if model_of(path) is None:
+    if path.endswith('.pb'):
+        own = read_skeleton(graph_file=path) or COCO_SKELETON
+        graph = tensorflow_runtime.load_frozen(path)
+    else:
+        model, own = model_of(path), read_skeleton(checkpoint=path) or COCO_SKELETON
+        if model is None:
             raise UserError('--teacher=%s does not say of which network it is; make it with scripts/export_weights.py, '
                             'or give a frozen graph' % path)
-        own = skeleton_of(path) or COCO_SKELETON
-        graph = tensorflow_runtime.freeze_checkpoint(path, model_of(path), own)
-    else:
-        graph = tensorflow_runtime.load_frozen(path)
-        text = tensorflow_runtime.skeleton_text(path)
-        own = parse_skeleton(text, path) if text else COCO_SKELETON
-    if tensorflow_runtime.graph_network(graph, path)[1]:
+        graph = tensorflow_runtime.freeze_checkpoint(path, model, own)
+    with tf.Graph().as_default():  # no session: the first one decides what TensorFlow takes of a GPU
+        graphdef.import_graph(graph)
+    shape = graphdef.input_shape(graph)
+    if shape.rank and shape[1:3].is_fully_defined():
         raise UserError('--teacher=%s takes images of one size; give weights, or a graph frozen with '
                         '--input-size=dynamic' % path)
     channels = common_channels(skeleton, own)
@@ -52,8 +55,9 @@ def completed_labels(teacher, image, heatmap, paf, mask):
     """
     with tf.name_scope('teacher'):
         graph = teacher.graph
-        dtype = next(node.attr['dtype'].type for node in graph.node if node.name == 'image')
-        maps, = tf.import_graph_def(graph, {'image': tf.cast(image, tf.as_dtype(dtype))}, ['Openpose/concat_stage7:0'])
+        dtype = next(node.attr['dtype'].type for node in graph.node if node.name == graphdef.INPUT)
+        maps, = tf.import_graph_def(graph, {graphdef.INPUT: tf.cast(image, tf.as_dtype(dtype))},
+                                    [graphdef.OUTPUT + ':0'])
         maps = tf.image.resize_bilinear(tf.stop_gradient(tf.cast(maps, tf.float32)), heatmap.shape[1:3])
         parts = len(teacher.channels.heat) - 1
         all_heat, known_heat = _chosen(maps, teacher.channels.heat[:parts])

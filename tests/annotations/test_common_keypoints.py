@@ -47,7 +47,7 @@ def test_parts_that_another_set_labels():
     assert {COCO_SKELETON.keypoints[k]: RUNNER[other] for k, other in enumerate(common) if other >= 0} == {
         'right_ankle': 'r_ankle', 'right_knee': 'r_knee', 'right_hip': 'r_hip', 'left_hip': 'l_hip',
         'left_knee': 'l_knee', 'left_ankle': 'l_ankle'}
-    parts = [name for name, known in zip(COCO_SKELETON.parts, labelled_parts(COCO_SKELETON, runner())) if known]
+    parts = [name for name, known in zip(COCO_SKELETON.parts, labelled_parts(COCO_SKELETON, common)) if known]
     assert parts == ['RHip', 'RKnee', 'RAnkle', 'LHip', 'LKnee', 'LAnkle']  # no neck: that is made of shoulders
 
 
@@ -73,7 +73,8 @@ def test_annotations_for_another_skeleton(tmp_path):
     joints = dict(zip(COCO_SKELETON.parts, annotations.joints[0].tolist()))
     assert joints['RAnkle'] == [60, 70] and joints['LHip'] == [75, 88] and joints['LAnkle'] == [85, 100]
     assert np.isnan([joints[name] for name in ('Nose', 'Neck', 'LWrist')]).all()
-    assert annotations.labelled_parts.tolist() == [labelled_parts(COCO_SKELETON, runner()).tolist()]
+    known = labelled_parts(COCO_SKELETON, common_keypoints(COCO_SKELETON, runner()))
+    assert annotations.labelled_parts.tolist() == [known.tolist()]
     dataset = read_dataset(file, skeleton=COCO_SKELETON)
     assert dataset.keypoint_count == 6 and dataset.annotations[0]['num_keypoints'] == 6
     assert read_annotations(file, images).labelled_parts.all()  # of its own keypoints all
