@@ -1,13 +1,14 @@
 """What a graph gets before it is quantized to 8 bits (after Nagel et al. 2019, "Data-Free Quantization Through Weight
 Equalization and Bias Correction"), here with ranges and means measured on images.
 
-In 8 bits a tensor has one step for all its channels. So what makes a channel is multiplied, and what reads it divided,
-by the factor that brings it to the range of the tensor (equalize). The graph computes what it did before, since
+In 8 bits a tensor has one step for all its channels, a convolution's weights one for each output channel. So what makes
+a channel is multiplied, and what reads it divided, by a factor (equalize); the graph computes what it did before, since
 convolutions and ReLU pass factors on. The largest gain is where a stage's maps, which are about 1, stand beside
 features that reach 60. And by how much rounded weights shift the mean of a channel is known, and taken off its bias
 (correct_biases).
 """
 import collections
+import itertools
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from networks.tensorflow import tf
 from .graphdef import INPUT, GraphView, import_graph, node_name, strip_unused
 
 CONVOLUTIONS = 'Conv2D', 'DepthwiseConv2dNative'
-MAX_FACTOR = 1e4
+MAX_FACTOR, SMALLEST_WEIGHT = 1e4, 1e-30
+EXPONENTS = 9  # that are tried, from 0 to 1
 
 # A tensor that only convolutions read. readers: these nodes.  parts: names of the nodes that it is made of, along
 # channels.  makers: of each part, the (convolution, its BiasAdd or None) that may be scaled, or None.
@@ -24,7 +26,7 @@ Tensor = collections.namedtuple('Tensor', 'readers parts makers')
 
 
 def equalize(graph, images):
-    """Bring the channels of each tensor between convolutions to the tensor's largest range.
+    """Scale the channels of each tensor between convolutions so that 8 bits add the least noise behind it.
 
     Args:
         graph: a frozen GraphDef whose batch norms are folded, that takes these images one at a time.
@@ -34,15 +36,17 @@ def equalize(graph, images):
     """
     view = GraphView(graph)
     tensors = _equalizable(view)
-    for tensor, ranges in zip(tensors, _channel_ranges(graph, [tensor.parts for tensor in tensors], images)):
-        largest, weights = max(part.max() for part in ranges), _input_ranges(view, tensor.readers)
-        factors = [_factors(largest, part, of_part) if maker else np.ones_like(part) for part, of_part, maker in
-                   zip(ranges, np.split(weights, np.cumsum([len(part) for part in ranges])[:-1]), tensor.makers)]
-        for maker, factor in zip(tensor.makers, factors):
+    for tensor, parts in zip(tensors, _channel_statistics(graph, [tensor.parts for tensor in tensors], images)):
+        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+        scalable = np.concatenate([np.full(part.shape[1], maker is not None)
+                                   for part, maker in zip(parts, tensor.makers)])
+        weights = [(reader.op, view.constant(reader.input[1])) for reader in tensor.readers]
+        factors = _factors(np.concatenate(parts, 1), weights, scalable)
+        for maker, factor in zip(tensor.makers, np.split(factors, ends)):
             if maker:
                 _scale_outputs(view, *maker, factor)
         for reader in tensor.readers:
-            _replace(view, reader, view.constant(reader.input[1]) / np.concatenate(factors)[:, None])
+            _replace(view, reader, view.constant(reader.input[1]) / factors[:, None])
     return strip_unused(view.graph)
 
 
@@ -109,38 +113,54 @@ def _maker(view, ref):
     return (node, bias) if all(view.constant(constant) is not None for constant in constants) else None
 
 
-def _channel_ranges(graph, parts, images):
-    """[[largest absolute value of each channel, of each part]]: float32 (channels,)."""
+def _channel_statistics(graph, parts, images):
+    """[[smallest value, largest value and mean square of each channel, of each part]]: float32 (3, channels)."""
     with tf.Graph().as_default(), tf.Session() as session:
         import_graph(graph)
-        maxima = [[tf.reduce_max(tf.abs(session.graph.get_tensor_by_name(name + ':0')), [0, 1, 2]) for name in names]
-                  for names in parts]
-        ranges = None
-        for image in images:
-            found = session.run(maxima, {INPUT + ':0': image[None].astype(np.float32)})
-            ranges = found if ranges is None else [list(map(np.maximum, *rows)) for rows in zip(ranges, found)]
-    return ranges
+        wanted = [[_statistics(session.graph.get_tensor_by_name(name + ':0')) for name in names] for names in parts]
+        found = [session.run(wanted, {INPUT + ':0': image[None].astype(np.float32)}) for image in images]
+    return [[np.stack([of_part[:, 0].min(0), of_part[:, 1].max(0), of_part[:, 2].mean(0)])
+             for of_part in map(np.array, zip(*of_tensor))] for of_tensor in zip(*found)]
 
 
-def _input_ranges(view, readers):
-    """The largest absolute weight of each input channel in convolutions that mix them; NaN where none does: in a
-    depthwise one the weights of each channel have a step of their own."""
-    channels = view.constant(readers[0].input[1]).shape[2]
-    mixing = [np.abs(view.constant(reader.input[1])).max((0, 1, 3)) for reader in readers if reader.op == 'Conv2D']
-    return np.max(mixing, 0) if mixing else np.full(channels, np.nan)
+def _statistics(tensor):
+    return tf.stack([tf.reduce_min(tensor, [0, 1, 2]), tf.reduce_max(tensor, [0, 1, 2]),
+                     tf.reduce_mean(tensor ** 2, [0, 1, 2])])
 
 
-def _factors(largest, ranges, weights):
-    """What brings each range to the largest one; 1 for a channel that is always 0.
+def _factors(statistics, weights, scalable):
+    """Of the factors range ** -a * weight ** b the ones with the least noise: float (channels,), 1 where fixed.
 
-    Where a convolution mixes the channels, its weights of a channel shrink as much, and their step is one for all: then
-    half of it, by the logarithm, as far as the weights are alike.
+    a = 1 brings all channels to one range, a = b = 1/2 (Nagel et al.) ranges and weights to each other. statistics: of
+    _channel_statistics.  weights: [(op, weights)] of what reads the tensor.  scalable: bool (channels,).
     """
-    wanted = np.where(ranges > 0, largest / np.maximum(ranges, 1e-30), 1)
-    if np.isfinite(weights).all():
-        balance = np.sqrt(wanted * np.maximum(weights, 1e-30) / max(weights.max(), 1e-30))
-        wanted = np.where(ranges > 0, np.clip(balance, 1, wanted), 1)
-    return np.minimum(wanted, MAX_FACTOR)
+    ranges = np.abs(statistics[:2]).max(0)
+    scalable = scalable & (ranges > 0)
+    if not scalable.any():
+        return np.ones_like(ranges)
+    largest = np.max([np.abs(values).max((0, 1, 3)) for _, values in weights], 0)[scalable]
+    candidates = []
+    for a, b in itertools.product(np.linspace(0, 1, EXPONENTS), repeat=2):
+        factors = ranges[scalable] ** -a * np.maximum(largest, SMALLEST_WEIGHT) ** b
+        # What cannot be scaled keeps its step: the largest range stays.
+        factors *= ranges.max() / (factors * ranges[scalable]).max()
+        candidates.append(np.ones_like(ranges))
+        candidates[-1][scalable] = np.clip(factors, 1 / MAX_FACTOR, MAX_FACTOR)
+    return min(candidates, key=lambda factors: _noise(factors, statistics, weights))
+
+
+def _noise(factors, statistics, weights):
+    """12 times the variance that steps of a scaled tensor and of the weights that read it add behind these."""
+    low, high, square = statistics
+    step = (max((high * factors).max(), 0) - min((low * factors).min(), 0)) / 255
+    noise = 0
+    for op, values in weights:
+        scaled = values / factors[:, None]
+        noise += step ** 2 * (scaled ** 2).sum()
+        if op == 'Conv2D':  # a depthwise convolution's weights of each channel have a step of their own
+            steps = np.abs(scaled).max((0, 1, 2)) / 127
+            noise += (steps ** 2).sum() * values[..., 0, 0].size * (square * factors ** 2).sum()
+    return noise
 
 
 def _scale_outputs(view, convolution, bias, factors):
