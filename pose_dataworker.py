@@ -18,7 +18,7 @@ if __name__ == '__main__':
 
 from annotations.images import find_split, part_name
 from batches.loader import BatchLoader
-from batches.mixture import open_samples, place_of
+from batches.mixture import check_more_data, open_samples
 from pose_errors import UserError
 from pose_files import usable_cores
 from remote.protocol import LINK_TIMEOUT, MAX_CREDIT, augmentation_ranges, check_address, check_settings, \
@@ -143,10 +143,7 @@ def main():
     if not args.datapath:
         raise UserError('where is COCO? give --datapath=DIR or set $COCO_DIR')
     find_split(args.datapath, args.train_split, args.imgpath)
-    if args.add_keypoints and not args.add_data:
-        raise UserError('--add-keypoints is for those of --add-data: give that too')
-    for text in args.add_data:
-        place_of(text)
+    check_more_data(args.add_data, args.add_keypoints)
 
     def open_loader(settings):
         logging.info('the trainer asks for batches of %d at %dx%d, stride %d; starting %d loader processes',

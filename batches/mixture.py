@@ -92,6 +92,14 @@ def place_of(text):
     return place
 
 
+def check_more_data(add_data, add_keypoints):
+    """Raises UserError: --add-data that is not there, or --add-keypoints without it."""
+    if add_keypoints and not add_data:
+        raise UserError('--add-keypoints is for those of --add-data: give that too')
+    for text in add_data:
+        place_of(text)
+
+
 def merged_skeleton(datapath, split, imgpath, category, add_data):
     """The Skeleton with all keypoints of the training images and of each --add-data; None where nothing is added.
 

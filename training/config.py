@@ -17,7 +17,7 @@ import pose_files
 from annotations.images import find_split, part_name
 from annotations.skeleton import COCO_SKELETON, RUN_FILE
 from batches.batch import batch_layout, check_memory
-from batches.mixture import place_of
+from batches.mixture import check_more_data
 from pose_cli import non_negative_int, positive_int, positive_process_count
 from pose_dataset import add_augmentation_flags, check_input_size
 from pose_errors import UserError, reason_of
@@ -213,8 +213,8 @@ def check_flags(flags, cluster):
         raise UserError('--patience needs validation images: give --datapath=DIR, and --valid-every above 0')
     if flags.add_data and not flags.datapath:
         raise UserError('--add-data adds to --datapath: give that too, or both to the data workers')
-    if flags.add_keypoints and not flags.add_data:
-        raise UserError('--add-keypoints is for those of --add-data: give that too')
+    if not flags.remote_data or flags.add_keypoints:  # the validation images get these keypoints, too
+        check_more_data(flags.add_data, flags.add_keypoints)
     if flags.curve_keys and not flags.remote_data:
         raise UserError('--curve-keys is for data workers: give --remote-data too')
     if flags.checkpoint and flags.pretrained not in (None, 'none'):
@@ -222,8 +222,6 @@ def check_flags(flags, cluster):
     if flags.datapath:
         if not flags.remote_data:
             find_split(flags.datapath, flags.train_split, flags.imgpath)
-            for text in flags.add_data:
-                place_of(text)
         if flags.valid_every and cluster.is_first:
             try:
                 find_split(flags.datapath, flags.valid_split, flags.imgpath)

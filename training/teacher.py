@@ -35,6 +35,10 @@ def read_teacher(path, skeleton):
             raise UserError('--teacher=%s does not say of which network it is; make it with scripts/export_weights.py, '
                             'or give a frozen graph' % path)
         graph = tensorflow_runtime.freeze_checkpoint(path, model, own)
+    if graphdef.training_batch_norms(graph):
+        raise UserError('--teacher=%s: its batch norm is in training mode, so that what it finds depends on the other '
+                        'images of the batch; mend it (freeze_and_optimize.sh --graph=%s --batch-norm-from=PHOTOS) '
+                        'and give the graph_frozen.pb of that' % (path, path))
     with tf.Graph().as_default():  # no session: the first one decides what TensorFlow takes of a GPU
         graphdef.import_graph(graph)
     shape = graphdef.input_shape(graph)

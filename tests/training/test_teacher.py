@@ -8,6 +8,7 @@ from conftest import ROOT, assert_user_error, run_command
 from graphs import freeze
 from networks.other_keypoints import common_channels
 from pose_errors import UserError
+from small_graphs import conv, frozen_graph, fused_norm
 from train_runs import train_small
 from training.teacher import Teacher, completed_labels, read_teacher
 
@@ -91,6 +92,10 @@ def test_files_that_teach(sample_coco, tmp_path):
         read_teacher(str(WEIGHTS), dogs)
     with pytest.raises(UserError, match='takes images of one size'):
         read_teacher(small_graph(tmp_path / 'fixed.pb', (1, 32, 40, 3)), COCO_SKELETON)
+    in_training = frozen_graph(lambda image: fused_norm(conv(image, 57), is_training=True))
+    (tmp_path / 'in_training.pb').write_bytes(in_training.SerializeToString())
+    with pytest.raises(UserError, match='--batch-norm-from=PHOTOS'):
+        read_teacher(str(tmp_path / 'in_training.pb'), COCO_SKELETON)
     assert_user_error(run_command('train.py', '--pretrained=none', '--datapath=%s' % sample_coco,
                                   '--teacher=/no/such.npy'), '--teacher=/no/such.npy is no file of weights')
 
