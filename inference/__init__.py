@@ -101,12 +101,3 @@ def read_skeleton(graph_file=None, checkpoint=None):
                 text = file.read(1 << 20)
         return None if text is None else parse_skeleton(text, graph_file)
     return skeleton_of(checkpoint)
-
-
-def choose_skeleton(own, labelled, datapath):
-    """What a network finds: own, as its file says (read_skeleton); else what its data (datapath) has labelled; else
-    COCO's. Raises UserError when network and data have different keypoints."""
-    if own and labelled and own.keypoints != labelled.keypoints:
-        raise UserError('the network finds %s, but --datapath=%s has %s labelled: give data with the same keypoints'
-                        % (', '.join(own.keypoints), datapath, ', '.join(labelled.keypoints)))
-    return own or labelled or COCO_SKELETON

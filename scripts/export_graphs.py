@@ -15,10 +15,10 @@ import numpy as np
 import pose_files
 from annotations.arrays import read_annotations
 from annotations.images import BadSample, find_split, read_photograph
+from annotations.skeleton import COCO_SKELETON
 from graphs import freeze, graphdef, onnx_graph, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
-from inference import SKELETON_FILE, choose_skeleton, onnx_runtime, open_network, read_skeleton, \
-    tflite_runtime
+from inference import SKELETON_FILE, onnx_runtime, open_network, read_skeleton, tflite_runtime
 from inference.photographs import find_photographs
 from inference.predictor import SIZE_MULTIPLE, make_transforms, transform_image
 from inference.tensorflow_runtime import graph_network, limit_threads
@@ -69,7 +69,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
     """
     limit_threads(threads)
     logging.info('freezing %s', graph_file or checkpoint)
-    skeleton = own_or_labelled_skeleton(read_skeleton(graph_file, checkpoint), sources)
+    skeleton = read_skeleton(graph_file, checkpoint) or labelled_skeleton(sources) or COCO_SKELETON
     inference_graph = None
     if graph_file:
         frozen = load_sound_graph(graph_file, batch_norm_from, input_size)
@@ -79,7 +79,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
         frozen = freeze.freeze(inference_graph, find_checkpoint(checkpoint))
     width, height = measured_size(frozen, input_size)
     stride = stride_at(frozen, width, height)
-    samples = read_validation_samples(sources, width, height, stride) if sources.datapath else None
+    samples = read_validation_samples(sources, width, height, stride, skeleton) if sources.datapath else None
     images = read_images(sources, samples, width, height)
     calibration = read_calibration_images(sources, width, height) if quantize == 'int8' else None
 
@@ -101,7 +101,7 @@ def export(output_dir, sources, graph_file=None, checkpoint=None, model=None, in
     if saved_model and 'graph_opt' not in wrong:
         write_saved_model(frozen, images, predictors['graph_frozen'], os.path.join(output_dir, 'saved_model', '1'))
     if samples:
-        add_accuracy(rows, predictors, samples, sources, (width, height))
+        add_accuracy(rows, predictors, samples, sources, (width, height), skeleton)
     pose_files.write_file(os.path.join(output_dir, 'report.json'), json.dumps(rows, indent=2).encode('ascii'))
     print(format_table(rows, '%s at %dx%d, %d image(s), %s thread(s), TensorFlow %s' % (
         graph_file or find_checkpoint(checkpoint), width, height, len(images), threads or pose_files.usable_cores(),
@@ -161,13 +161,10 @@ def with_estimated_batch_norm(graph, path, photographs, size):
     return estimate_batch_norm(graph, images)
 
 
-def own_or_labelled_skeleton(own, sources):
-    """inference.choose_skeleton for a network and the data that it is measured on, if any."""
-    labelled = None
-    if sources.datapath:
-        annotation_file, image_folder = find_split(sources.datapath, sources.split, sources.imgpath)
-        labelled = read_annotations(annotation_file, image_folder, sources.category).skeleton
-    return choose_skeleton(own, labelled, sources.datapath)
+def labelled_skeleton(sources):
+    """The Skeleton of the data that a network is measured on, None without any."""
+    return read_annotations(*find_split(sources.datapath, sources.split, sources.imgpath),
+                            sources.category).skeleton if sources.datapath else None
 
 
 def out_of_bounds(rows, shares):
@@ -292,11 +289,13 @@ def fitted_image(path, input_size=None, short_edge=None):
     return transform_image(pixels, make_transforms(pixels.shape[1], pixels.shape[0], input_size, short_edge)[0])
 
 
-def read_validation_samples(sources, width, height, stride):
-    """The first validation samples of the data: lists of image, heatmap, paf and mask."""
+def read_validation_samples(sources, width, height, stride, skeleton):
+    """The first validation samples of the data, for a network of that Skeleton: lists of image, heatmap, paf and mask,
+    which is 0 in the channels of keypoints that the data does not label."""
     dataset = PoseDataset(sources.datapath, sources.split, width, height, stride, sources.imgpath,
-                          category=sources.category)
-    samples = [list(sample[:4]) for sample in itertools.islice(validation_samples(dataset), sources.max_samples)]
+                          category=sources.category, skeleton=skeleton)
+    samples = [[sample.image, sample.heatmap, sample.paf, sample.mask * skeleton.labelled_channels(sample.labelled)]
+               for sample in itertools.islice(validation_samples(dataset), sources.max_samples)]
     if not samples:
         raise UserError('no image with people in %s of --datapath=%s; give another with --split'
                         % (sources.split, sources.datapath))

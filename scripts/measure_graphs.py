@@ -126,10 +126,10 @@ def describe(graph, path):
             'runtime': 'TensorFlow'}
 
 
-def add_accuracy(rows, predictors, samples, sources, input_size):
+def add_accuracy(rows, predictors, samples, sources, input_size, skeleton):
     """Add validation_loss and AP to the rows of a report, with --datapath; a loss of AP by 8 bits is told."""
     annotation_file, image_folder = find_split(sources.datapath, sources.split, sources.imgpath)
-    dataset = read_dataset(annotation_file, sources.category, image_folder)
+    dataset = read_dataset(annotation_file, sources.category, image_folder, skeleton)
     for name, row in rows.items():
         if row['latency_ratio'] > SLOW and row['runtime'] != 'TensorFlow':
             logging.warning('%s takes %.0f times as long as graph_frozen with %s: its validation loss and AP are left '

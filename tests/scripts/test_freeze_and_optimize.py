@@ -170,7 +170,7 @@ def test_files_that_compute_something_else_get_no_name():
 
 @pytest.mark.slow
 def test_own_data_to_the_end_of_the_chain(thin, sample_coco, refused, tmp_path):
-    """Any annotation file and split; a network for other keypoints is told before anything is written."""
+    """Any annotation file and split, and one that labels five of the network's keypoints."""
     source = sample_coco / 'annotations' / 'person_keypoints_val2017.json'
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'images').symlink_to(sample_coco / 'val2017')
@@ -193,7 +193,12 @@ def test_own_data_to_the_end_of_the_chain(thin, sample_coco, refused, tmp_path):
         (tmp_path / 'run' / path.name).write_bytes(path.read_bytes())
     run = {'flags': {'model': 'mobilenet_thin'}, 'skeleton': COCO_SKELETON.to_json()}
     (tmp_path / 'run' / 'run.json').write_text(json.dumps(run))
-    assert 'give data with the same keypoints' in refused('--checkpoint=%s' % (tmp_path / 'run'), *flags[1:])
+    result = run_script('--checkpoint=%s' % (tmp_path / 'run'), '--output-dir=%s' % (tmp_path / 'more'), '--runs=1',
+                        '--max-samples=2', *flags[1:])
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / 'more' / 'skeleton.json').read_text())['keypoints'] == list(COCO_SKELETON.keypoints)
+    of_five = json.loads((tmp_path / 'more' / 'report.json').read_text())['graph_opt']
+    assert 0 < of_five['validation_loss'] < report['graph_opt']['validation_loss'] and of_five['AP'] >= 0
 
 
 # Bad input. Most of it in this process: importing TensorFlow takes seconds.
