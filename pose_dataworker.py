@@ -89,8 +89,7 @@ def send_batches(connection, loader, data):
     """
     loader.forget()  # what an earlier connection asked for
     connection.send('ready', samples=loader.samples, data=data)
-    logging.info('connected; sending batches')
-    wanted, samples, last_report = set(), 0, time.monotonic()
+    wanted, samples, last_report, is_accepted = set(), 0, time.monotonic(), False
     batch = None  # the next one; it is fetched while the one before is on its way
     while True:
         message = connection.receive(0 if wanted else 1)
@@ -101,6 +100,9 @@ def send_batches(connection, loader, data):
                 if len(wanted) + len(message['batches']) > MAX_CREDIT:
                     raise UserError('the trainer asks for more than %d batches at once; is it the trainer of this '
                                     'project?' % MAX_CREDIT)
+                if not is_accepted:
+                    logging.info('connected; sending batches')
+                    is_accepted = True
                 loader.request(message['batches'])
                 wanted.update(message['batches'])
         elif wanted and batch is None:

@@ -33,6 +33,7 @@ def test_the_samples_are_the_same_however_they_come(sample_coco, legs, address, 
     def follow():
         """One with the same data comes when the other one has been refused."""
         wait_for(lambda: 'give all the same data and --add-data' in other.log.read_text(), 'it is not refused')
+        assert 'sending batches' not in other.log.read_text()
         workers.append(start(*worker_command(address, sample_coco), added))
 
     follower = threading.Thread(target=follow)
