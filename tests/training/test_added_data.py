@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_more_keypoints(sample_coco, legs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags, mentions', [
-    (['--add-data=none:0.2', '--datapath=.'], ['person_keypoints_train2017.json']),
+    (['--add-data=none:0.2', '--datapath=.'], ['--add-data=none:0.2: it is not a folder']),
     (['--add-data=x:1.5'], ['--add-data', "'x:1.5' is not DIR or DIR:SHARE"]),
     (['--add-data=x', '--remote-data=tcp://0.0.0.0:1'], ['--add-data adds to --datapath']),
     (['--add-keypoints', '--datapath=.'], ['--add-keypoints is for those of --add-data'])])
