@@ -17,7 +17,8 @@ from networks.tensorflow import tf
 from .graphdef import INPUT, GraphView, import_graph, node_name, strip_unused
 
 CONVOLUTIONS = 'Conv2D', 'DepthwiseConv2dNative'
-MAX_FACTOR, SMALLEST_WEIGHT = 1e4, 1e-30
+MAX_FACTOR = 30  # a channel that the images hardly show may reach far more than its range in them
+SMALLEST_WEIGHT = 1e-30
 EXPONENTS = 9  # that are tried, from 0 to 1
 
 # A tensor that only convolutions read. readers: these nodes.  parts: names of the nodes that it is made of, along

@@ -29,7 +29,7 @@ from pose_dataset import PoseDataset, check_input_size, validation_samples
 from pose_errors import UserError
 
 DEFAULT_SIZE = (368, 368)
-MAX_COMPARED_IMAGES, MAX_BATCH_NORM_IMAGES = 16, 128
+MAX_COMPARED_IMAGES, MAX_BATCH_NORM_IMAGES, FEW_CALIBRATION_IMAGES = 16, 128, 8
 
 # How far a file's output may be from that of graph_frozen. In float: the largest difference as a share of the largest
 # value; rounding makes 1e-6 in the networks here, 1e-4 where activations are a hundred times as large as maps. In fewer
@@ -227,6 +227,9 @@ def write_tflite(graph, skeleton, shape, calibration):
         contents['graph_float16'] = tflite.convert(graph, shape, half=True)
     if calibration is not None:
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
+        if len(calibration) < FEW_CALIBRATION_IMAGES:
+            logging.warning('so few images may not show what a network can find, and 8 bits cut off what is beyond it; '
+                            'give some %d photographs of people', 4 * FEW_CALIBRATION_IMAGES)
         contents['graph_int8'] = tflite.quantize(graph, calibration)
     return collections.OrderedDict((name, (name + '.tflite', tflite_runtime.with_skeleton(data, skeleton)))
                                    for name, data in contents.items())

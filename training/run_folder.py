@@ -3,6 +3,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import json
 import logging
 import os
 import shlex
@@ -133,7 +134,8 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
                         'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
                         'this run and mend the data', samples, had)
     if isinstance(last.get('flags'), dict):
-        old, new = common_flags(last['flags']), common_flags(flags)
+        # As JSON keeps them: a tuple comes back as a list.
+        old, new = common_flags(last['flags']), common_flags(json.loads(json.dumps(flags)))
         changed = ['%s=%s (was %s)' % (flag, value, old[flag]) for flag, value in sorted(new.items())
                    if flag in old and old[flag] != value]
         if changed:

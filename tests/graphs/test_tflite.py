@@ -87,6 +87,18 @@ def test_calibration_on_grey_images_still_takes_pixels_as_they_are(tmp_path):
     assert open_network(str(tmp_path / 'grey.tflite'))[1] == (SIZE, SIZE)
 
 
+def test_what_the_mirrored_image_makes_is_not_cut_off(tmp_path):
+    """Calibrated on a picture that only darkens to the right, a detector of brightening works in 8 bits."""
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, (1, SIZE, SIZE, 3), name=graphdef.INPUT)
+        halves = tf.constant(np.tile(np.float32([-1, 1]).repeat(4)[None, :, None, None] / 96, (8, 1, 3, 1)))
+        tf.nn.relu(tf.nn.conv2d(image, halves, [1, 1, 1, 1], 'VALID'), name=graphdef.OUTPUT)
+    darkening = np.tile(np.linspace(252, 0, SIZE).astype(np.uint8)[None, None, :, None], (1, SIZE, 1, 3))
+    (tmp_path / 'edges.tflite').write_bytes(tflite.quantize(graph.as_graph_def(), darkening))
+    predict_maps = tflite_runtime.load_tflite(str(tmp_path / 'edges.tflite'))[0]
+    np.testing.assert_allclose(predict_maps(darkening[:, :, ::-1])[0, 8:-8, 8:-8], 16, atol=1)
+
+
 @pytest.mark.parametrize('kind', ['float', 'int8'])
 def test_a_file_that_was_copied_alone_knows_its_keypoints(files, images, tmp_path, kind):
     skeleton = COCO_SKELETON._replace(name='dancer')

@@ -39,10 +39,11 @@ def test_another_number_of_samples_is_told(tmp_path, caplog):
 
 def test_changed_flags_of_training_are_told(tmp_path, caplog):
     caplog.set_level('INFO')
-    note_start(str(tmp_path), FLAGS, COCO_SKELETON, resumes=False)
-    note_start(str(tmp_path), dict(FLAGS, tag='other', datapath='/elsewhere'), COCO_SKELETON, resumes=True)
+    flags = dict(FLAGS, aug_scale=(0.5, 1.1))
+    note_start(str(tmp_path), flags, COCO_SKELETON, resumes=False)
+    note_start(str(tmp_path), dict(flags, tag='other', datapath='/elsewhere'), COCO_SKELETON, resumes=True)
     assert 'changed' not in caplog.text
-    note_start(str(tmp_path), dict(FLAGS, lr=[0.1]), COCO_SKELETON, resumes=True)
+    note_start(str(tmp_path), dict(flags, lr=[0.1]), COCO_SKELETON, resumes=True)
     assert 'changed since the last start: --lr=[0.1] (was [0.001])' in caplog.text
 
 
