@@ -6,12 +6,12 @@ pipe called x.jpg would be waited for, a link to /dev/zero read, for ever). File
 import contextlib
 import errno
 import glob
-import hashlib
 import json
 import math
 import os
 import re
 import stat
+import zlib
 
 from pose_errors import UserError
 
@@ -73,12 +73,13 @@ def check_tensorflow_path(path, what):
 
 
 def sources_digest(*patterns):
-    """A checksum of source files of this project ('networks/*.py', ...): 12 characters, equal wherever the code is."""
-    digest, root = hashlib.sha1(), os.path.dirname(os.path.abspath(__file__))
+    """A checksum of source files of this project ('networks/*.py', ...): 8 characters, equal wherever the code is."""
+    checksum, root = 0, os.path.dirname(os.path.abspath(__file__))
     for path in sorted(path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(root), pattern))):
         with open(path, 'rb') as file:
-            digest.update(os.path.relpath(path, root).encode() + b'\0' + file.read().replace(b'\r\n', b'\n'))
-    return digest.hexdigest()[:12]
+            text = file.read().replace(b'\r\n', b'\n')
+        checksum = zlib.crc32(os.path.relpath(path, root).encode() + b'\0' + text, checksum)
+    return '%08x' % checksum
 
 
 def make_folder(path):
