@@ -6,18 +6,19 @@ from graphs.graphdef import OUTPUT, GraphView
 from graphs.quantization import correct_biases, equalize
 from small_graphs import frozen_graph, outputs
 
-RANDOM = np.random.RandomState(8)
-IMAGES = RANDOM.randint(0, 256, (5, 16, 16, 3)).astype(np.uint8)
-
-
-def weights(*shape):
-    """Whose output channels differ by a factor of six."""
-    return (RANDOM.normal(size=shape) * np.logspace(-0.4, 0.4, shape[-1] if shape[-1] > 1 else shape[-2]).reshape(
-        (-1,) if shape[-1] > 1 else (-1, 1))).astype(np.float32)
+IMAGES = np.random.RandomState(8).randint(0, 256, (5, 16, 16, 3)).astype(np.uint8)
 
 
 def network(image):
     """Depthwise and full convolutions with biases, ReLU and ReLU6, and a concatenation of small beside large."""
+    random = np.random.RandomState(9)
+
+    def weights(*shape):
+        """Whose output channels differ by a factor of six."""
+        channels = -1 if shape[-1] > 1 else -2
+        spread = np.logspace(-0.4, 0.4, shape[channels]).reshape((-1,) + (1,) * (-1 - channels))
+        return (random.normal(size=shape) * spread).astype(np.float32)
+
     x = tf.nn.relu6(tf.nn.bias_add(tf.nn.conv2d(image / 255, weights(3, 3, 3, 8), [1, 1, 1, 1], 'SAME'),
                                    weights(1, 8)[0]))
     large = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, weights(1, 1, 8, 6), [1, 1, 1, 1], 'SAME'), weights(1, 6)[0]))
