@@ -194,8 +194,6 @@ def parse_flags():
     check_network(parser, args)
     if args.output_dir is None:
         args.output_dir = pose_files.free_folder(OUTPUT_DIR)
-    elif os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
-        logging.warning('--output-dir=%s is not empty: files of the same names are replaced', args.output_dir)
     return args
 
 
@@ -238,6 +236,8 @@ def main():
         options = dict(decoders=decoders, batchsize=args.batchsize, limit=args.limit, input_size=args.input_size,
                        short_edge=args.scale, scales=args.scales, flip=args.flip, threshold=args.threshold,
                        min_score=args.min_score)
+        if os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
+            logging.warning('--output-dir=%s is not empty: files of the same names are replaced', args.output_dir)
         with pose_files.output_folder(args.output_dir):
             if args.datapath:
                 network = args.graph or args.checkpoint or 'oracle at stride %d' % args.oracle

@@ -54,7 +54,8 @@ def merge_skeletons(skeleton, other, origin):
                         'categories' % (origin, ', '.join(other.keypoints[:5]), ', '.join(skeleton.keypoints[:5])))
     # A part that is a mean, as COCO's neck, stands for a keypoint of its name.
     means = {same_name(name): part for part, name in enumerate(skeleton.parts) if len(skeleton.sources[part]) > 1}
-    added = [k for k, name in enumerate(other.keypoints) if k not in common and same_name(name) not in means]
+    new = [(k, same_name(name)) for k, name in enumerate(other.keypoints) if k not in common]
+    added = [k for k, name in new if name not in means]
     parts, first = skeleton.parts + tuple(other.keypoints[k] for k in added), len(skeleton.parts)
     twice = [name for name, count in collections.Counter(map(same_name, parts)).items() if count > 1]
     if twice:
@@ -66,8 +67,7 @@ def merge_skeletons(skeleton, other, origin):
     part_of = {other.part_of_keypoint[k]: first + number for number, k in enumerate(added)}
     part_of.update((other.part_of_keypoint[k], skeleton.part_of_keypoint[own])
                    for own, k in enumerate(common) if k >= 0)
-    part_of.update((other.part_of_keypoint[k], means[same_name(name)]) for k, name in enumerate(other.keypoints)
-                   if k not in common and same_name(name) in means)
+    part_of.update((other.part_of_keypoint[k], means[name]) for k, name in new if name in means)
     limbs = [(part_of[a], part_of[b]) for a, b in other.limbs
              if a in part_of and b in part_of and max(part_of[a], part_of[b]) >= first]
     if len(skeleton.limbs) + len(limbs) > MAX_LIMBS:

@@ -175,6 +175,19 @@ def test_an_error_of_the_command_is_one_line(tmp_path):
     assert_user_error(result, 'test2017')
     assert not (tmp_path / 'out').exists()
 
+    # Nothing is replaced, so that nothing is said of it.
+    result = run_command('pose_eval.py', '--oracle', '--datapath=%s' % tmp_path, '--split=test2017',
+                         '--output-dir=/')
+    assert_user_error(result, 'test2017')
+    assert 'is not empty' not in result.stderr
+
+
+def test_files_of_the_same_names_are_replaced_with_a_warning(sample_coco, tmp_path):
+    (tmp_path / 'mine.txt').write_text('')
+    result = run_well('pose_eval.py', '--oracle', '--datapath=%s' % sample_coco, '--limit=2',
+                      '--output-dir=%s' % tmp_path)
+    assert 'is not empty' in result.stderr and (tmp_path / 'mine.txt').exists()
+
 
 def test_a_graph_of_fixed_size_says_so(sample_coco, monkeypatch, tmp_path):
     graph = write_graph(tmp_path / 'g.pb', np.zeros((1, 50, 80, 57)), (1, 400, 640, 3))
