@@ -42,7 +42,8 @@ def quantize(graph, images):
     images: uint8 (N, height, width, 3) BGR, like those that the network will see.  Raises as convert.
     """
     # Mirrored, too: a few images show a channel's range badly, and what is beyond it is cut off.
-    images = np.concatenate([images, np.asarray(images)[:, :, ::-1]]).astype(np.uint8)
+    images = np.array(images, np.uint8)
+    images = np.concatenate([images, images[:, :, ::-1]])
     # A black and a white pixel in each: then the steps of the quantized input are the pixels' own.
     images[:, 0, 0], images[:, 0, 1] = 0, 255
     input_shape = [1] + list(images.shape[1:])

@@ -163,8 +163,10 @@ def with_estimated_batch_norm(graph, path, photographs, size):
 
 def labelled_skeleton(sources):
     """The Skeleton of the data that a network is measured on, None without any."""
-    return read_annotations(*find_split(sources.datapath, sources.split, sources.imgpath),
-                            sources.category).skeleton if sources.datapath else None
+    if not sources.datapath:
+        return None
+    annotation_file, image_folder = find_split(sources.datapath, sources.split, sources.imgpath)
+    return read_annotations(annotation_file, image_folder, sources.category).skeleton
 
 
 def out_of_bounds(rows, shares):
@@ -229,7 +231,7 @@ def write_tflite(graph, skeleton, shape, calibration):
         logging.info('converting to 8 bits, calibrated on %d images', len(calibration))
         if len(calibration) < FEW_CALIBRATION_IMAGES:
             logging.warning('so few images may not show what a network can find, and 8 bits cut off what is beyond it; '
-                            'give some %d photographs of people', 4 * FEW_CALIBRATION_IMAGES)
+                            'give some 32 photographs of people')
         contents['graph_int8'] = tflite.quantize(graph, calibration)
     return collections.OrderedDict((name, (name + '.tflite', tflite_runtime.with_skeleton(data, skeleton)))
                                    for name, data in contents.items())
