@@ -26,7 +26,8 @@ import pose_draw
 import pose_files
 import pose_labels
 from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations, samples_digest
-from annotations.images import BadSample, find_split, read_image, write_picture
+from annotations.images import BadSample, read_image, write_picture
+from annotations.splits import find_split
 from pose_draw import draw_sample
 from pose_errors import UserError
 
@@ -44,7 +45,7 @@ class PoseDataset:
     """The samples of one split of a COCO folder, at one input size (pixels, multiples of stride) and output stride.
 
     Args:
-        datapath, split, imgpath: as in annotations.images.find_split.
+        datapath, split, imgpath: as in annotations.splits.find_split.
         ranges: pose_augment.Ranges of the augmentation.
         category, skeleton: as for annotations.coco.read_dataset.
         negatives: the share of the training samples that show images without people, 0 <= negatives < 1.

@@ -16,7 +16,7 @@ import pose_cli
 if __name__ == '__main__':
     pose_cli.prepare_process()
 
-from annotations.images import find_split, part_name
+from annotations.splits import find_split, part_name
 from batches.loader import BatchLoader
 from batches.mixture import check_more_data, open_samples
 from pose_errors import UserError

@@ -31,7 +31,8 @@ import pose_draw
 import pose_files
 from annotations.arrays import log_turned_images
 from annotations.coco import read_dataset, summary_of
-from annotations.images import find_split, image_finder, part_name, write_picture
+from annotations.images import write_picture
+from annotations.splits import find_split, image_paths, part_name
 from annotations.skeleton import COCO_SKELETON
 from inference import open_network, photographs, read_skeleton, report, video
 from inference.decode import MIN_PARTS, PEAK_THRESHOLD
@@ -94,12 +95,12 @@ def results_name(name, network):
 
 def draw_results(coco, image_folder, results, count, limit, skeleton):
     """A contact sheet of the first images with people: labelled people on the left, found people on the right."""
-    image_ids, find = sorted(coco.getImgIds())[:limit], image_finder(image_folder)
+    image_ids, path_of = sorted(coco.getImgIds())[:limit], image_paths(image_folder)
     found, labelled = keypoints_by_image(results), keypoints_by_image(labelled_people(coco, image_ids))
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
-        pixels = report.read_entry(entry, image_folder, find)
+        pixels = report.read_entry(entry, path_of)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]

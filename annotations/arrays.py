@@ -22,9 +22,10 @@ from pose_errors import UserError
 from pose_files import write_file
 
 from .coco import box_outline, read_dataset, summary_of
-from .images import BadSample, image_finder, image_size, part_of
+from .images import BadSample, image_size
 from .skeleton import flip_notes, parse_skeleton
-from .yolo_config import labels_digest, split_of
+from .splits import image_finder, image_paths, part_of
+from .yolo import labels_digest, split_of
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
@@ -52,7 +53,7 @@ Annotations = collections.namedtuple('Annotations', (
 
 
 def read_annotations(annotation_file, image_folder, category=None, skeleton=None):
-    """Read an annotation file as annotations.images.find_split names it, from its cache when there is a valid one.
+    """Read an annotation file as annotations.splits.find_split names it, from its cache when there is a valid one.
 
     Images that are not in image_folder are left out, counted and named in the log; file names are those that it has.
     Raises UserError when the file is broken, holds no usable person, or more than MISSING_LIMIT of its images are
@@ -273,10 +274,10 @@ def _find_images(annotations, annotation_file, image_folder):
 
 def log_turned_images(image_folder, names, sizes):
     """One line when EXIF headers turn images; a few of them tell. names, sizes: as in the annotation file."""
-    turned, find, step = [], image_finder(image_folder), max(1, len(names) // HEADERS)
+    turned, path_of, step = [], image_paths(image_folder), max(1, len(names) // HEADERS)
     for name, size in list(zip(names, sizes))[::step]:
         with contextlib.suppress(BadSample):  # counted when it is to be used
-            found, is_turned = image_size(os.path.join(image_folder, find(name) or name))
+            found, is_turned = image_size(path_of(name))
             if is_turned and found == tuple(size):
                 turned.append(name)
     if turned:

@@ -18,10 +18,10 @@ from pose_errors import UserError
 
 from .categories import as_list, choose_category, key
 from .common_keypoints import common_keypoints, converted, labelled_parts
-from .images import MAX_SIDE, BadSample, image_finder, image_size, part_of
+from .images import MAX_SIDE, BadSample, image_size
 from .skeleton import is_labelled
-from .yolo import read_content
-from .yolo_config import split_of
+from .splits import image_finder, part_of
+from .yolo import read_content, split_of
 
 MAX_COORDINATE = 1 << 16  # what lies further out than this is a mistake
 MAX_NAME = 255  # characters of a file name

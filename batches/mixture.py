@@ -9,7 +9,7 @@ import numpy as np
 import pose_augment
 from annotations.arrays import read_annotations
 from annotations.common_keypoints import merge_skeletons
-from annotations.images import find_split
+from annotations.splits import find_split
 from pose_dataset import PoseDataset
 from pose_errors import UserError
 from pose_files import path_and_share
@@ -79,7 +79,7 @@ class Mixture:
 
 
 def place_of(text):
-    """(datapath, split) of an --add-data, as for annotations.images.find_split. Raises UserError when there is none."""
+    """(datapath, split) of an --add-data, as for annotations.splits.find_split. Raises UserError when there is none."""
     path, _ = path_and_share(text)
     place = path, ADDED_SPLIT
     if path.endswith('.json'):

@@ -26,7 +26,7 @@ import pose_cli
 import pose_dataset
 import pose_files
 from annotations.skeleton import COCO_SKELETON
-from annotations.images import find_split
+from annotations.splits import find_split
 from graphs import freeze, graphdef, optimize, tflite
 from inference import open_network
 from inference.metrics import evaluate

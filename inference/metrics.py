@@ -5,7 +5,6 @@ measured in the same way; an oracle decodes the labels' own maps. People are fou
 """
 import contextlib
 import io
-import os
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -15,7 +14,8 @@ from tqdm import tqdm
 import pose_augment
 import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
-from annotations.images import BadSample, image_finder, read_image
+from annotations.images import BadSample, read_image
+from annotations.splits import image_paths
 from annotations.skeleton import is_labelled
 from pose_errors import UserError
 
@@ -43,7 +43,7 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
 
     Args:
         predict_maps, batchsize, decoders: as for Predictor; predict_maps is None with an oracle_stride.
-        annotation_file, image_folder: COCO, as from annotations.images.find_split.
+        annotation_file, image_folder: COCO, as from annotations.splits.find_split.
         input_size, short_edge, scales, flip: as for make_transforms.
         limit: only the first so many images, by id.  progress: whether to show a progress bar.
         dataset: the annotations.coco.Dataset of annotation_file, if it has been read.
@@ -66,8 +66,8 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     by_size = sorted(image_ids, key=lambda image_id: [transform[1:] for transform in transforms[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
     predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1, **thresholds)
-    find = image_finder(image_folder)
-    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, image_folder, find, transforms[image_id],
+    path_of = image_paths(image_folder)
+    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, path_of, transforms[image_id],
                                           oracle_stride)) for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
@@ -82,16 +82,15 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     return summary, results, evaluation
 
 
-def _reader(coco, skeleton, image_id, image_folder, find, transforms, oracle_stride):
-    """The function that reads an image of the data set, for a Request. find: annotations.images.image_finder's."""
+def _reader(coco, skeleton, image_id, path_of, transforms, oracle_stride):
+    """The function that reads an image of the data set, for a Request. path_of: annotations.splits.image_paths'."""
     entry = coco.loadImgs(image_id)[0]
-    path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
     joints = skeleton.joints([person['keypoints'] for person in labelled_people(coco, [image_id])]).astype(np.float64)
     largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
         try:
-            pixels, reduction = read_image(path, (entry['width'], entry['height']), largest)
+            pixels, reduction = read_image(path_of(entry['file_name']), (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
         return InputImage(pixels, reduction, transforms, oracle_stride and [

@@ -1,11 +1,10 @@
 """An evaluation as a web page that is one file: metrics, curves, and the images that went worst and best."""
-import os
-
 import cv2
 import numpy as np
 
 import pose_draw
-from annotations.images import image_finder, read_image
+from annotations.images import read_image
+from annotations.splits import image_paths
 
 from .decode import MIN_PARTS
 from .metrics import PCK_SHARE, keypoints_by_image, keypoints_in_reach, labelled_people
@@ -124,23 +123,22 @@ def _counts(images):
         'left out.' % MIN_PARTS, 'note')
 
 
-def read_entry(entry, image_folder, find):
-    """The pixels, uint8 (H, W, 3) BGR, of an image as annotations list it. find: of annotations.images.image_finder."""
-    path = os.path.join(image_folder, find(entry['file_name']) or entry['file_name'])
-    return read_image(path, (entry['width'], entry['height']), scale=1.0)[0]
+def read_entry(entry, path_of):
+    """The pixels, uint8 (H, W, 3) BGR, of an image as annotations list it. path_of: annotations.splits.image_paths'."""
+    return read_image(path_of(entry['file_name']), (entry['width'], entry['height']), scale=1.0)[0]
 
 
 class _Pictures:
     """Draws images of the data set: labelled people beside found ones, with what is wrong in red."""
 
     def __init__(self, evaluation, results, skeleton, image_folder):
-        self._coco, self._skeleton, self._folder = evaluation.cocoGt, skeleton, image_folder
-        self._found, self._find = keypoints_by_image(results), image_finder(image_folder)
+        self._coco, self._skeleton, self._path_of = evaluation.cocoGt, skeleton, image_paths(image_folder)
+        self._found = keypoints_by_image(results)
 
     def figure(self, mistakes):
         """HTML of an image, for its ImageMistakes."""
         entry = self._coco.loadImgs(mistakes.image_id)[0]
-        pixels = read_entry(entry, self._folder, self._find)
+        pixels = read_entry(entry, self._path_of)
         scale = min(1, PICTURE_SIDE / max(pixels.shape[:2]))
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         labelled = keypoints_by_image(labelled_people(self._coco, [mistakes.image_id])).get(mistakes.image_id, [])

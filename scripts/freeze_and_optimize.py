@@ -19,7 +19,7 @@ pose_cli.prepare_process()
 
 import networks
 import pose_files
-from annotations.images import find_split
+from annotations.splits import find_split
 from inference import tflite_runtime
 from inference.photographs import find_photographs
 from networks.pretrained import find_checkpoint, model_of

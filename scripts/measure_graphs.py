@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from annotations.coco import read_dataset
-from annotations.images import find_split
+from annotations.splits import find_split
 from graphs import optimize
 from inference import onnx_runtime, tflite_runtime
 from inference.metrics import evaluate, last_stage_loss

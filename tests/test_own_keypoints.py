@@ -12,7 +12,7 @@ import pose_eval
 import small_network
 import tensorflow.compat.v1 as tf
 import tool_files
-from annotations.images import find_split
+from annotations.splits import find_split
 from conftest import PATIENCE
 from inference import read_skeleton
 from test_pose_dataworker import worker_command

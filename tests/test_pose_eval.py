@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import pose_eval
-from annotations.images import find_split
+from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
 from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco

@@ -14,7 +14,7 @@ import networks
 import networks.pretrained
 import pose_cli
 import pose_files
-from annotations.images import find_split, part_name
+from annotations.splits import find_split, part_name
 from annotations.skeleton import COCO_SKELETON, RUN_FILE
 from batches.batch import batch_layout, check_memory
 from batches.mixture import check_more_data

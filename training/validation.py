@@ -7,7 +7,7 @@ import numpy as np
 import networks
 import pose_draw
 from annotations.coco import read_dataset
-from annotations.images import find_split
+from annotations.splits import find_split
 from batches.batch import Batch, batch_layout, encode_batch
 from inference.metrics import evaluate, last_stage_loss
 from networks.network_base import build_losses

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from annotation_files import image_entry, keypoints, person, write_split
 from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
 from annotations.coco import read_dataset
-from annotations.images import find_split
+from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
 from conftest import reference_data
 from image_folders import jpeg, with_orientation
@@ -198,21 +198,6 @@ def test_missing_images_are_left_out_named_and_limited(tmp_path, caplog):
     os.remove(os.path.join(folder, '3.jpg'))
     with pytest.raises(UserError, match='3 of the 10 .*--imgpath'):
         read_annotations(file, folder)
-
-
-def test_find_split(tmp_path):
-    with pytest.raises(UserError, match='--datapath=.*nothing'):
-        find_split(str(tmp_path / 'nothing'), 'train2017')
-    with pytest.raises(UserError, match='no person_keypoints_train2017.json'):
-        find_split(str(tmp_path), 'train2017')
-    file, folder = write_split(tmp_path, [person(1)])
-    assert find_split(str(tmp_path), 'train2017') == (file, folder)
-    assert find_split(str(tmp_path / 'annotations'), 'train2017') == (file, folder)
-    other = tmp_path / 'elsewhere' / 'images' / 'train2017'
-    other.mkdir(parents=True)
-    assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'elsewhere')) == (file, str(other))
-    with pytest.raises(UserError, match='--imgpath'):
-        find_split(str(tmp_path), 'train2017', str(tmp_path / 'void'))
 
 
 # --- what other tools write

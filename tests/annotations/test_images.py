@@ -4,7 +4,6 @@ import os
 import random
 import struct
 import time
-import unicodedata
 import zlib
 
 import cv2
@@ -12,8 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from annotations.images import MAX_SIDE, BadSample, image_finder, image_size, read_image, read_photograph, shrink, \
-    write_picture
+from annotations.images import MAX_SIDE, BadSample, image_size, read_image, read_photograph, shrink, write_picture
 from image_folders import HEIGHT, WIDTH, behind_header, extended_webp, grey_image, jpeg, png_chunk, with_orientation
 from pose_augment import reduced_matrix, warp_image
 from pose_errors import UserError
@@ -201,19 +199,6 @@ def test_chunks_that_are_longer_than_their_file_are_refused(kind, length, tmp_pa
     path = written(tmp_path, behind_header(FORMATS['.png'], struct.pack('>I', length) + kind + bytes(20)))
     with pytest.raises(BadSample, match='a damaged one'):
         read_photograph(path)
-
-
-def test_images_are_found_by_names_of_other_systems(tmp_path):
-    composed, decomposed = (unicodedata.normalize(form, 'Jos\u00e9.jpg') for form in ('NFC', 'NFD'))
-    for name in ('a.jpg', 'sub/b.jpg', decomposed, 'two words.jpg', 'C.jpg', 'c.jpg'):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    for name, found in (('a.jpg', 'a.jpg'), ('C:\\photos\\a.jpg', 'a.jpg'), ('/media/disk/a.jpg', 'a.jpg'),
-                        ('images\\sub\\b.jpg', 'sub/b.jpg'), ('./sub/b.jpg', './sub/b.jpg'), (composed, decomposed),
-                        ('../x/' + composed, decomposed), ('A.JPG', 'a.jpg'), ('x/sub/B.JPG', 'sub/b.jpg'),
-                        ('upload/two%20words.jpg', 'two words.jpg'), ('/x/B.JPG', None), ('c.JPG', None),
-                        ('b.jpg', None), ('sub', None), ('', None)):
-        assert image_finder(str(tmp_path))(name) == found, name
 
 
 # --- from strangers

@@ -10,7 +10,7 @@ import pytest
 import tool_files
 from annotations.arrays import ignored_regions, read_annotations
 from annotations.coco import read_dataset, summary_of
-from annotations.images import find_split
+from annotations.splits import find_split
 from inference.metrics import evaluate
 from pose_dataset import PoseDataset
 from pose_errors import UserError

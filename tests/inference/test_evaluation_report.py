@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from annotations.coco import as_pycocotools, read_dataset
-from annotations.images import find_split
+from annotations.splits import find_split
 from conftest import PROGRAMS, run_command
 from image_folders import grey_image, keypoints, write_coco
 from inference.metrics import labelled_people, measure

@@ -7,7 +7,7 @@ import pytest
 
 import tool_files
 from annotations.coco import read_dataset
-from annotations.images import find_split
+from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
 from inference.metrics import evaluate, load_coco, measure, table_of
 from pose_errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pose_augment
-from annotations.images import find_split
+from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command, run_well, summary_of

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from annotations.images import find_split
+from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people
 from inference.metrics import evaluate, label_maps

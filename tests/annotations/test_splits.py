@@ -1,15 +1,45 @@
-"""--valid-share: one split in two parts, by the names of its images."""
+"""Where a split's annotation file and images are; parts of a split by --valid-share."""
+import unicodedata
+
 import numpy as np
 import pytest
 
 from annotation_files import image_entry, person, write_split
 from annotations.arrays import read_annotations
 from annotations.coco import read_dataset, summary_of
-from annotations.images import find_split, part_name, part_of
+from annotations.splits import find_split, image_finder, part_name, part_of
 from pose_errors import UserError
 from training.config import parse_flags
 
 pytestmark = pytest.mark.usefixtures('own_cache')
+
+
+def test_find_split(tmp_path):
+    with pytest.raises(UserError, match='--datapath=.*nothing'):
+        find_split(str(tmp_path / 'nothing'), 'train2017')
+    with pytest.raises(UserError, match='no person_keypoints_train2017.json'):
+        find_split(str(tmp_path), 'train2017')
+    file, folder = write_split(tmp_path, [person(1)])
+    assert find_split(str(tmp_path), 'train2017') == (file, folder)
+    assert find_split(str(tmp_path / 'annotations'), 'train2017') == (file, folder)
+    other = tmp_path / 'elsewhere' / 'images' / 'train2017'
+    other.mkdir(parents=True)
+    assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'elsewhere')) == (file, str(other))
+    with pytest.raises(UserError, match='--imgpath'):
+        find_split(str(tmp_path), 'train2017', str(tmp_path / 'void'))
+
+
+def test_images_are_found_by_names_of_other_systems(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, 'Jos\u00e9.jpg') for form in ('NFC', 'NFD'))
+    for name in ('a.jpg', 'sub/b.jpg', decomposed, 'two words.jpg', 'C.jpg', 'c.jpg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name, found in (('a.jpg', 'a.jpg'), ('C:\\photos\\a.jpg', 'a.jpg'), ('/media/disk/a.jpg', 'a.jpg'),
+                        ('images\\sub\\b.jpg', 'sub/b.jpg'), ('./sub/b.jpg', './sub/b.jpg'), (composed, decomposed),
+                        ('../x/' + composed, decomposed), ('A.JPG', 'a.jpg'), ('x/sub/B.JPG', 'sub/b.jpg'),
+                        ('upload/two%20words.jpg', 'two words.jpg'), ('/x/B.JPG', None), ('c.JPG', None),
+                        ('b.jpg', None), ('sub', None), ('', None)):
+        assert image_finder(str(tmp_path))(name) == found, name
 
 
 def test_parts_are_the_whole(tmp_path):
