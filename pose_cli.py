@@ -36,14 +36,19 @@ class StopSignal:
         """Whether to stop."""
         return self._received is not None or time.monotonic() >= self._end
 
+    @property
+    def reason(self):
+        """What asked for the stop, in words."""
+        return '--max-hours' if self._received is None and time.monotonic() >= self._end else 'a signal'
+
     def after(self, seconds):
         """Ask for a stop so many seconds from now."""
         self._end = time.monotonic() + seconds
 
     def check(self):
-        """Raise Stopped if a signal came."""
+        """Raise Stopped if it is asked for."""
         if self():
-            raise Stopped('stopped by a signal before the first step')
+            raise Stopped('stopped by %s before the first step' % self.reason)
 
     def _receive(self, number, _):
         if number == signal.SIGHUP:  # writing to a terminal that is gone is an error, which would end the run unsaved
@@ -84,8 +89,10 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             self.error('unrecognized arguments: %s%s' % (' '.join(unknown), self._suggestion(unknown[0])))
         for name, value in vars(flags).items():
-            if isinstance(value, str) and value.startswith('~'):
+            if isinstance(value, str):
                 setattr(flags, name, os.path.expanduser(value))
+            elif isinstance(value, list):
+                setattr(flags, name, [os.path.expanduser(each) if isinstance(each, str) else each for each in value])
         return flags
 
     def _suggestion(self, argument):

@@ -26,7 +26,7 @@ import pose_draw
 import pose_files
 import pose_labels
 from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations, samples_digest
-from annotations.images import BadSample, read_image, write_picture
+from annotations.images import MAX_SIDE, BadSample, read_image, write_picture
 from annotations.splits import find_split
 from pose_draw import draw_sample
 from pose_errors import UserError
@@ -34,6 +34,7 @@ from pose_errors import UserError
 # More bad samples than this share, of so many at least, end the run.
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
+MAX_STRIDE = 255  # 16 bits count a cell's pixels
 AHEAD = 4  # samples that a thread of validation makes before their turn
 
 # labelled: bool (parts,), those that are in the loss.  joints (people, parts, 2) in input pixels.  augmentation: None
@@ -62,7 +63,9 @@ class PoseDataset:
         self.input_width, self.input_height, self.stride, self.ranges = input_width, input_height, stride, ranges
         # Validation sees each image with a main person once.
         self.validation_images = np.unique(self.annotations.sample_image)
-        people = len(self._sample_images())
+        # The image of each sample that shows people.
+        self._sample_images = self.validation_images if ranges.whole_image else self.annotations.sample_image
+        people = len(self._sample_images)
         self._negatives, self._without_people = int(round(people * negatives / (1 - negatives))), []
         if self._negatives:
             self._without_people = images_without_people(self.annotations, self.image_folder)
@@ -71,23 +74,19 @@ class PoseDataset:
                                 % (negatives, annotation_file, self.image_folder))
 
     def __len__(self):
-        return len(self._sample_images()) + self._negatives
+        return len(self._sample_images) + self._negatives
 
     @property
     def digest(self):
         """32 characters: the same for the same samples in the same order."""
         return samples_digest(self.annotations)
 
-    def _sample_images(self):
-        """The image of each sample that shows people."""
-        return self.validation_images if self.ranges.whole_image else self.annotations.sample_image
-
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), augmented as rng (a RandomState) draws. Raises BadSample."""
         augmentation = pose_augment.draw_augmentation(rng, self.ranges)
-        shows_people = index < len(self._sample_images())
+        shows_people = index < len(self._sample_images)
         # Of images without people there may be many more than samples: each is another one.
-        image = self._sample_images()[index] if shows_people else \
+        image = self._sample_images[index] if shows_people else \
             self._without_people[rng.randint(len(self._without_people))]
         image_size, input_size = self.annotations.image_size[image], (self.input_width, self.input_height)
         if self.ranges.whole_image:
@@ -102,9 +101,9 @@ class PoseDataset:
 
     def image_of(self, index):
         """The path of the image of sample number index, in words where it is drawn anew each time."""
-        if index >= len(self._sample_images()):
+        if index >= len(self._sample_images):
             return 'an image without people'
-        name = self.annotations.file_name[self._sample_images()[index]].decode()
+        name = self.annotations.file_name[self._sample_images[index]].decode()
         return os.path.join(self.image_folder, name)
 
     def validation_sample(self, index):
@@ -227,12 +226,14 @@ def ranges_of(flags):
 
 
 def check_input_size(input_width, input_height, stride, flag=None):
-    """Raise UserError when a side of the input is not a multiple of the output stride.
+    """Raise UserError when a side of the input is not a multiple of the output stride, or longer than MAX_SIDE.
 
     flag: the one that gives both sides as WxH; without it these are --input-width and --input-height.
     """
     both = flag and '%s=%dx%d: ' % (flag, input_width, input_height)
     for name, side in (('--input-width', input_width), ('--input-height', input_height)):
+        if side > MAX_SIDE:
+            raise UserError('%s%d is more than %d, the longest side of an image' % (both or name + '=', side, MAX_SIDE))
         if side % stride:
             raise UserError('%s%d is not a multiple of the output stride %d; take %d or %d'
                             % (both or name + '=', side, stride, side // stride * stride or stride,
@@ -278,7 +279,8 @@ def parse_flags():
     parser.add_argument('--count', type=pose_cli.positive_int, default=8, help='number of samples')
     parser.add_argument('--input-width', type=pose_cli.positive_int, default=368, help='of a sample, in pixels')
     parser.add_argument('--input-height', type=pose_cli.positive_int, default=368, help='the same')
-    parser.add_argument('--stride', type=pose_cli.positive_int, default=8, help='output stride of the network')
+    parser.add_argument('--stride', type=pose_cli.whole_number(1, MAX_STRIDE), default=8,
+                        help='output stride of the network')
     parser.add_argument('--seed', type=pose_cli.seed, default=0)
     add_augmentation_flags(parser)
     flags = parser.parse_args()

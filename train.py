@@ -103,7 +103,8 @@ def train(flags, weights, coordinator):
         with tf.Graph().as_default():
             step, exhausted = build_and_run(flags, weights, source, validation, start, schedule, coordinator)
         if exhausted:
-            logging.info('%d validations in a row were no better: --patience ends the run', flags.patience)
+            logging.info('%d validations in a row were no better: --patience ends the run; a higher one trains on',
+                         flags.patience)
         elif step < schedule.max_steps:  # told here, where data workers learn from it to wait for the run to go on
             raise Stopped('stopped by a signal%s at step %d; saved in %s; the same command resumes there'
                           % (' or --max-hours' if flags.max_hours is not None else '', step, flags.modelpath))
@@ -117,8 +118,8 @@ def where_to_start(flags, validation, coordinator):
     if coordinator.cluster.is_first:
         step = saved_step(flags.modelpath)
         sequence, loss_scale = read_progress(flags.modelpath, step)
-        own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale,
-               'skeleton': (validation.skeleton if validation else COCO_SKELETON).to_json()}
+        skeleton = validation.skeleton if validation else skeleton_for_workers(flags)
+        own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale, 'skeleton': skeleton.to_json()}
     start = coordinator.all_gather('where to start', own)[0]
     gaps, after = start['sequence']
     return Start(start['step'], Sequence(tuple(map(tuple, gaps)), after), start['loss_scale'],
@@ -139,10 +140,23 @@ def open_validation(flags):
     if not flags.datapath or not flags.valid_every:
         logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
         return None
-    added = flags.add_data if flags.add_keypoints else ()
-    skeleton = merged_skeleton(flags.datapath, flags.train_split, flags.imgpath, flags.category, added)
+    skeleton = all_keypoints(flags) if flags.add_keypoints else None
     return PoseDataset(flags.datapath, flags.valid_split, flags.input_width, flags.input_height,
                        networks.stride(flags.model), flags.imgpath, category=flags.category, skeleton=skeleton)
+
+
+def all_keypoints(flags):
+    """The Skeleton of the training images, with the keypoints that --add-keypoints adds to theirs."""
+    return merged_skeleton(flags.datapath, flags.train_split, flags.imgpath, flags.category,
+                           flags.add_data if flags.add_keypoints else ())
+
+
+def skeleton_for_workers(flags):
+    """What data workers are to make maps of where no validation images tell it: COCO's without training images."""
+    if flags.remote_data and flags.datapath:
+        with contextlib.suppress(UserError):  # training_data says why they cannot be read
+            return all_keypoints(flags)
+    return COCO_SKELETON
 
 
 def open_source(flags, start, coordinator):
@@ -218,6 +232,7 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
         if latest:
             logging.info('resuming from %s', latest)
         init_fn = weights.init_fn(training.network) if cluster.is_first and not latest else None
+        coordinator.check()  # here: TensorFlow complains of a Scaffold's operations that nobody used
         # All replicas get a copy of the first one's values, from a checkpoint or initial ones.
         scaffold = tf.train.Scaffold(
             saver=saver, init_fn=init_fn, init_op=tf.variables_initializer(training.variables),
@@ -230,7 +245,6 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                 note_progress(flags.modelpath, step, left, session.run(training.loss_scale))
 
         checkpoints = CheckpointHook(saver, flags.modelpath, flags.save_every, training, cluster.is_first, note)
-        coordinator.check()
         target = start_server(cluster, config)
         coordinator.all_gather('ready', {}, barrier=True)
         try:
@@ -256,7 +270,8 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                 coordinator.wait_for_failure()  # TensorFlow, too, may have noticed that a process is gone, not which
             raise
     queue.check()
-    return step, check.exhausted
+    # Worker 0 alone validates.
+    return step, coordinator.all_gather('patience', {'exhausted': check.exhausted}, barrier=True)[0]['exhausted']
 
 
 def what_is_left(flags, queue, start, step, coordinator, alone=False):
@@ -289,6 +304,16 @@ def open_log(flags, step, schedule, training, cluster):
 def run_steps(flags, session, training, queue, step, max_steps, log, check, coordinator):
     """The training loop: from step to max_steps, or until a signal or the end of the data. Returns the last step."""
     interval = Interval(waited=lambda: queue.wait_seconds)
+
+    def check_if_due():
+        if check.is_due(step):
+            session.run_step_fn(lambda step_context: check(step_context.session, step))
+            interval.restart()
+        if check.exhausted:
+            coordinator.stop()
+
+    if step:  # what a stop kept an earlier start from
+        check_if_due()
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
         while step < max_steps and not coordinator.should_stop() \
@@ -308,11 +333,7 @@ def run_steps(flags, session, training, queue, step, max_steps, log, check, coor
                 for line in queue.report():
                     logging.info(line)
                 interval.restart()
-            if check.is_due(step):
-                session.run_step_fn(lambda step_context: check(step_context.session, step))
-                interval.restart()
-                if check.exhausted:
-                    coordinator.stop()
+            check_if_due()
     return step
 
 

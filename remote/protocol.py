@@ -62,8 +62,8 @@ MAX_IMAGE_BYTES = 1 << 32  # of a batch
 SETTING_LIMITS = {'batchsize': (1, MAX_BATCHSIZE), 'input_width': (1, MAX_SIDE), 'input_height': (1, MAX_SIDE),
                   'stride': (1, MAX_SIDE), 'seed': (0, MAX_SEED - 1)}
 SETTINGS = frozenset(SETTING_LIMITS) | {'augmentation', 'skeleton', 'category', 'code', 'negatives', 'sequence'}
-# Bounds of augmentation's numbers: scales, degrees, pixels, a probability.
 SHARES = 'flip_probability', 'colour', 'grey', 'blur', 'noise', 'jpeg', 'stretch'  # of augmentation
+# Bounds of augmentation's other numbers: scales, degrees, pixels.
 RANGE_LIMITS = {'scale': (1e-3, 1e3), 'angle': (-360, 360), 'offset': (-MAX_SIDE, MAX_SIDE)}
 
 

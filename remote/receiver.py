@@ -73,6 +73,7 @@ class BatchReceiver:
             ' --curve-keys=DIR' if curve_keys else '')
         self.samples = self.number = None
         self._data, self._first_worker = data, None
+        self._samples_per_step = settings['batchsize'] * every  # of all processes
         self._scheduler = BatchScheduler(first, every, product(self.layout[0][2]))
         self._workers = {}  # routing id -> WorkerState
         self._queue = collections.deque()  # (WorkerState, number, frames) of batches not yet taken
@@ -315,7 +316,7 @@ class BatchReceiver:
             raise Refused('a worker with %s was refused; %s' % (numbers, remedy))
         if self._first_worker is None:
             self._first_worker, self._data, self.samples = worker, data, data[0]
-            steps = self.samples // self._settings['batchsize']  # which epochs and learning rates follow from
+            steps = self.samples // self._samples_per_step  # which epochs and learning rates follow from
             logging.info('%s has %d samples: %d steps per epoch', worker, self.samples, steps)
             if steps < FEW_STEPS:
                 logging.warning('%d samples are few, and the length of an epoch follows from them: if this is not the '

@@ -28,6 +28,10 @@ def test_a_signal_that_came_ends_what_asks_for_it(signals):
     assert stop()
     with pytest.raises(Stopped, match='stopped by a signal before the first step'):
         stop.check()
+    stop = pose_cli.StopSignal()
+    stop.after(0)
+    with pytest.raises(Stopped, match='stopped by --max-hours before the first step'):
+        stop.check()
 
 
 def test_a_json_file_is_replaced_in_one_move(tmp_path):

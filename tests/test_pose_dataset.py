@@ -269,6 +269,8 @@ def test_command_stops_when_too_many_images_are_bad(tmp_path):
     ([], ['--datapath=DIR', '$COCO_DIR']),
     (['--datapath=nowhere'], ['--datapath=nowhere', 'not a folder']), (['--datapath={}/train2017'], ['annotations']),
     (['--datapath={}', '--input-width=100'], ['--input-width=100', 'take 96 or 104']),
+    (['--datapath={}', '--input-width=1000000'], ['--input-width=1000000', 'more than 32766']),
+    (['--datapath={}', '--input-width=256', '--input-height=256', '--stride=256'], ['--stride', 'from 1 to 255']),
     (['--datapath={}', '--count=0'], ['--count']),
     (['--datapath={}', '--split=val2017'], ['person_keypoints_val2017.json']),
     (['--datapath={}', '--imgpath=nowhere'], ['--imgpath'])])

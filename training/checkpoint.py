@@ -26,6 +26,8 @@ from .coordinator import DIVERGED_EXIT_CODE
 
 BASENAME = 'model'
 DAMAGED = 'damaged-'  # a quarantined file keeps its name behind this
+# What tf.train.Saver writes, and what it writes first; nothing else in a run folder is ever removed.
+OF_A_SAVE = re.compile(BASENAME + r'-\d{1,18}(\.(index|meta|data-\d+-of-\d+)(\.tempstate\d*)?|_temp(_[0-9a-f]+)?)')
 
 
 def latest_checkpoint(folder):
@@ -70,7 +72,7 @@ def remove_leftovers(folder):
     latest = latest_checkpoint(folder)
     last_step = step_of(latest) if latest else np.inf
     for name in sorted(os.listdir(folder)):
-        of_a_save = name.startswith(BASENAME + '-') and ('temp' in name or (step_of(name) or 0) > last_step)
+        of_a_save = OF_A_SAVE.fullmatch(name) and ('temp' in name or step_of(name) > last_step)
         if of_a_save or name.startswith('checkpoint.tmp'):
             path = os.path.join(folder, name)
             logging.info('removing %s, left by a save that was cut short', path)
@@ -187,6 +189,11 @@ class BestCheckpoint:
             self._kept = None
 
     @property
+    def step(self):
+        """Of the best so far, 0 before the first validation."""
+        return self._kept['step'] if self._kept else 0
+
+    @property
     def value(self):
         """The best so far, infinitely bad before the first validation."""
         return self._kept[self._metric] if self._kept else -self._sign * np.inf
@@ -283,16 +290,16 @@ def fault(prefix):
     return None
 
 
-def quarantine(path):
+def quarantine(path, mark=DAMAGED):
     """Rename a file or folder to damaged-NAME beside it, with a number where that is taken. Returns the new path."""
     folder, name = os.path.split(path)
     numbers = itertools.chain([''], ('%d-' % number for number in itertools.count(2)))
-    targets = (os.path.join(folder, DAMAGED + number + name) for number in numbers)
+    targets = (os.path.join(folder, mark + number + name) for number in numbers)
     target = next(target for target in targets if not os.path.lexists(target))
     try:
         os.rename(path, target)
     except OSError as error:
-        raise UserError('cannot rename the damaged %s: %s; choose another --modelpath' % (path, error.strerror))
+        raise UserError('cannot rename %s: %s; choose another --modelpath' % (path, error.strerror))
     return target
 
 

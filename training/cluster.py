@@ -9,7 +9,7 @@ import re
 from pose_errors import UserError
 
 # What may differ between processes: where things lie on a machine, how many cores it has, and what worker 0 alone does.
-LOCAL_FLAGS = ('add_data', 'checkpoint', 'curve_keys', 'datapath', 'imgpath', 'keep', 'logpath', 'modelpath',
+LOCAL_FLAGS = ('add_data', 'checkpoint', 'config', 'curve_keys', 'datapath', 'imgpath', 'keep', 'logpath', 'modelpath',
                'pretrained', 'remote_data', 'tag', 'teacher', 'train_split', 'valid_split', 'workers')
 SLURM_FIRST_PORT, SLURM_PORTS, SLURM_JOBS = 20000, 16, 768
 

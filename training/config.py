@@ -122,6 +122,9 @@ def parse_flags():
     parser.set_defaults(**flags_of_run(sys.argv[1:], parser))
     flags = parser.parse_args()
     if flags.valid_share:
+        if is_given('--valid-split', sys.argv[1:]):
+            raise UserError('--valid-share takes the validation images from --train-split: leave one of --valid-share '
+                            'and --valid-split out')
         flags.valid_split = part_name(flags.train_split, 'valid', flags.valid_share)
         flags.train_split = part_name(flags.train_split, 'train', flags.valid_share)
     flags.logpath = flags.logpath or os.path.join(flags.modelpath, 'logs')
@@ -130,11 +133,12 @@ def parse_flags():
 
 def flags_of_run(arguments, parser):
     """{name: value} of the flags of the run that --config names, {} without it. Raises UserError."""
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config = pose_cli.ArgumentParser(add_help=False)
     config.add_argument('--config')
     path = config.parse_known_args(arguments)[0].config
     if path is None:
         return {}
+    path = os.path.expanduser(path)
     try:
         with open(os.path.join(path, RUN_FILE) if os.path.isdir(path) else path, encoding='utf-8') as file:
             flags = dict(json.load(file)['flags'])
@@ -142,8 +146,17 @@ def flags_of_run(arguments, parser):
         raise UserError('--config=%s is no run.json of a run (%s); give that of the folder of its --modelpath'
                         % (path, reason_of(error)))
     known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help'}
+    if is_given('--add-data', arguments):
+        known.remove('add_data')  # argparse would add to those of the run
+    if is_given('--max-epoch', arguments):
+        known.remove('max_steps')  # which would win
     completed = RECIPES.get(flags.get('recipe'), DEFAULTS)  # what a recipe says, it says again
     return {name: value for name, value in flags.items() if name in known and completed.get(name) != value}
+
+
+def is_given(flag, arguments):
+    """Whether a flag is among the arguments of a command line."""
+    return any(argument.split('=')[0] == flag for argument in arguments)
 
 
 def add_optimizer_flags(add):
@@ -282,6 +295,8 @@ def complete_flags(flags):
     if flags.backbone_lr != 1 and '' in networks.entry(flags.model).pretrained.prefixes:
         raise UserError('--backbone-lr: all layers of %s come from its pretrained weights; lower --lr instead'
                         % flags.model)
+    if flags.freeze_batch_norm and flags.model in PAPER_MODELS:
+        raise UserError('--freeze-batch-norm: %s has no batch norm; leave it out' % flags.model)
     for name, value in RECIPES[flags.recipe].items():
         if getattr(flags, name) is None:
             setattr(flags, name, value)

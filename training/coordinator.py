@@ -54,7 +54,7 @@ class SingleProcess:
     def check(self):
         """Raise Stopped if one was told to stop."""
         if self():
-            raise Stopped('stopped by a signal before the first step')
+            raise Stopped('stopped by %s before the first step' % self._stop.reason)
 
     def stop(self):
         """Ask all processes to stop after the next step, as a signal does."""
@@ -169,7 +169,7 @@ class MultiProcess(SingleProcess):
         """
         if not barrier:
             self.check()
-        name = topic.split('@')[0]
+        name, facts = topic.split('@')[0], json.loads(json.dumps(facts))  # a tuple as the list that the others receive
         kept = {other: each for other, each in self._state['facts'].items() if other.split('@')[0] != name}
         self._state['facts'] = dict(kept, **{topic: facts})
         start = reported = time.monotonic()

@@ -23,10 +23,10 @@ from networks.tensorflow import tf
 from pose_errors import UserError
 
 from .checkpoint import checkpoint_steps, latest_checkpoint, recover
-from .cluster import common_flags
 from .curves import read_run
 
 LASTING_FLAGS = ('model', 'input_width', 'input_height', 'optimizer', 'ema')  # what a run cannot change when it resumes
+START_FLAGS = ('checkpoint', 'pretrained')  # that only a new run reads
 EARLIER_FLAGS = {'optimizer': 'adam', 'ema': 0.0}  # what runs did before there was a flag
 LOCK_FILE = '.lock'
 HELD = (errno.EACCES, errno.EAGAIN)
@@ -134,12 +134,15 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
                         'follows from them, as the learning rate, have another length now; if that is a mistake, stop '
                         'this run and mend the data', samples, had)
     if isinstance(last.get('flags'), dict):
-        # As JSON keeps them: a tuple comes back as a list.
-        old, new = common_flags(last['flags']), common_flags(json.loads(json.dumps(flags)))
-        changed = ['%s=%s (was %s)' % (flag, value, old[flag]) for flag, value in sorted(new.items())
-                   if flag in old and old[flag] != value]
+        old, new = last['flags'], json.loads(json.dumps(flags))  # as JSON keeps them: a tuple comes back as a list
+        changed = {flag: '--%s=%s' % (flag.replace('_', '-'), value) for flag, value in sorted(new.items())
+                   if flag in old and old[flag] != value}
         if changed:
-            logging.info('changed since the last start: %s', ', '.join(changed))
+            logging.info('changed since the last start: %s', ', '.join('%s (was %s)' % (text, old[flag])
+                                                                       for flag, text in changed.items()))
+        for flag in set(changed) & set(START_FLAGS):
+            logging.warning('%s has no effect: this run goes on from its own checkpoint; choose another --modelpath to '
+                            'start from other weights', changed[flag])
     now = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     if resumes:
         now['progress'] = run.get('progress', {})

@@ -26,10 +26,11 @@ LOSSES = ('loss', 'loss_ll', 'loss_ll_paf', 'loss_ll_heat')
 CURVE_COLUMNS = (('kind', 'step', 'epoch', 'examples_per_sec', 'lr') + LOSSES
                  + ('loss_ll_background', 'queue', 'data_wait', 'AP'))
 FAR_ABOVE, FAR_ABOVE_STEPS = 3.0, 200  # times the loss of predicting only background, for so many steps
-TRAIN, VALIDATION = 'train', 'validation'
+TRAIN, VALIDATION, EVALUATION = 'train', 'validation', 'evaluation'
 GROUPS = {'AP': 'AP', 'lr': 'schedule', 'examples_per_sec': 'speed', 'queue': 'speed', 'data_wait': 'speed',
           'loss_ll_background': 'reference'}
 SHARE = 'loss/0_share_of_background'
+EARLIER = 'earlier-'  # the curves of another run keep their name behind this
 
 
 class LogLines:
@@ -62,8 +63,10 @@ class RunLog(LogLines):
 
     TensorBoard's are not written by a tf.summary.FileWriter, whose thread ends in a traceback on a full disk.
 
-    first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped.
+    first_step: where this run starts: metrics of later steps, left by a run that was killed, are dropped; a new run
+        keeps the whole file of an earlier one under another name.
     schedule: a config.Schedule, which gives the epoch of a step.
+    checked: an attribute, {VALIDATION or EVALUATION: the steps at which earlier starts did that}.
     """
 
     def __init__(self, logpath, first_step, schedule):
@@ -79,7 +82,10 @@ class RunLog(LogLines):
                 self._write_event(run, file_version='brain.Event:2')
                 # TensorBoard drops what has this step or a later one; the start before ended with first_step.
                 self._write_event(run, step=first_step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
-            rows = [row for row in _earlier_curves(path) if int(row['step']) <= first_step]
+            rows = _earlier_curves(path, is_new=not first_step)
+            rows = [row for row in rows if int(row['step']) <= first_step]
+            self.checked = {kind: [int(row['step']) for row in rows if row['kind'] == kind]
+                            for kind in (VALIDATION, EVALUATION)}
             with open(path + '.tmp', 'w', newline='') as file:
                 writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction='ignore')
                 writer.writeheader()
@@ -104,7 +110,7 @@ class RunLog(LogLines):
 
     def training(self, step, metrics, note=''):
         super().training(step, metrics, note)
-        self._write('train', step, metrics)
+        self._write(TRAIN, step, metrics)
         ratio = metrics['loss_ll'] / max(metrics['loss_ll_background'], 1e-9)
         if ratio <= FAR_ABOVE:
             self._far_above_since, self._warned = None, False
@@ -118,12 +124,12 @@ class RunLog(LogLines):
     def validation(self, step, images, tag, metrics):
         """Log the line of a validation over `images` images."""
         logging.info('validation(%d) %s %s', images, tag, _losses_text(metrics))
-        self._write('validation', step, metrics)
+        self._write(VALIDATION, step, metrics)
 
     def evaluation(self, step, average_precision):
         """Log a COCO keypoint AP."""
         logging.info('evaluation step=%d AP=%.4f', step, average_precision)
-        self._write('evaluation', step, {'AP': average_precision})
+        self._write(EVALUATION, step, {'AP': average_precision})
 
     def picture(self, step, name, image):
         """Write a uint8 (H, W, 3) BGR picture to TensorBoard, and as the latest NAME.png to the log folder."""
@@ -142,7 +148,7 @@ class RunLog(LogLines):
         values = {tag(name): value for name, value in metrics.items()}
         if metrics.get('loss_ll_background'):
             values[SHARE] = metrics['loss_ll'] / metrics['loss_ll_background']
-        self._summarize(TRAIN if kind == 'train' else VALIDATION, step,
+        self._summarize(TRAIN if kind == TRAIN else VALIDATION, step,
                         *(tf.Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
 
     def _summarize(self, run, step, *values):
@@ -163,8 +169,8 @@ class RunLog(LogLines):
             self._failed = True
 
 
-def _earlier_curves(path):
-    """The rows that earlier starts left; a file that cannot be read is set aside."""
+def _earlier_curves(path, is_new):
+    """The rows that earlier starts left; a file that cannot be read is set aside, and that of another run."""
     rows = []
     try:
         for row in read_curves(path) if os.path.lexists(path) else ():
@@ -174,6 +180,8 @@ def _earlier_curves(path):
                 rows.append(row)
     except UserError as error:
         logging.warning('%s: kept as %s; the curves start anew', error, quarantine(path))
+    if is_new and rows:
+        logging.info('%s is of an earlier run: kept as %s', path, quarantine(path, EARLIER))
     return rows
 
 

@@ -207,9 +207,9 @@ def split_batch(batch, parts, skeleton):
 
     The batch size must be known, and a multiple of parts.
     """
-    if parts == 1:
-        return [Batch(*batch)]
     batch = Batch(*batch)
+    if parts == 1:
+        return [batch]
     with tf.name_scope('split'):
         images, masks, labelled = (tf.split(field, parts) for field in (batch.image, batch.mask, batch.labelled))
         heatmaps = _split_items(batch.heatmap_positions, batch.heatmap_values, parts,

@@ -16,7 +16,7 @@ from pose_dataset import validation_samples
 from pose_errors import Stopped, UserError, reason_of
 from pose_files import usable_cores
 
-from .run_log import comparison_row
+from .run_log import EVALUATION, VALIDATION, comparison_row
 from .towers import dense_maps
 
 PICTURED_IMAGES = 4
@@ -144,18 +144,26 @@ def is_due(every, step, max_steps):
 class Checks:
     """Validation and AP evaluation between steps, when they are due, and the best checkpoint by the last of the two.
 
+    Args:
+        best: a BestCheckpoint.  log: a RunLog. Without a validator neither is used, and nothing is due.
     Attributes:
-        exhausted: whether the last --patience of them found nothing better.
+        exhausted: whether the last --patience of them, also in earlier starts of the run, found nothing better.
     """
 
     def __init__(self, flags, validator, best, log, max_steps, stop):
         self._flags, self._validator, self._best, self._log = flags, validator, best, log
         self._max_steps, self._stop = max_steps, stop
-        self._worse = 0
+        judged = EVALUATION if flags.eval_every else VALIDATION
+        self._worse = sum(step > best.step for step in log.checked[judged]) if validator and best.step else 0
+
+    def _due(self, step):
+        """Which of the two are due and were not done, as a start that was stopped meanwhile left them."""
+        intervals = {VALIDATION: self._flags.valid_every, EVALUATION: self._flags.eval_every}
+        return [kind for kind, every in intervals.items()
+                if is_due(every, step, self._max_steps) and step not in self._log.checked[kind]]
 
     def is_due(self, step):
-        return self._validator is not None and any(is_due(every, step, self._max_steps) for every in
-                                                   (self._flags.valid_every, self._flags.eval_every))
+        return self._validator is not None and bool(self._due(step))
 
     @property
     def exhausted(self):
@@ -163,12 +171,12 @@ class Checks:
 
     def __call__(self, session, step):
         """session: the plain one, whose runs are no training steps."""
-        flags = self._flags
-        if is_due(flags.valid_every, step, self._max_steps):
+        flags, due = self._flags, self._due(step)
+        if VALIDATION in due:
             loss = validate(session, self._validator, flags.tag or flags.model, step, self._log, self._stop)
             if not flags.eval_every:
                 self._judge(session, step, loss)
-        if is_due(flags.eval_every, step, self._max_steps):
+        if EVALUATION in due:
             self._judge(session, step, evaluate_ap(session, self._validator, flags, step, self._log, self._stop))
 
     def _judge(self, session, step, value):

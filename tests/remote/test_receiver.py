@@ -304,6 +304,10 @@ def test_few_samples_are_told_and_a_run_that_is_resumed_asks_for_the_next_batche
         _, credit = introduce(receiver, connection)
         assert credit == list(range(1000, 1000 + protocol.MAX_CREDIT))
     assert 'test:1 (127.0.0.1) has 100 samples: 12 steps per epoch' in caplog.text
+    with BatchReceiver(address, dict(SETTINGS, batchsize=8), every=2) as receiver, \
+            TrainerConnection(address) as connection:
+        introduce(receiver, connection)
+    assert 'has 100 samples: 6 steps per epoch' in caplog.text
     assert '100 samples are few' in caplog.text
 
 

@@ -91,9 +91,14 @@ def test_leftovers(tmp_path):
     (tmp_path / 'model-4_temp_0123' / 'part').mkdir(parents=True)
     for name in ('model-4.data-00000-of-00001', 'model-2.index.tempstate77', 'checkpoint.tmp0123'):
         (tmp_path / name).write_text('half')
-    (tmp_path / 'notes.txt').write_text('mine')
+    own = {'notes.txt', 'model-template.txt', 'model-5000.npy'}
+    for name in own:
+        (tmp_path / name).write_text('mine')
+    for name in ('model-attempt2', 'model-2026', 'model-9_temporary'):
+        (tmp_path / name).mkdir()
+        own.add(name)
     checkpoint.remove_leftovers(str(tmp_path))
-    assert set(os.listdir(str(tmp_path))) == set(kept) | {'notes.txt'}
+    assert set(os.listdir(str(tmp_path))) == set(kept) | own
 
 
 @pytest.mark.parametrize('replaced', [False, True])

@@ -104,18 +104,23 @@ def test_divergence_ends_all_with_code_3(start_run, folder):
 
 
 def test_each_process_listens_for_its_own_data_workers(start_run, start, sample_coco, folder):
-    """Two trainers to the end of the run, each with one real data worker, which needs no TensorFlow."""
+    """Two trainers until --patience ends the run, each with one real data worker, which needs no TensorFlow. Two
+    processes have 8 samples in each step."""
     addresses = ['tcp://127.0.0.1:%d' % port for port in free_ports(2)]
-    run = start_run(folder / 'remote', 2, '--batchsize=4', '--max-steps=6', '--save-every=100',
+    run = start_run(folder / 'remote', 2, '--batchsize=4', '--max-steps=100', '--save-every=100', '--lr=1e-30',
+                    '--valid-every=3', '--eval-every=3', '--patience=1', '--aug-scale=0.6,1.1',
                     different={k: ['--remote-data=%s' % address] for k, address in enumerate(addresses)})
     workers = [start(*worker_command(address, sample_coco)) for address in addresses]
     assert run.exit_codes() == [0, 0], run.all_logs()
     assert [worker.wait(PATIENCE) for worker in workers] == [0, 0]
     for k, worker in enumerate(workers):
-        assert run.logged_steps(k) == [1, 2, 3, 4, 5, 6] and 'done: step 6' in run.log(k)
+        assert run.logged_steps(k) == [1, 2, 3, 4, 5, 6, 7] and 'done: step 7' in run.log(k)
+        assert '--patience ends the run' in run.log(k)
+        steps, = re.findall(r'\d+ steps per epoch, step', run.log(k))
+        assert ' samples: %s' % steps.split(', ')[0] in run.log(k)  # in the line on the first worker
         joined = re.findall(r'data worker joined: \S+:(\d+)', run.log(k))
         assert joined == [str(worker.pid)]
         assert 'training has ended' in worker.log.read_text()
-    losses = [re.findall(r' loss=([\d.e+]+),', run.log(k)) for k in range(2)]
+    losses = [re.findall(r'examples/sec.* loss=([\d.e+]+),', run.log(k)) for k in range(2)]
     assert losses[0] == losses[1]
-    assert saved_step(folder / 'remote') == 6
+    assert saved_step(folder / 'remote') == 7

@@ -1,14 +1,16 @@
 """Flags of a run that change how it ends, what it keeps, and what stays as it is: on the small network."""
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 import networks
 import tensorflow.compat.v1 as tf
+from pose_errors import UserError
 from train_runs import train_small
-from training.config import Recipe
+from training.config import Recipe, parse_flags
 from training.optimizer import Optimizer
 from tower_graphs import Towers, random_batch
 
@@ -16,12 +18,33 @@ pytestmark = pytest.mark.slow
 
 
 def test_patience_ends_a_run_that_gets_no_better(sample_coco, tmp_path):
-    """A network that has learned nothing has AP 0 each time."""
-    log = train_small(sample_coco, tmp_path / 'run', '--lr=1e-30', '--max-steps=50', '--valid-every=50',
-                      '--eval-every=2', '--patience=2')
-    assert log.count('best validation so far: AP=0 at step 2,') == 1
-    assert '--patience ends the run' in log and re.search(r'done: step 6\b', log)
-    assert (tmp_path / 'run' / 'model-6.index').exists()
+    """A network that has learned nothing has AP 0 each time. Earlier starts count."""
+    flags = '--lr=1e-30', '--valid-every=50', '--eval-every=2', '--patience=2'
+    log = train_small(sample_coco, tmp_path / 'run', '--max-steps=4', *flags)
+    assert log.count('best validation so far: AP=0 at step 2,') == 1 and '--patience ends' not in log
+    for _ in range(2):
+        log = train_small(sample_coco, tmp_path / 'run', '--max-steps=50', *flags)
+        assert '2 validations in a row were no better: --patience ends the run' in log
+        assert re.search(r'done: step 6\b', log) and (tmp_path / 'run' / 'model-6.index').exists()
+    assert ' step=7' not in log
+
+
+def test_a_validation_that_a_stop_cut_short_is_made_up_for(sample_coco, tmp_path):
+    flags = '--max-steps=3', '--valid-every=3'
+    train_small(sample_coco, tmp_path / 'run', *flags)
+    curves = tmp_path / 'run' / 'logs' / 'curves.csv'
+    curves.write_text(''.join(line for line in curves.read_text().splitlines(True) if line[:6] != 'valida'))
+    shutil.rmtree(str(tmp_path / 'run' / 'best'))
+    for count in (1, 0):
+        log = train_small(sample_coco, tmp_path / 'run', *flags)
+        assert log.count(' small loss=') == log.count('best validation so far') == count
+        assert (tmp_path / 'run' / 'best' / 'model-3.index').exists()
+
+
+def test_a_stop_before_the_first_step_says_why_and_nothing_else(sample_coco, tmp_path):
+    log = train_small(sample_coco, tmp_path / 'run', '--max-hours=0.000001', '--max-steps=2')
+    last = log.splitlines()[-1]
+    assert 'stopped by --max-hours before the first step' in last and 'never used' not in log
 
 
 def test_the_best_is_chosen_by_ap_where_it_is_measured(sample_coco, tmp_path):
@@ -41,10 +64,29 @@ def test_a_run_again_from_its_own_flags(sample_coco, tmp_path):
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {'max_steps', 'modelpath', 'logpath', 'config'} and second['max_steps'] == 3
     assert 'step=3' in log
+    log = train_small(sample_coco, tmp_path / 'fourth', '--config=%s' % (tmp_path / 'first'), '--max-epoch=1')
+    assert re.search(r'step 0 of %s\b' % re.search(r'(\d+) steps per epoch', log).group(1), log)  # not of 2
     text = tmp_path / 'text.json'
     text.write_text('[1]')
     for path in (tmp_path / 'none.json', text):
         assert str(path) in train_small(sample_coco, tmp_path / 'third', '--config=%s' % path, code=2)
+
+
+def test_a_flag_that_may_be_repeated_takes_the_place_of_the_runs(tmp_path, monkeypatch):
+    run = tmp_path / 'run.json'
+    run.write_text(json.dumps({'flags': {'add_data': ['a:0.3'], 'max_steps': 7}}))
+    monkeypatch.setenv('HOME', str(tmp_path))
+
+    def flags(*arguments):
+        monkeypatch.setattr('sys.argv', ['train.py', '--config=~/run.json', *arguments])
+        return parse_flags()
+    assert flags().add_data == ['a:0.3'] and flags().max_steps == 7
+    assert flags('--add-data=~/b:0.5').add_data == ['%s/b:0.5' % tmp_path]
+    assert flags('--max-epoch=3').max_steps is None
+    for arguments in (['--config'], ['--valid-share=0.1', '--valid-split=x']):
+        monkeypatch.setattr('sys.argv', ['train.py', *arguments])
+        with pytest.raises(UserError, match=arguments[-1].split('=')[0]):
+            parse_flags()
 
 
 def test_frozen_layers_stay_as_they_are():
@@ -76,5 +118,5 @@ def test_the_norm_of_all_gradients_is_clipped():
 
 def test_flags_that_cannot_work(tmp_path):
     for flag in ('--ema=1', '--clip-norm=0', '--aug-scale=2,1', '--aug-flip=2', '--augment=none', '--max-hours=-1',
-                 '--patience=-1'):
+                 '--patience=-1', '--input-width=1000000'):
         assert flag[2:].split('=')[0] in train_small(tmp_path, tmp_path / 'run', flag, code=2)

@@ -12,7 +12,7 @@ from training.run_folder import check_resume, note_start, read_run
 from training.run_log import CURVES_FILE, LOSSES, Interval, LogLines, RunLog, read_curves
 
 FLAGS = {'model': 'mobilenet_thin', 'input_width': 64, 'input_height': 48, 'lr': [0.001], 'tag': '',
-         'optimizer': 'adam', 'ema': 0.0}
+         'optimizer': 'adam', 'ema': 0.0, 'teacher': None, 'pretrained': None}
 METRICS = dict({name: 2.0 for name in LOSSES}, lr=0.001, examples_per_sec=10.0, queue=3, data_wait=0.25,
                loss_ll_background=1.0)
 
@@ -41,10 +41,14 @@ def test_changed_flags_of_training_are_told(tmp_path, caplog):
     caplog.set_level('INFO')
     flags = dict(FLAGS, aug_scale=(0.5, 1.1))
     note_start(str(tmp_path), flags, COCO_SKELETON, resumes=False)
-    note_start(str(tmp_path), dict(flags, tag='other', datapath='/elsewhere'), COCO_SKELETON, resumes=True)
+    note_start(str(tmp_path), flags, COCO_SKELETON, resumes=True)
     assert 'changed' not in caplog.text
-    note_start(str(tmp_path), dict(flags, lr=[0.1]), COCO_SKELETON, resumes=True)
-    assert 'changed since the last start: --lr=[0.1] (was [0.001])' in caplog.text
+    changed = dict(flags, lr=[0.1], teacher='t.npy')
+    note_start(str(tmp_path), dict(changed), COCO_SKELETON, resumes=True)
+    assert 'changed since the last start: --lr=[0.1] (was [0.001]), --teacher=t.npy (was None)' in caplog.text
+    assert 'has no effect' not in caplog.text
+    note_start(str(tmp_path), dict(changed, pretrained='w.npy'), COCO_SKELETON, resumes=True)
+    assert '--pretrained=w.npy has no effect: this run goes on from its own checkpoint' in caplog.text
 
 
 @pytest.mark.parametrize('rate, text', [(0.01, 'lr=0.010000,'), (4e-5, 'lr=0.0000400,'), (3.2e-8, 'lr=0.0000000320,'),
@@ -101,6 +105,19 @@ def test_curves_of_steps_after_the_checkpoint_are_dropped(tmp_path):
     rows = read_curves(str(tmp_path / CURVES_FILE))
     assert [(row['step'], row['lr']) for row in rows] == [('1', '0.001'), ('2', '0.001'), ('3', '0.5')]
     assert [row['epoch'] for row in rows] == ['0.1000', '0.2000', '0.3000']
+
+
+def test_a_new_run_keeps_the_curves_of_another(tmp_path, caplog):
+    caplog.set_level('INFO')
+    for step in (7, 8, 9):
+        with RunLog(str(tmp_path), 0, Schedule(10, 1000, True, 0)) as log:
+            assert log.checked == {'validation': [], 'evaluation': []}
+            log.validation(step, 3, 'tag', METRICS)
+    names = 'curves.csv', 'earlier-curves.csv', 'earlier-2-curves.csv'
+    assert [row['step'] for name in names for row in read_curves(str(tmp_path / name))] == ['9', '7', '8']
+    assert 'curves.csv is of an earlier run: kept as %s' % (tmp_path / names[1]) in caplog.text
+    with RunLog(str(tmp_path), 10, Schedule(10, 1000, True, 0)) as log:
+        assert log.checked == {'validation': [9], 'evaluation': []}
 
 
 def test_an_interval_has_the_means_since_the_last_line():
