@@ -21,6 +21,7 @@ ENCODER = ('-c:v', 'libx264', '-preset', 'veryfast', '-crf', '21', '-pix_fmt', '
 OPENCV_CODEC = 'vp09'
 REMEDY = 'pip install imageio-ffmpeg'
 AUDIO_STREAM = re.compile(r'Stream #0:.*: Audio: (\w+)')
+PICTURE_TIME = re.compile(r'pts_time: *(-?[\d.]+)')
 COPIED_SOUND = 'aac', 'mp3'  # what browsers play in .mp4; other sound becomes AAC
 
 
@@ -74,24 +75,40 @@ class OpenCVWriter:
         self.write, self.release = self._writer.write, self._writer.release
 
 
-def sound_codec(program, film):
-    """Name of the codec of a file's first stream of sound; None for a silent one."""
-    result = subprocess.run([program, '-hide_banner', '-protocol_whitelist', 'file', '-i', 'file:' + film],
-                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    stream = AUDIO_STREAM.search(result.stderr.decode(errors='replace'))
-    return stream.group(1) if stream else None
+def sound_and_start(program, film):
+    """(Codec of a file's first stream of sound, or None, when its first picture is shown, what ffmpeg said last).
+
+    The time is in seconds of the file's own clock, which need not begin there, nor at 0; None where there is no such
+    picture.
+    """
+    result = subprocess.run(
+        [program, '-hide_banner', '-protocol_whitelist', 'file', '-copyts', '-i', 'file:' + film, '-map', '0:v:0',
+         '-frames:v', '1', '-vf', 'showinfo', '-f', 'null', '-'],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    text = result.stderr.decode(errors='replace')
+    stream, shown = AUDIO_STREAM.search(text), PICTURE_TIME.search(text)
+    return stream and stream.group(1), float(shown.group(1)) if shown else None, _last_line(result.stderr)
 
 
-def add_sound(program, film, source, seconds):
-    """Give a silent film of so many seconds the sound of another one, if that has any."""
-    codec = sound_codec(program, source)
+def add_sound(program, film, source, begin, seconds):
+    """Give a silent film of so many seconds the sound of another one, if that has any.
+
+    begin: when the source's first picture is shown in the film. The source's sound may begin before or after it: the
+    streams of films that were cut or put together do not begin at once.
+    """
+    codec, shown, said = sound_and_start(program, source)
+    if shown is None:
+        return logging.warning('no sound is taken from %s: ffmpeg finds no picture there to keep it in step with (%s)',
+                               source, said)
     if codec is None:
         return
+    way = ['copy'] if codec in COPIED_SOUND else ['aac', '-af', 'atrim=start=0']
     whole = film + '.sound.mp4'
     result = subprocess.run(
-        [program, '-y', '-loglevel', 'error', '-i', 'file:' + film, '-protocol_whitelist', 'file', '-i',
-         'file:' + source, '-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a',
-         'copy' if codec in COPIED_SOUND else 'aac', '-t', repr(seconds), '-movflags', '+faststart', 'file:' + whole],
+        [program, '-y', '-loglevel', 'error', '-copyts', '-i', 'file:' + film, '-itsoffset',
+         '%.6f' % (begin - shown), '-protocol_whitelist', 'file', '-i', 'file:' + source, '-map', '0:v',
+         '-map', '1:a:0', '-c:v', 'copy', '-c:a', *way, '-t', repr(seconds), '-movflags', '+faststart',
+         'file:' + whole],
         stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     if result.returncode == 0:
         return os.replace(whole, film)
@@ -122,6 +139,7 @@ class Output:
         self._parts = {prefix + '_people.part.mp4': self.video, prefix + '_people.part.jsonl': self.lines}
         self._fps, self._source, self._padding = fps, source, (height % 2, width % 2)
         self._shown, self._last, self._written, self._repeated, self._left_out = 0, None, 0, 0, 0
+        self._begin = None  # seconds, of the first frame
         self._video_part, lines_part = self._parts
         try:
             self._file = open(lines_part, 'w')
@@ -142,6 +160,7 @@ class Output:
 
     def write(self, picture, seconds, record):
         """Write a drawn frame, shown at that time, and its JSON."""
+        self._begin = seconds if self._begin is None else self._begin
         due = int(seconds * self._fps + 0.5)
         if due >= self._shown:
             bottom, right = self._padding
@@ -184,7 +203,7 @@ class Output:
                          'and %d left out, and it takes as long', self._source, self._fps, self._repeated,
                          self._left_out)
         if self._ffmpeg and self._written:
-            add_sound(self._ffmpeg, self._video_part, self._source, self._shown / self._fps)
+            add_sound(self._ffmpeg, self._video_part, self._source, self._begin, self._shown / self._fps)
 
     def _keep_parts(self):
         if self._written:

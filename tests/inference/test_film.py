@@ -18,7 +18,7 @@ import pytest
 
 from conftest import ROOT
 from inference import film
-from inference.film import Output, find_ffmpeg, sound_codec
+from inference.film import Output, add_sound, find_ffmpeg, sound_and_start
 from pose_errors import UserError
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -74,6 +74,20 @@ def make_source(path, *sound):
     return path
 
 
+def sound_codec(path):
+    return sound_and_start(find_ffmpeg(), str(path))[0]
+
+
+def flash_and_beep(path):
+    """When a film first gets bright and when it first gets loud, in seconds after its first picture, by its clock."""
+    frames = list(iter(cv2.VideoCapture(str(path)).read, (False, None)))
+    bright = next(index for index, (_, pixels) in enumerate(frames) if pixels.mean() > 100)
+    result = subprocess.run([find_ffmpeg(), '-loglevel', 'error', '-copyts', '-i', str(path), '-map', '0:a', '-af',
+                             'aresample=8000:async=1:first_pts=0', '-f', 's16le', '-'], stdout=subprocess.PIPE)
+    loud = np.abs(np.frombuffer(result.stdout, np.int16).astype(int)) > 3000
+    return bright / RATE, np.nonzero(loud)[0][0] / 8000
+
+
 @pytest.fixture
 def no_ffmpeg(monkeypatch):
     monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
@@ -119,16 +133,67 @@ def test_a_broken_time_does_not_fill_the_disk(tmp_path, monkeypatch):
 def test_sound_goes_along_and_ends_with_the_pictures(tmp_path, name, options, codec):
     source = make_source(tmp_path / name, *options)
     path = write_film(tmp_path / 'film', source=source)
-    assert sound_codec(find_ffmpeg(), path) == codec
+    assert sound_codec(path) == codec
     assert read_film(path)[0] == list(range(COUNT))
     text = subprocess.run([find_ffmpeg(), '-i', path], stderr=subprocess.PIPE).stderr.decode()
     assert 'Duration: 00:00:02.0' in text, 'the sound of the source takes four seconds'
     assert not [name for name in os.listdir(str(tmp_path)) if 'part' in name]
 
 
+@pytest.fixture(scope='module')
+def struck(tmp_path_factory):
+    """A film of four seconds; after two and a half there is a flash and a beep. A picture that stands for itself comes
+    each second."""
+    path = tmp_path_factory.mktemp('struck') / 'struck.mp4'
+    moment = 'between(t,2.48,2.7)'
+    subprocess.run([find_ffmpeg(), '-y', '-loglevel', 'error', '-f', 'lavfi', '-i',
+                    "color=black:s=160x96:r=%g:d=4,drawbox=color=white:t=fill:enable='%s'" % (RATE, moment),
+                    '-f', 'lavfi', '-i', "aevalsrc='sin(5000*t)*%s':d=4:s=44100" % moment, '-g', '12', '-bf', '0',
+                    '-c:a', 'aac', str(path)], check=True)
+    return path
+
+
+def write_again(source, prefix, count=None):
+    """The path of a film with the pictures of another one, and its sound."""
+    with Output(str(prefix), RATE, 160, 96, str(source)) as output:
+        for index, (_, pixels) in enumerate(iter(cv2.VideoCapture(str(source)).read, (False, None))):
+            if count is None or index < count:
+                output.write(pixels, index / RATE, {})
+    return output.video
+
+
+@pytest.mark.parametrize('ending, options', [
+    ('mp4', ('-ss', '1.3', '-c', 'copy')), ('mkv', ('-ss', '1.3', '-c', 'copy')),
+    ('mkv', ('-ss', '1.3', '-c:v', 'copy', '-c:a', 'libopus')), ('mp4', ('-c', 'copy'))],
+    ids=['cut', 'cut-mkv', 'cut-encoded', 'whole'])
+def test_sound_stays_in_step(struck, tmp_path, ending, options):
+    """In a film that was cut sound begins at once, and the pictures with the next one that stands for itself."""
+    source = tmp_path / ('source.' + ending)
+    subprocess.run([find_ffmpeg(), '-y', '-loglevel', 'error', '-i', str(struck), *options, str(source)], check=True)
+    flash, beep = flash_and_beep(write_again(source, tmp_path / 'film'))
+    assert flash > 0.3 and abs(flash - beep) < 0.06
+
+
+def test_sound_may_begin_later_and_end_with_the_pictures(struck, tmp_path):
+    for name, codec in (('late.mp4', 'copy'), ('late.mkv', 'libopus')):
+        source = tmp_path / name
+        subprocess.run([find_ffmpeg(), '-y', '-loglevel', 'error', '-i', str(struck), '-itsoffset', '0.8', '-i',
+                        str(struck), '-map', '0:v', '-map', '1:a', '-c:v', 'copy', '-c:a', codec, str(source)],
+                       check=True)
+        path = write_again(source, tmp_path / 'film', 45)
+        assert flash_and_beep(path)[1] == pytest.approx(3.28, abs=0.06)
+        text = subprocess.run([find_ffmpeg(), '-i', path], stderr=subprocess.PIPE).stderr.decode()
+        assert 'Duration: 00:00:03.6' in text
+
+
+def test_sound_without_a_picture_to_keep_in_step_with_is_told(struck, tmp_path, caplog):
+    add_sound(shutil.which('false'), str(tmp_path / 'film.mp4'), str(struck), 0, 4)
+    assert 'no sound is taken from %s' % struck in caplog.text and not os.listdir(str(tmp_path))
+
+
 def test_a_silent_film_stays_silent(tmp_path):
     source = make_source(tmp_path / 'source.mp4')
-    assert sound_codec(find_ffmpeg(), write_film(tmp_path / 'film', source=source)) is None
+    assert sound_codec(write_film(tmp_path / 'film', source=source)) is None
 
 
 def test_sound_that_cannot_be_read_is_left_out(tmp_path, caplog):
@@ -136,7 +201,7 @@ def test_sound_that_cannot_be_read_is_left_out(tmp_path, caplog):
     data = source.read_bytes()
     source.write_bytes(data.replace(b'\x05vorbis', b'\x05visbor').replace(b'\x01vorbis', b'\x01visbor'))
     path = write_film(tmp_path / 'film', source=source)
-    assert read_film(path)[0] == list(range(COUNT)) and sound_codec(find_ffmpeg(), path) is None
+    assert read_film(path)[0] == list(range(COUNT)) and sound_codec(path) is None
     assert 'the sound of %s is left out: ' % source in caplog.text
     assert not [name for name in os.listdir(str(tmp_path)) if 'part' in name]
 
