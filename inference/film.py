@@ -22,6 +22,9 @@ OPENCV_CODEC = 'vp09'
 REMEDY = 'pip install imageio-ffmpeg'
 AUDIO_STREAM = re.compile(r'Stream #0:.*: Audio: (\w+)')
 PICTURE_TIME = re.compile(r'pts_time: *(-?[\d.]+)')
+TIME_BASE = re.compile(r'^#tb (\d+): (\d+)/(\d+)', re.MULTILINE)  # of framecrc: stream, seconds
+PACKET = re.compile(r'^(\d+), *-?\d+, *(-?\d+),', re.MULTILINE)  # stream, when it is shown
+SLACK = 1.0  # seconds
 COPIED_SOUND = 'aac', 'mp3'  # what browsers play in .mp4; other sound becomes AAC
 
 
@@ -75,19 +78,45 @@ class OpenCVWriter:
         self.write, self.release = self._writer.write, self._writer.release
 
 
+def _ask(program, film, *options):
+    """Run ffmpeg on a file, whose own clock is kept."""
+    return subprocess.run([program, '-hide_banner', '-protocol_whitelist', 'file', '-copyts', '-i', 'file:' + film,
+                           *options, '-'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          start_new_session=True)
+
+
 def sound_and_start(program, film):
     """(Codec of a file's first stream of sound, or None, when its first picture is shown, what ffmpeg said last).
 
     The time is in seconds of the file's own clock, which need not begin there, nor at 0; None where there is no such
     picture.
     """
-    result = subprocess.run(
-        [program, '-hide_banner', '-protocol_whitelist', 'file', '-copyts', '-i', 'file:' + film, '-map', '0:v:0',
-         '-frames:v', '1', '-vf', 'showinfo', '-f', 'null', '-'],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    text = result.stderr.decode(errors='replace')
+    log = _ask(program, film, '-map', '0:v:0', '-frames:v', '1', '-vf', 'showinfo', '-f', 'null').stderr
+    text = log.decode(errors='replace')
     stream, shown = AUDIO_STREAM.search(text), PICTURE_TIME.search(text)
-    return stream and stream.group(1), float(shown.group(1)) if shown else None, _last_line(result.stderr)
+    return stream and stream.group(1), float(shown.group(1)) if shown else None, _last_line(log)
+
+
+def is_cut_short(program, film, count, seconds, end):
+    """Whether a film holds less than it says, or pictures that could not be read: a second or more of it.
+
+    What it says is not all shown: in some formats it counts pictures that lead to the first one that is shown, in
+    others it is a guess from the length of the sound. So the whole file is read, without decoding.
+
+    Args:
+        count, seconds: how many pictures the film says that it has, and how long it says that they take.
+        end: of the pictures that could be read, in seconds after the first.
+    """
+    shown = sound_and_start(program, film)[1]
+    text = _ask(program, film, '-map', '0:v:0', '-map', '0:a?', '-c', 'copy', '-f', 'framecrc').stdout.decode()
+    units = {stream: int(over) / int(under) for stream, over, under in TIME_BASE.findall(text)}
+    packets = [(stream, int(time) * units[stream]) for stream, time in PACKET.findall(text)]
+    pictures = [time for stream, time in packets if stream == '0']
+    if shown is None or not pictures:
+        return True
+    times = [time for _, time in packets]
+    return end + SLACK < max(pictures) - shown or (
+        len(pictures) < count and max(times) - min(times) + SLACK < seconds)
 
 
 def add_sound(program, film, source, begin, seconds):

@@ -23,7 +23,7 @@ import pose_draw
 from pose_errors import UserError
 
 from .decode import keypoint_lists
-from .film import Output
+from .film import SLACK, Output, find_ffmpeg, is_cut_short
 from .predictor import InputImage, Predictor, Request, make_transforms
 from .tracking import Smoother, Tracker
 
@@ -51,7 +51,8 @@ class Frames:
         source: path of a file or of a camera (/dev/video0), the number of a camera as text, or a URL.
     Attributes:
         height, width: in pixels, upright.  fps: the nominal rate, or that of the first frames where it is higher: a
-            film of varying rate names its mean.  count: of frames, as the file says, or None.
+            film of varying rate names its mean.  count, seconds: of frames and how long they take, as the file says,
+            or None.
         is_live: whether it goes on while nobody reads.
     Raises UserError: there is no such file or camera, or it holds no video.
     """
@@ -78,6 +79,7 @@ class Frames:
         self.fps = fps if np.isfinite(fps) and 1 <= fps <= MAX_FPS else DEFAULT_FPS
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not is_camera and 0 < count < 1e9 else None
+        self.seconds = self.count and self.count / self.fps
         self.is_live = is_camera or is_url and self.count is None
         self._start = time.monotonic()
         self._first = [Frame(0, self._time_after(None), first)]
@@ -171,7 +173,7 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
         tracker, smoother = Tracker(skeleton), Smoother()
         found = predictor.find_people(_requests(frames, transforms, stop, limit))
         total = min(filter(None, (frames.count, limit)), default=None)
-        people, written, begin = 0, 0, time.perf_counter()
+        people, written, end, begin = 0, 0, 0.0, time.perf_counter()
         output = Output(os.path.join(output_dir, name), frames.fps, frames.width, frames.height,
                         source if os.path.isfile(source) else None)
         with output, concurrent.futures.ThreadPoolExecutor(1) as writer, contextlib.closing(found):
@@ -180,7 +182,7 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
                 numbers = tracker.update(keypoints, frame.seconds)
                 if smooth:
                     keypoints = smoother.update(keypoints, numbers, frame.seconds)
-                people, written = people + len(numbers), written + 1
+                people, written, end = people + len(numbers), written + 1, frame.seconds + 1 / frames.fps
                 writing.append(writer.submit(_draw_and_write, output, frame, keypoints, numbers, scores, skeleton))
                 while len(writing) > (0 if show else FRAMES_AHEAD):
                     drawn = writing.popleft().result()
@@ -191,11 +193,19 @@ def find_people_in_video(predict_maps, skeleton, source, output_dir, stop, decod
             for future in writing:
                 future.result()
         seconds = time.perf_counter() - begin
-    if frames.count and written < frames.count and not (limit or stop() or show):
-        logging.warning('%s says that it has %d frames, and %d could be read', source, frames.count, written)
+    if not (limit or stop() or show) and _is_cut_short(source, frames, written, end):
+        logging.warning('%s says that it has %d frames in %.1f seconds, and %d in %.1f could be read; it may have been '
+                        'cut short', source, frames.count, frames.seconds, written, end)
     return output.video, output.lines, dict(
         predictor.timings(), frames=written, people=people, tracks=tracker.count,
         frames_per_s=round(written / seconds, 2), scales=list(scales), flip=flip)
+
+
+def _is_cut_short(source, frames, written, end):
+    if not frames.count or written >= frames.count or end + SLACK >= frames.seconds:
+        return False
+    program = os.path.isfile(source) and find_ffmpeg()
+    return not program or is_cut_short(program, source, frames.count, frames.seconds, end)
 
 
 def _requests(frames, transforms, stop, limit):

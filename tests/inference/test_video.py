@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import struct
+import subprocess
 import threading
 import time
 import types
@@ -19,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from annotations.skeleton import COCO_SKELETON
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command, run_well, summary_of
+from inference.film import find_ffmpeg
 from inference.predictor import start_decoders
 from inference.tracking import Smoother
 from inference.video import Frames, check_display, find_people_in_video, output_name
@@ -183,6 +185,37 @@ def test_frames_of_a_varying_rate_have_their_own_times(video, tmp_path, caplog):
     assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, abs=0.01)
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == round(expected[-1] * 12.5) + 1
     assert '44 pictures are repeated and 0 left out' in caplog.text
+
+
+@pytest.fixture(scope='module')
+def slow_films(video):
+    """A folder of films of eight seconds, five frames a second, that say more than they show: one of varying rate, one
+    with more sound, one that was cut between two pictures that stand for themselves. whole.mp4 has nothing to hide."""
+    whole, varying, sounding, cut = (str(video.parent / name) for name in (
+        'whole.mp4', 'varying.mkv', 'sounding.mkv', 'cut.mp4'))
+    for options in (
+            ('-i', str(video), '-vf', 'setpts=4*PTS,fps=5', '-movflags', '+faststart', whole),
+            ('-i', str(video), '-vf', "setpts=4*PTS,fps=25,select='lt(n,15)+not(mod(n,20))'", varying),
+            ('-i', whole, '-f', 'lavfi', '-i', 'sine=duration=20', '-c:v', 'copy', sounding),
+            ('-ss', '4', '-i', whole, '-c', 'copy', cut)):
+        subprocess.run([find_ffmpeg(), '-y', '-loglevel', 'error', *options], check=True)
+    return video.parent
+
+
+@pytest.mark.parametrize('name', ('whole.mp4', 'varying.mkv', 'sounding.mkv', 'cut.mp4'))
+def test_nothing_is_said_of_films_that_are_whole(slow_films, tmp_path, name, caplog):
+    find(slow_films / name, tmp_path)
+    assert 'could be read' not in caplog.text
+
+
+@pytest.mark.parametrize('name', ('whole.mp4', 'varying.mkv'))
+@pytest.mark.parametrize('rest', (b'', b'\0'), ids=['missing', 'zeros'])
+def test_films_that_end_too_early_are_told(slow_films, tmp_path, name, rest, caplog):
+    data = (slow_films / name).read_bytes()
+    kept = int(0.6 * len(data))
+    (tmp_path / name).write_bytes(data[:kept] + rest * (len(data) - kept))
+    find(tmp_path / name, tmp_path)
+    assert 'could be read; it may have been cut short' in caplog.text
 
 
 def test_smooth_keypoints_are_written_and_drawn(video, tmp_path):
