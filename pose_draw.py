@@ -135,6 +135,12 @@ def shade_mask(image, mask):
     return _blend(image, shade, ignored * np.where(stripes, 0.85, 0.55))
 
 
+def shrunk(image, scale):
+    """An image at a scale of at most 1, with sides of at least a pixel."""
+    width, height = (max(1, int(round(side * min(1, scale)))) for side in image.shape[1::-1])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def caption(image, text):
     """An image uint8 (H, W, 3) BGR with a line of ASCII text on a white strip below, smaller where it would not fit."""
     width = image.shape[1]

@@ -10,7 +10,6 @@ import glob
 import logging
 import os
 
-import cv2
 from tqdm import tqdm
 
 import pose_draw
@@ -182,9 +181,7 @@ def draw_maps(image, drawn, skeleton):
     height, width = image.pixels.shape[:2]
     maps = maps_over_image(image.maps, image.transforms, skeleton, width, height)
     heatmap, pafs = maps[:, :, :skeleton.heatmap_channels], maps[:, :, skeleton.heatmap_channels:]
-    scale = min(1, PANEL_SIDE / max(width, height))
-    drawn, pixels = (cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-                     for picture in (drawn, image.pixels))
+    drawn, pixels = (pose_draw.shrunk(picture, PANEL_SIDE / max(width, height)) for picture in (drawn, image.pixels))
     panels = [(drawn, 'people'), (pose_draw.overlay_heatmap(pixels, heatmap), 'heatmaps, the highest part'),
               (pose_draw.overlay_paf(pixels, pafs), 'PAFs, hue: direction'),
               (pose_draw.overlay_channel(pixels, heatmap[:, :, skeleton.background]), 'background')]

@@ -140,7 +140,7 @@ class _Pictures:
         entry = self._coco.loadImgs(mistakes.image_id)[0]
         pixels = read_entry(entry, self._path_of)
         scale = min(1, PICTURE_SIDE / max(pixels.shape[:2]))
-        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        pixels = pose_draw.shrunk(pixels, scale)
         labelled = keypoints_by_image(labelled_people(self._coco, [mistakes.image_id])).get(mistakes.image_id, [])
         left = self._skeletons(pixels, labelled, scale, 1)
         right = self._skeletons(pixels, self._found.get(mistakes.image_id, []), scale, MIN_PARTS)

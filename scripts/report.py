@@ -12,9 +12,9 @@ import pose_cli
 
 pose_cli.prepare_process()
 
-import cv2
 import numpy as np
 
+import pose_draw
 import pose_files
 from annotations.images import BadSample, read_photograph
 from annotations.skeleton import RUN_FILE
@@ -133,8 +133,7 @@ def _validation(path):
         pixels = read_photograph(path)
     except BadSample:
         return ''
-    scale = min(1, PICTURE_WIDTH / pixels.shape[1])
-    pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    pixels = pose_draw.shrunk(pixels, PICTURE_WIDTH / pixels.shape[1])
     return section('Last validation', picture(pixels, 'true and predicted maps of validation images'))
 
 

@@ -81,6 +81,11 @@ def test_only_what_is_left_out_of_the_loss_is_shaded():
     assert (shaded[:, 170:] != GREY[:, 170:]).any(axis=2).all()
 
 
+@pytest.mark.parametrize('scale, shape', [(0.5, (80, 120, 3)), (3, (160, 240, 3)), (0.001, (1, 1, 3))])
+def test_shrunk_pictures_keep_a_pixel(scale, shape):
+    assert pose_draw.shrunk(GREY, scale).shape == shape
+
+
 @pytest.mark.parametrize('width', [80, 240, 1200])
 def test_captions_stand_below_the_image_and_fit(width):
     image = np.full((50, width, 3), 7, np.uint8)

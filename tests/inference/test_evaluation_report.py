@@ -127,6 +127,18 @@ def test_nobody_labelled_and_nobody_found(tmp_path):
     assert page.below['title'][:2] == ['\u2013', 'AP'] and '\u2013' in page.tables['Keypoints'][1]
 
 
+@pytest.mark.parametrize('shape', [(2, 2000, 3), (2000, 2, 3)])
+def test_a_thin_image_is_shown_too(tmp_path, shape):
+    image = np.full(shape, 90, np.uint8)
+    write_coco(tmp_path, {'thin.png': cv2.imencode('.png', image)[1].tobytes()}, [('thin.png', keypoints(), BOX)])
+    annotation_file, folder = find_split(str(tmp_path), 'train2017')
+    dataset = read_dataset(annotation_file)
+    dataset.images[0].update(height=shape[0], width=shape[1])
+    summary, evaluation = measure(as_pycocotools(dataset), [1], [], dataset.skeleton)
+    page = Page(evaluation_page(summary, [], evaluation, dataset.skeleton, folder, 'title', {}))
+    assert page.below['Most people missed'][1:] == ['thin.png', ': 1 of 1 people missed']
+
+
 def test_without_matplotlib_a_line_takes_the_place_of_a_chart(sample_coco, tmp_path):
     """As in the environment for inference alone."""
     result = run_command(PROGRAMS / 'without_packages.py', 'matplotlib,tensorflow', 'pose_eval.py', '--oracle',

@@ -164,6 +164,16 @@ def test_kinds_of_pictures(tmp_path):
                                                           'b_keypoints.json', 'c_keypoints.json']
 
 
+@pytest.mark.parametrize('shape', [(3000, 2, 3), (2, 3000, 3)])
+def test_thin_photographs_have_pictures_too(tmp_path, shape):
+    """Also of maps, whose shorter side would be less than a pixel."""
+    cv2.imwrite(str(tmp_path / 'thin.png'), np.full(shape, 90, np.uint8))
+    given = find_photographs(str(tmp_path))
+    draw_photographs(nobody, COCO_SKELETON, given, str(tmp_path / 'out'), maps=True, **SETTING)
+    assert cv2.imread(str(tmp_path / 'out' / 'thin_rendered.png')).shape == shape
+    assert max(cv2.imread(str(tmp_path / 'out' / 'thin_maps.png')).shape) > 1280
+
+
 def test_none_can_be_read(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(HEIC)
     with pytest.raises(UserError, match=r'none of the photographs .* skipped 1 files: 1 \.heic \(heif-convert'):
