@@ -33,6 +33,7 @@ RATE_FRAMES = 8  # whose times tell a film's rate
 FRAMES_AHEAD = 8
 END = object()
 ESCAPE, QUIT = 27, ord('q')
+CAMERA = re.compile(r'[0-9]{1,4}$')  # a longer number is a file's name
 URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
 
 # FFmpeg's own remarks on broken files; what matters of them becomes an error line.
@@ -59,13 +60,14 @@ class Frames:
 
     def __init__(self, source):
         is_url = bool(URL.match(source))
-        is_camera = source.isdecimal() or (  # or the path of one, as /dev/video0, there or not
+        is_numbered = bool(CAMERA.match(source))
+        is_camera = is_numbered or (  # or the path of one, as /dev/video0, there or not
             os.path.realpath(source).startswith('/dev/') and not os.path.isfile(source))
         if not (is_url or is_camera or os.path.isfile(source)):
             raise UserError('--video=%s: there is no such file; give a video, the number of a camera or its device, or '
                             'a URL' % source)
         cv2.setLogLevel(0)  # OpenCV's own remarks
-        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        self._capture = cv2.VideoCapture(int(source) if is_numbered else source)
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # phones store their films as the sensor lies
         readable, first = self._capture.read()
         if not readable:
@@ -145,7 +147,7 @@ class Frames:
 
 def output_name(source):
     """What the outputs of a source are called: a file's name without its ending, camera0, the end of a URL's path."""
-    if source.isdecimal():
+    if CAMERA.match(source):
         return 'camera' + source
     path = urllib.parse.urlsplit(source).path if URL.match(source) else source
     return re.sub(r'[^\w. -]', '_', os.path.splitext(os.path.basename(path))[0]) or 'stream'

@@ -274,8 +274,9 @@ def test_a_film_behind_an_url(video, tmp_path):
 
 
 def test_names_of_outputs():
-    for source, name in (('0', 'camera0'), ('/dev/video2', 'video2'), ('films/a b.c.mp4', 'a b.c'),
-                         ('rtsp://user:word@10.0.0.1:554/cam?x=/y', 'cam'), ('http://10.0.0.1', 'stream')):
+    for source, name in (('0', 'camera0'), ('20250131', '20250131'), ('/dev/video2', 'video2'),
+                         ('films/a b.c.mp4', 'a b.c'), ('rtsp://user:word@10.0.0.1:554/cam?x=/y', 'cam'),
+                         ('http://10.0.0.1', 'stream')):
         assert output_name(source) == name
 
 
@@ -296,7 +297,8 @@ def test_the_command(video, tmp_path):
 def test_files_that_are_no_videos(tmp_path):
     broken = tmp_path / 'broken.mp4'
     broken.write_bytes(b'no video at all' * 100)
-    for source in (tmp_path / 'absent.mp4', broken, '97', '/dev/video97', 'http://127.0.0.1:9/cam.mjpg'):
+    for source in (tmp_path / 'absent.mp4', broken, '97', '9999', '99999999999999', '/dev/video97',
+                   'http://127.0.0.1:9/cam.mjpg'):
         result = run_command('pose_eval.py', '--graph=%s' % broken, '--video=%s' % source,
                              '--output-dir=%s' % (tmp_path / 'out'))
         assert_user_error(result, source)
