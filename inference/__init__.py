@@ -3,7 +3,7 @@
     from inference import draw_people, load_network
     with load_network('graph_opt.pb') as network:
         people = network(image)                        # uint8 (H, W, 3), BGR as from cv2.imread
-        cv2.imwrite('people.png', draw_people(image, people))
+        cv2.imwrite('people.png', draw_people(image, people, skeleton=network.skeleton))
 
     frozen graph (.pb)          inference/tensorflow_runtime.py
     checkpoint                  inference/tensorflow_runtime.py
@@ -37,7 +37,11 @@ def load_network(path, model=None, **options):
 
 
 def draw_people(image, people, skeleton=COCO_SKELETON):
-    """The image with skeletons, as a new one. people: as a network returns them.  skeleton: the network's."""
+    """The image with skeletons, as a new one.
+
+    people: as a network returns them.  skeleton: its skeleton, network.skeleton; COCO's without it.
+    Raises UserError: people have parts that the skeleton has not.
+    """
     from .pose_network import draw
     return draw(image, people, skeleton)
 

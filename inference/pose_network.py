@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 import networks
-from annotations.skeleton import COCO_SKELETON
+from annotations.skeleton import COCO_SKELETON, MAX_NAMED
 from networks.pretrained import find_checkpoint, model_of
 from pose_draw import draw_skeletons
 from pose_errors import UserError
@@ -96,6 +96,10 @@ class PoseNetwork:
 
 def draw(image, people, skeleton):
     """See inference.draw_people."""
+    foreign = sorted({name for person in people for name in person.keypoints}.difference(skeleton.parts))
+    if foreign:
+        raise UserError('draw_people: the skeleton has no %s; pass skeleton=network.skeleton' % ', '.join(
+            foreign[:MAX_NAMED]))
     absent = (np.nan,) * 3
     keypoints = [[person.keypoints.get(name, absent) for name in skeleton.parts] for person in people]
     return draw_skeletons(image, np.reshape(keypoints, (len(people), len(skeleton.parts), 3)), skeleton)

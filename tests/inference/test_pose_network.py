@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from annotations.skeleton import COCO_SKELETON
 from conftest import ROOT, reference_data, run_well
 from inference import draw_people, load_network
+from inference.pose_network import Person
 from pose_errors import UserError
 
 WEIGHTS = ROOT / 'etcs' / 'weights' / 'mobilenet_v2_small.npy'
@@ -67,6 +69,14 @@ def test_what_is_no_image_is_told_in_words(network, image):
         network([image])
     with pytest.raises(UserError, match='cv2.imread gives for a file that it cannot read'):
         network(None)
+
+
+def test_people_of_other_keypoints_are_drawn_with_their_own_skeleton():
+    image, people = np.full((60, 60, 3), 90, np.uint8), [Person({'tip': (10, 10, 1.), 'tail': (50, 50, 1.)}, 1., None)]
+    skeleton = COCO_SKELETON._replace(parts=('tip', 'tail'), limbs=((0, 1),))
+    assert (draw_people(image, people, skeleton=skeleton) != image).any()
+    with pytest.raises(UserError, match='no tail, tip; pass skeleton=network.skeleton'):
+        draw_people(image, people)
 
 
 def test_files_that_are_none(tmp_path):
