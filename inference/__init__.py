@@ -22,6 +22,7 @@ from networks.pretrained import skeleton_of
 from pose_errors import UserError
 
 SKELETON_FILE = 'skeleton.json'  # beside a graph
+GRAPHS = '.pb', '.tflite', '.onnx'
 
 
 def load_network(path, model=None, **options):
@@ -46,6 +47,12 @@ def draw_people(image, people, skeleton=COCO_SKELETON):
     return draw(image, people, skeleton)
 
 
+def graph_kind(path):
+    """Which of GRAPHS a file is by its name, in capitals or not; None: none of them."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending if ending in GRAPHS else None
+
+
 def open_network(graph_file=None, checkpoint=None, model=None, threads=None, skeleton=None):
     """A network from a file, as a function of images.
 
@@ -59,10 +66,11 @@ def open_network(graph_file=None, checkpoint=None, model=None, threads=None, ske
         size: (width, height) of the images, or None when it is free.
     Raises UserError: a missing or broken file, a graph that is not of this project, a checkpoint of another model.
     """
-    if graph_file and graph_file.endswith('.tflite'):
+    kind = graph_file and graph_kind(graph_file)
+    if kind == '.tflite':
         from . import tflite_runtime
         return tflite_runtime.load_tflite(graph_file, threads)
-    if graph_file and graph_file.endswith('.onnx'):
+    if kind == '.onnx':
         from . import onnx_runtime
         return onnx_runtime.load_onnx(graph_file, threads)
     runtime = _tensorflow_runtime(graph_file or checkpoint)
@@ -90,11 +98,12 @@ def read_skeleton(graph_file=None, checkpoint=None):
     themselves.
     """
     if graph_file:
-        if graph_file.endswith('.tflite'):
+        kind = graph_kind(graph_file)
+        if kind == '.tflite':
             from . import tflite_runtime
             tflite_runtime.check_file(graph_file)
             text = tflite_runtime.skeleton_text(graph_file)
-        elif graph_file.endswith('.onnx'):
+        elif kind == '.onnx':
             from . import onnx_runtime
             text = onnx_runtime.skeleton_text(graph_file)
         else:

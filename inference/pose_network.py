@@ -10,12 +10,11 @@ from networks.pretrained import find_checkpoint, model_of
 from pose_draw import draw_skeletons
 from pose_errors import UserError
 
-from . import open_network, read_skeleton
+from . import graph_kind, open_network, read_skeleton
 from .decode import MIN_PARTS, PEAK_THRESHOLD
 from .predictor import InputImage, Predictor, Request, make_transforms
 
 SHORT_EDGE = 368
-GRAPHS = '.pb', '.tflite', '.onnx'
 
 # keypoints: {name of a part that was found: (x, y, score)}.  score: from 0 to 1.  box: x, y, width, height around them.
 # All in pixels of the image.
@@ -25,7 +24,7 @@ Person = collections.namedtuple('Person', 'keypoints score box')
 def load(path, model=None, threads=None, **options):
     """The PoseNetwork of a file, see inference.load_network. threads: of the processor, None for all."""
     path = os.path.expanduser(str(path))
-    if path.lower().endswith(GRAPHS):
+    if graph_kind(path):
         skeleton = read_skeleton(graph_file=path) or COCO_SKELETON
         return PoseNetwork(*open_network(path, threads=threads), skeleton, **options)
     checkpoint = find_checkpoint(path)

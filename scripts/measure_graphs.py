@@ -9,7 +9,7 @@ import numpy as np
 from annotations.coco import read_dataset
 from annotations.splits import find_split
 from graphs import optimize
-from inference import onnx_runtime, tflite_runtime
+from inference import graph_kind, onnx_runtime, tflite_runtime
 from inference.metrics import evaluate, last_stage_loss
 from pose_errors import UserError
 
@@ -116,7 +116,7 @@ def format_table(report, title):
 def describe(graph, path):
     """What a graph consists of, and what runs it; graph is the GraphDef of a .pb file."""
     if graph is None:
-        is_onnx = path.endswith('.onnx')
+        is_onnx = graph_kind(path) == '.onnx'
         ops = onnx_runtime.count_ops(path) if is_onnx else tflite_runtime.count_ops(path)
         return {'nodes': sum(ops.values()), 'ops': ops,
                 'runtime': 'ONNX Runtime' if is_onnx else tflite_runtime.runtime_name()}

@@ -85,6 +85,17 @@ def test_files_that_are_none(tmp_path):
             load_network(tmp_path / name)
 
 
+@pytest.mark.parametrize('ending', ('tflite', 'onnx', 'pb'))
+def test_names_in_capitals_are_of_the_same_kind(tmp_path, ending):
+    said = set()
+    for name in ('x.' + ending, 'X.' + ending.upper()):
+        (tmp_path / name).write_bytes(b'no graph' * 20)
+        with pytest.raises(UserError) as error:
+            load_network(tmp_path / name)
+        said.add(str(error.value).replace(str(tmp_path / name), 'FILE'))
+    assert len(said) == 1 and 'FILE' in said.pop()
+
+
 @pytest.mark.slow
 def test_an_editable_installation_works_from_any_folder_and_a_wheel_is_refused(tmp_path):
     """With this interpreter's packages, which is all that it needs."""
