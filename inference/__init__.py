@@ -31,7 +31,7 @@ def load_network(path, model=None, **options):
     Args:
         path: a graph (.pb, .tflite, .onnx), weights (.npy, .caffemodel, .h5), a checkpoint's prefix or folder.
         model: one of networks.NAMES, where a checkpoint or weights do not say so.
-    Raises UserError: as open_network.
+    Raises UserError: as open_network; an option that is out of its range.
     """
     from .pose_network import load
     return load(path, model, **options)

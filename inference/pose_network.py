@@ -1,5 +1,6 @@
 """A network as a function from images to people, for programs: inference.load_network makes it."""
 import collections
+import numbers
 import os
 
 import numpy as np
@@ -15,6 +16,9 @@ from .decode import MIN_PARTS, PEAK_THRESHOLD
 from .predictor import InputImage, Predictor, Request, make_transforms
 
 SHORT_EDGE = 368
+WHOLE_NUMBERS = {'short_edge': 1, 'batchsize': 1, 'min_parts': 0, 'threads': 1}  # options, and what they are at least
+SHARES = 'threshold', 'min_score'
+SCALES = 0.1, 4  # the least and the greatest
 
 # keypoints: {name of a part that was found: (x, y, score)}.  score: from 0 to 1.  box: x, y, width, height around them.
 # All in pixels of the image.
@@ -23,6 +27,7 @@ Person = collections.namedtuple('Person', 'keypoints score box')
 
 def load(path, model=None, threads=None, **options):
     """The PoseNetwork of a file, see inference.load_network. threads: of the processor, None for all."""
+    check_options(options if threads is None else dict(options, threads=threads))
     path = os.path.expanduser(str(path))
     if graph_kind(path):
         skeleton = read_skeleton(graph_file=path) or COCO_SKELETON
@@ -36,6 +41,29 @@ def load(path, model=None, threads=None, **options):
     maps_and_size = open_network(checkpoint=checkpoint, model=networks.model_name(model), threads=threads,
                                  skeleton=skeleton)
     return PoseNetwork(*maps_and_size, skeleton, **options)
+
+
+def check_options(options):
+    """Raise UserError for a value that an option of load cannot have."""
+    for name, value in options.items():
+        if name in WHOLE_NUMBERS and not _is_number(value, WHOLE_NUMBERS[name], kind=numbers.Integral):
+            wanted = 'a whole number of at least %d' % WHOLE_NUMBERS[name]
+        elif name in SHARES and not _is_number(value, 0, 1):
+            wanted = 'a number from 0 to 1'
+        elif name == 'scales' and not _are_scales(value):
+            wanted = 'a list of numbers from %g to %g, as [0.5, 1, 1.5]' % SCALES
+        else:
+            continue
+        raise UserError('load_network: %s=%.40r is not %s' % (name, value, wanted))
+
+
+def _is_number(value, least, greatest=np.inf, kind=numbers.Real):
+    return isinstance(value, kind) and least <= value <= greatest
+
+
+def _are_scales(value):
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    return isinstance(values, (list, tuple)) and bool(values) and all(_is_number(scale, *SCALES) for scale in values)
 
 
 class PoseNetwork:
@@ -57,8 +85,8 @@ class PoseNetwork:
 
     def __call__(self, images):
         """One image, uint8 (H, W, 3) BGR -> its people, the best first, as a list of Person; a list of images, of any
-        sizes -> a list of such lists. Raises UserError for anything else."""
-        single = images is None or isinstance(images, np.ndarray) and images.ndim == 3
+        sizes, or an array (N, H, W, 3) -> a list of such lists. Raises UserError for anything else."""
+        single = images is None or isinstance(images, np.ndarray) and images.ndim != 4
         requests = [self._request(image) for image in ([images] if single else images)]
         predictor = Predictor(self._predict_maps, self.skeleton, self._batchsize, **self._thresholds)
         found = [[self._person(*person) for person in zip(keypoints, scores)]

@@ -11,7 +11,7 @@ import pytest
 from annotations.skeleton import COCO_SKELETON
 from conftest import ROOT, reference_data, run_well
 from inference import draw_people, load_network
-from inference.pose_network import Person
+from inference.pose_network import Person, check_options
 from pose_errors import UserError
 
 WEIGHTS = ROOT / 'etcs' / 'weights' / 'mobilenet_v2_small.npy'
@@ -69,6 +69,29 @@ def test_what_is_no_image_is_told_in_words(network, image):
         network([image])
     with pytest.raises(UserError, match='cv2.imread gives for a file that it cannot read'):
         network(None)
+
+
+def test_a_grey_image_is_one_image(network):
+    with pytest.raises(UserError, match=r'not uint8 \(64, 48\)'):
+        network(np.zeros((64, 48), np.uint8))
+    assert network(np.zeros((2, 64, 48, 3), np.uint8)) == [[], []]
+
+
+@pytest.mark.parametrize('option, wanted', [
+    (dict(short_edge=0), 'short_edge=0 is not a whole number of at least 1'),
+    (dict(short_edge=160.5), 'short_edge=160.5 is not a whole'), (dict(threads=0), 'threads=0 is not a whole'),
+    (dict(scales=()), r'scales=\(\) is not a list of numbers from 0.1 to 4'),
+    (dict(scales=0.5), 'scales=0.5 is not a list'), (dict(scales=[1, 0]), r'scales=\[1, 0\] is not a list'),
+    (dict(scales=np.array(1.)), 'scales=.* is not a list'), (dict(batchsize='2'), "batchsize='2' is not a whole"),
+    (dict(threshold=-1), 'threshold=-1 is not a number from 0 to 1'),
+    (dict(min_score=float('nan')), 'min_score=nan is not a number from 0 to 1')])
+def test_options_out_of_their_range(option, wanted):
+    with pytest.raises(UserError, match='^load_network: ' + wanted):
+        load_network(WEIGHTS, **option)
+
+
+def test_options_may_be_arrays_and_numbers_of_numpy():
+    check_options(dict(scales=np.array([0.5, 1]), short_edge=np.int64(160), threshold=np.float32(0.1), flip=True))
 
 
 def test_people_of_other_keypoints_are_drawn_with_their_own_skeleton():
