@@ -71,13 +71,25 @@ def _split_pattern(given):
 
 
 def _files_below(path):
-    """A file; or the files of a folder and its own folders, except hidden ones."""
+    """A file; or the files of a folder and its own folders, except hidden ones, also of folders that are links.
+
+    Each folder counts once: links may lead back to where they are. So they wait until all others have been seen.
+    """
     if not os.path.isdir(path):
         yield path
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in names:
-            yield os.path.join(folder, name)
+        return
+    tops, seen = collections.deque([path]), set()
+    while tops:
+        for folder, folders, names in os.walk(tops.popleft()):
+            state = os.stat(folder)
+            if (state.st_dev, state.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith('.'))
+            tops.extend(link for link in (os.path.join(folder, name) for name in folders) if os.path.islink(link))
+            for name in names:
+                yield os.path.join(folder, name)
 
 
 def _is_below(folder, other):

@@ -49,6 +49,17 @@ def test_files_folders_and_patterns(tmp_path, given, names):
     assert [os.path.relpath(path, found.root) for path in found.paths] == names.split()
 
 
+def test_folders_that_are_links(tmp_path):
+    """Each counts once, by its own name where that is below the folder too; nothing goes round in circles."""
+    touch(tmp_path, 'p/z/a.jpg', 'p/b.jpg', 'far/c.jpg', 'far/d/e.jpg')
+    for link, target in (('p/far', 'far'), ('p/again', 'far'), ('p/a', 'p/z'), ('p/z/up', 'p'), ('far/d/home', 'p'),
+                         ('p/.hidden', 'far'), ('p/gone', 'nowhere')):
+        (tmp_path / link).symlink_to(tmp_path / target, target_is_directory=True)
+    found = find_photographs(str(tmp_path / 'p'))
+    names = [os.path.relpath(path, found.root) for path in found.paths]
+    assert names == ['again/c.jpg', 'again/d/e.jpg', 'b.jpg', 'z/a.jpg']
+
+
 def test_relative_paths(tmp_path, monkeypatch):
     touch(tmp_path, 'a.jpg', 'b/c.jpg')
     monkeypatch.chdir(str(tmp_path))
