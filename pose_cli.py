@@ -173,6 +173,11 @@ def log_to_stderr(level=logging.INFO):
         handler.addFilter(escape)
 
 
+def is_given(flag):
+    """Whether a flag is on the command line, where its value alone does not say so."""
+    return any(argument.split('=')[0] == flag for argument in sys.argv[1:])
+
+
 def add_data_flags(parser, group=None):
     """Add --datapath, to a group of the parser where it excludes other flags, and --imgpath."""
     (group or parser).add_argument('--datapath', default=os.environ.get('COCO_DIR'),

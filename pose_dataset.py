@@ -9,6 +9,7 @@ them as a tensorpack DataFlow.
 import collections
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import logging
@@ -79,7 +80,11 @@ class PoseDataset:
     @property
     def digest(self):
         """32 characters: the same for the same samples in the same order."""
-        return samples_digest(self.annotations)
+        digest = samples_digest(self.annotations)
+        if not self._negatives:
+            return digest
+        drawn = '%s %d %s' % (digest, self._negatives, self._without_people.tolist())  # of the images that are there
+        return hashlib.blake2b(drawn.encode(), digest_size=16).hexdigest()
 
     def training_sample(self, index, rng):
         """Sample number index, 0 <= index < len(self), augmented as rng (a RandomState) draws. Raises BadSample."""

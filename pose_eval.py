@@ -45,6 +45,11 @@ from pose_errors import UserError
 DEFAULT_MODEL = 'mobilenet_thin'
 TEST_SET = 'image_info_'  # how the annotation files of COCO's test sets begin: they list images alone
 OUTPUT_DIR = os.path.join('logs', 'eval')
+# What such a flag goes with; all others go with every task.
+TASKS_OF_FLAGS = dict(dict.fromkeys(('--split', '--imgpath', '--category', '--valid-share', '--pictures', '--oracle'),
+                                    ('--datapath',)),
+                      **{'--no-pictures': ('--images', '--datapath'), '--maps': ('--images',),
+                         '--show': ('--video',), '--smooth': ('--video',)})
 # What the report's table of settings takes from the options and from the summary.
 SETTING = ('input', 'scales', 'flip', 'threshold', 'min_score', 'batchsize', 'network_ms', 'decode_ms', 'waiting')
 
@@ -178,18 +183,11 @@ def parse_flags():
         args.datapath = None  # $COCO_DIR is not meant
     elif not args.datapath:
         parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR or --video=FILE for pictures')
+    for flag, tasks in TASKS_OF_FLAGS.items():
+        if pose_cli.is_given(flag) and not any(getattr(args, task[2:]) for task in tasks):
+            parser.error('%s goes with %s' % (flag, ' and '.join(tasks)))
     if args.model and not (args.checkpoint or args.weights):
         parser.error('--model goes with --checkpoint and --weights; a graph needs none')
-    if args.show and not args.video:
-        parser.error('--show goes with --video')
-    if args.video and not args.pictures:
-        parser.error('--no-pictures goes with --images and --datapath')
-    if args.maps and not args.images:
-        parser.error('--maps goes with --images')
-    if args.smooth and not args.video:
-        parser.error('--smooth goes with --video')
-    if args.oracle and (args.images or args.video):
-        parser.error('--oracle needs labels: give --datapath')
     if any(side % SIZE_MULTIPLE for side in args.input_size or ()):
         parser.error('--input-size=%dx%d: both sides must be multiples of %d' % (*args.input_size, SIZE_MULTIPLE))
     check_network(parser, args)

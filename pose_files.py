@@ -147,7 +147,6 @@ def write_file(path, data):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         for other in os.listdir(folder):
             match = re.match(r'\.%s\.(\d+)\.tmp$' % re.escape(name), other)

@@ -103,8 +103,7 @@ def train(flags, weights, coordinator):
         with tf.Graph().as_default():
             step, exhausted = build_and_run(flags, weights, source, validation, start, schedule, coordinator)
         if exhausted:
-            logging.info('%d validations in a row were no better: --patience ends the run; a higher one trains on',
-                         flags.patience)
+            logging.info('%d validations in a row were no better: --patience ends the run', flags.patience)
         elif step < schedule.max_steps:  # told here, where data workers learn from it to wait for the run to go on
             raise Stopped('stopped by a signal%s at step %d; saved in %s; the same command resumes there'
                           % (' or --max-hours' if flags.max_hours is not None else '', step, flags.modelpath))
@@ -118,7 +117,10 @@ def where_to_start(flags, validation, coordinator):
     if coordinator.cluster.is_first:
         step = saved_step(flags.modelpath)
         sequence, loss_scale = read_progress(flags.modelpath, step)
-        skeleton = validation.skeleton if validation else skeleton_for_workers(flags)
+        skeleton = validation.skeleton if validation else COCO_SKELETON
+        with contextlib.suppress(UserError):  # training_data says why they cannot be read
+            if flags.remote_data and flags.datapath and not validation:
+                skeleton = open_training(flags).skeleton
         own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale, 'skeleton': skeleton.to_json()}
     start = coordinator.all_gather('where to start', own)[0]
     gaps, after = start['sequence']
@@ -140,23 +142,10 @@ def open_validation(flags):
     if not flags.datapath or not flags.valid_every:
         logging.info('validation is off: it needs --datapath=DIR, and --valid-every above 0')
         return None
-    skeleton = all_keypoints(flags) if flags.add_keypoints else None
+    added = flags.add_data if flags.add_keypoints else ()
+    skeleton = merged_skeleton(flags.datapath, flags.train_split, flags.imgpath, flags.category, added)
     return PoseDataset(flags.datapath, flags.valid_split, flags.input_width, flags.input_height,
                        networks.stride(flags.model), flags.imgpath, category=flags.category, skeleton=skeleton)
-
-
-def all_keypoints(flags):
-    """The Skeleton of the training images, with the keypoints that --add-keypoints adds to theirs."""
-    return merged_skeleton(flags.datapath, flags.train_split, flags.imgpath, flags.category,
-                           flags.add_data if flags.add_keypoints else ())
-
-
-def skeleton_for_workers(flags):
-    """What data workers are to make maps of where no validation images tell it: COCO's without training images."""
-    if flags.remote_data and flags.datapath:
-        with contextlib.suppress(UserError):  # training_data says why they cannot be read
-            return all_keypoints(flags)
-    return COCO_SKELETON
 
 
 def open_source(flags, start, coordinator):
@@ -270,8 +259,7 @@ def build_and_run(flags, weights, source, validation, start, schedule, coordinat
                 coordinator.wait_for_failure()  # TensorFlow, too, may have noticed that a process is gone, not which
             raise
     queue.check()
-    # Worker 0 alone validates.
-    return step, coordinator.all_gather('patience', {'exhausted': check.exhausted}, barrier=True)[0]['exhausted']
+    return step, any(coordinator.all_gather('--patience ends the run', check.exhausted, barrier=True))
 
 
 def what_is_left(flags, queue, start, step, coordinator, alone=False):
@@ -280,8 +268,7 @@ def what_is_left(flags, queue, start, step, coordinator, alone=False):
     Local loaders deliver their batches in order. Data workers do not: what they have not delivered is left. alone: the
     other processes are not asked what theirs delivered; nor are they before the first step, when only one saves.
     """
-    cluster = coordinator.cluster
-    steps = step - start.step
+    cluster, steps = coordinator.cluster, step - start.step
     if not flags.remote_data or alone or not steps:
         return remaining(start.sequence, flags.batchsize * flags.accumulate, range(steps))
     own = compressed(queue.taken(steps), cluster.index, cluster.size)
@@ -304,16 +291,7 @@ def open_log(flags, step, schedule, training, cluster):
 def run_steps(flags, session, training, queue, step, max_steps, log, check, coordinator):
     """The training loop: from step to max_steps, or until a signal or the end of the data. Returns the last step."""
     interval = Interval(waited=lambda: queue.wait_seconds)
-
-    def check_if_due():
-        if check.is_due(step):
-            session.run_step_fn(lambda step_context: check(step_context.session, step))
-            interval.restart()
-        if check.exhausted:
-            coordinator.stop()
-
-    if step:  # what a stop kept an earlier start from
-        check_if_due()
+    check(session, step)  # what a stop kept an earlier start from
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
         while step < max_steps and not coordinator.should_stop() \
@@ -333,7 +311,8 @@ def run_steps(flags, session, training, queue, step, max_steps, log, check, coor
                 for line in queue.report():
                     logging.info(line)
                 interval.restart()
-            check_if_due()
+            if check(session, step):
+                interval.restart()
     return step
 
 

@@ -18,7 +18,7 @@ from pose_errors import UserError
 
 from .categories import as_list, choose_category, key
 from .common_keypoints import common_keypoints, converted, labelled_parts
-from .images import MAX_SIDE, BadSample, image_size
+from .images import MAX_SIDE, UNUSABLE, BadSample, image_size
 from .skeleton import is_labelled
 from .splits import image_finder, part_of
 from .yolo import read_content, split_of
@@ -161,7 +161,7 @@ def _regular_images(entries, image_folder, inferred, skipped):
     images, number_of, find = [], {}, image_finder(image_folder)
     for count, (image_key, entry) in enumerate(unique, 1):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
-        named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
+        named = isinstance(name, str) and 0 < len(name) <= MAX_NAME and not UNUSABLE.search(name)
         if named and image_folder and not (width or height):
             found = find(name)
             with contextlib.suppress(BadSample):
@@ -205,7 +205,7 @@ def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred
     is_masked = bool(masked_keys) and key(entry.get('category_id')) in masked_keys
     segmentation = _regular_segmentation(entry.get('segmentation'), image, skipped)
     given = entry.get('keypoints')
-    points = None if is_crowd or is_masked else _numbers(given, 3 * keypoints)
+    points = None if is_crowd or is_masked else _points(given, 3 * keypoints, inferred)
     claimed = number(entry.get('num_keypoints'))
     if points is None and (claimed or given and claimed is None) and not is_crowd and not is_masked:
         differ = isinstance(given, list) and len(given) != 3 * keypoints
@@ -273,6 +273,17 @@ def _implausible(annotations, sizes, annotation_file):
         raise UserError('%s: %s; x and y are pixels from the upper left corner, boxes x, y, width and height, and a '
                         'point that nobody labelled is 0, 0, 0' % (annotation_file, line))
     return line
+
+
+def _points(values, count, inferred):
+    """As _numbers, where the x and y of a keypoint that is not labelled may also be null or NaN."""
+    points = _numbers(values, count)
+    if points is None and isinstance(values, list) and len(values) == count:
+        rows = [[number(value) for value in values[k:k + 3]] for k in range(0, count, 3)]
+        rows = [[0, 0, 0] if v == 0 or x is None and y is None else [x, y, v] for x, y, v in rows]
+        points = _numbers([value for row in rows for value in row], count) if any(map(any, rows)) else None
+        inferred['people without numbers at keypoints that nobody labelled'] += points is not None
+    return points
 
 
 def _numbers(values, count):

@@ -47,6 +47,7 @@ PNG_START = b'\x89PNG\r\n\x1a\n'
 PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 ANIMATION_CHUNKS = {b'acTL', b'fcTL', b'fdAT'}
 MAX_CHUNKS = 2 ** 17
+UNUSABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # in a name: control characters, halves of characters
 WEBP_ANIMATED = 0x02  # of the flags in VP8X
 
 

@@ -36,7 +36,7 @@ def find_split(datapath, split, imgpath=None):
         raise UserError('--datapath=%s is not a folder; give the COCO folder that holds annotations/ and %s/'
                         % (datapath, split))
     if split.endswith('.json'):
-        name, candidates = split, [split, os.path.join(datapath, split), os.path.join(datapath, 'annotations', split)]
+        name, candidates = split, [os.path.join(datapath, split), os.path.join(datapath, 'annotations', split), split]
         split = re.sub('^person_keypoints_', '', os.path.splitext(os.path.basename(split))[0])
     else:
         name = 'person_keypoints_%s.json' % split

@@ -101,7 +101,12 @@ def check_more_data(add_data, add_keypoints):
 
 
 def merged_skeleton(datapath, split, imgpath, category, add_data):
-    """The Skeleton with all keypoints of the training images and of each --add-data. Raises UserError."""
+    """The Skeleton with all keypoints of the training images and of each --add-data; None where nothing is added.
+
+    Raises UserError.
+    """
+    if not add_data:
+        return None
     base = read_annotations(*find_split(datapath, split, imgpath), category).skeleton
     others = [(read_annotations(*find_split(*place_of(text)), category).skeleton, text) for text in add_data]
     return functools.reduce(lambda skeleton, other: merge_skeletons(skeleton, *other), others, base)
@@ -114,7 +119,7 @@ def open_samples(datapath, split, input_size, stride, imgpath=None, ranges=pose_
     Args:
         input_size: (width, height).  add_data, add_keypoints: the flags.
     """
-    skeleton = merged_skeleton(datapath, split, imgpath, category, add_data) if add_keypoints else None
+    skeleton = merged_skeleton(datapath, split, imgpath, category, add_data if add_keypoints else ())
     base = PoseDataset(datapath, split, *input_size, stride, imgpath, ranges, category, negatives, skeleton)
     if not add_data:
         return base

@@ -41,7 +41,7 @@ for argument in "$@"; do
     case $argument in
         --help|-h) echo "$usage"; echo "files:"; awk 'NF { print "  " $1, "->", $4 }' <<< "$TABLE"; exit 0 ;;
         --dir=?*) dir=${argument#--dir=} ;;
-        --sha256=?*) expected=${argument#--sha256=} ;;
+        --sha256=?*) expected=$(tr A-F a-f <<< "${argument#--sha256=}") ;;
         -*) fail "unknown flag $argument; $usage" ;;
         *) [ -z "$name" ] || fail "one NAME only, not $name and $argument; $usage"; name=$argument ;;
     esac

@@ -209,7 +209,7 @@ def stride_at(graph, width, height):
     """Input pixels per output cell. Raises UserError when the size is not a multiple of it."""
     _, columns = optimize.output_shape(graph, [1, height, width, 3])
     stride = int(round(width / columns))
-    check_input_size(width, height, stride)
+    check_input_size(width, height, stride, '--input-size')
     return stride
 
 

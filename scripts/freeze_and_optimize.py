@@ -80,6 +80,9 @@ def parse_flags():
     args = parser.parse_args()
     if bool(args.graph) == bool(args.checkpoint):
         raise UserError('give either --checkpoint or --graph')
+    for flag in ('--split', '--imgpath', '--category', '--calibration-split') if not args.datapath else ():
+        if pose_cli.is_given(flag):
+            raise UserError('%s goes with --datapath; give that too, or leave it out' % flag)
     if args.batch_norm_from and not args.graph:
         raise UserError('--batch-norm-from goes with --graph; checkpoints have the statistics of training')
     if args.checkpoint:
@@ -102,7 +105,7 @@ def check_flags(args):
         raise UserError('--onnx needs tf2onnx and ONNX Runtime, which are not installed here; run TF=2 bash '
                         'scripts/setup_env.sh, and this in that environment')
     if args.model and args.input_size not in (None, 'dynamic'):
-        check_input_size(*args.input_size, networks.stride(args.model))
+        check_input_size(*args.input_size, networks.stride(args.model), '--input-size')
     if args.tflite or args.quantize == 'int8':
         flag = '--tflite' if args.tflite else '--quantize=int8'
         if args.input_size == 'dynamic':

@@ -195,6 +195,8 @@ def test_negatives_are_their_share_of_the_samples_from_images_without_people(tmp
         assert not sample.paf.any() and not sample.heatmap[..., :18].any() and (sample.heatmap[..., 18] == 1).all()
         assert (sample.mask == 1).all()
         assert (np.abs(sample.image.astype(int) - 200 - 10 * int(sample.name[5])) < 3).any()  # a part of that image
+    (folder / 'train2017' / 'empty2.jpg').unlink()
+    assert PoseDataset(str(folder), 'train2017', 64, 64, 8, negatives=0.25).digest != dataset.digest
 
 
 def test_negatives_without_such_images_are_refused(dots):

@@ -148,6 +148,8 @@ def test_a_graph_of_another_kind_is_refused(tmp_path):
     ('--oracle --datapath=d --input-size=368x368 --scale=368', '--scale'),
     ('--oracle --datapath=d --limit=0', '--limit'), ('--oracle --datapath=d --maps', '--images'),
     ('--graph=g.pb --video=d --no-pictures', '--no-pictures'),
+    ('--graph=g.pb --images=d --category=dog', '--category goes with --datapath'),
+    ('--graph=g.pb --video=d --split=val2017', '--split goes with --datapath'),
     ('--graph=g.pb --images=d --pictures=2 --maps', 'not allowed'),
     ('--oracle --datapath=d --scales=1,nan', '--scales'), ('--oracle --datapath=d --scales=1,1', 'different'),
     ('--oracle --datapath=d --scales=100', '0.1 to 4'), ('--oracle --datapath=d --decoders=-1', '--decoders')])

@@ -34,7 +34,10 @@ def test_a_killed_write_leaves_nothing_for_ever(tmp_path):
     """Not even its temporary file: the next write of that name removes it, but not that of a process at work."""
     child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
     (tmp_path / ('.a.json.%d.tmp' % child.pid)).write_text('half')
+    before = os.umask(0o027)
     write_file(str(tmp_path / 'a.json'), b'{}')
+    os.umask(before)
+    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == 0o640
     assert sorted(os.listdir(str(tmp_path))) == sorted(['.a.json.%d.tmp' % child.pid, 'a.json'])
     child.kill()
     child.wait()

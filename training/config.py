@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import sys
 
 import networks
 import networks.pretrained
@@ -18,7 +17,7 @@ from annotations.splits import find_split, part_name
 from annotations.skeleton import COCO_SKELETON, RUN_FILE
 from batches.batch import batch_layout, check_memory
 from batches.mixture import check_more_data
-from pose_cli import non_negative_int, positive_int, positive_process_count
+from pose_cli import is_given, non_negative_int, positive_int, positive_process_count
 from pose_dataset import add_augmentation_flags, check_input_size
 from pose_errors import UserError, reason_of
 
@@ -119,10 +118,10 @@ def parse_flags():
     add('--negatives', type=fraction, help='share of the samples from images without people (default 0)')
     add_augmentation_flags(parser)
     add_optimizer_flags(add)
-    parser.set_defaults(**flags_of_run(sys.argv[1:], parser))
+    parser.set_defaults(**flags_of_run(parser))
     flags = parser.parse_args()
     if flags.valid_share:
-        if is_given('--valid-split', sys.argv[1:]):
+        if is_given('--valid-split'):
             raise UserError('--valid-share takes the validation images from --train-split: leave one of --valid-share '
                             'and --valid-split out')
         flags.valid_split = part_name(flags.train_split, 'valid', flags.valid_share)
@@ -131,11 +130,11 @@ def parse_flags():
     return flags
 
 
-def flags_of_run(arguments, parser):
+def flags_of_run(parser):
     """{name: value} of the flags of the run that --config names, {} without it. Raises UserError."""
     config = pose_cli.ArgumentParser(add_help=False)
     config.add_argument('--config')
-    path = config.parse_known_args(arguments)[0].config
+    path = config.parse_known_args()[0].config
     if path is None:
         return {}
     path = os.path.expanduser(path)
@@ -146,17 +145,12 @@ def flags_of_run(arguments, parser):
         raise UserError('--config=%s is no run.json of a run (%s); give that of the folder of its --modelpath'
                         % (path, reason_of(error)))
     known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help'}
-    if is_given('--add-data', arguments):
+    if is_given('--add-data'):
         known.remove('add_data')  # argparse would add to those of the run
-    if is_given('--max-epoch', arguments):
+    if is_given('--max-epoch'):
         known.remove('max_steps')  # which would win
     completed = RECIPES.get(flags.get('recipe'), DEFAULTS)  # what a recipe says, it says again
     return {name: value for name, value in flags.items() if name in known and completed.get(name) != value}
-
-
-def is_given(flag, arguments):
-    """Whether a flag is among the arguments of a command line."""
-    return any(argument.split('=')[0] == flag for argument in arguments)
 
 
 def add_optimizer_flags(add):

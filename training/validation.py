@@ -146,38 +146,48 @@ class Checks:
 
     Args:
         best: a BestCheckpoint.  log: a RunLog. Without a validator neither is used, and nothing is due.
+        coordinator: is told when the run has to end.
     Attributes:
         exhausted: whether the last --patience of them, also in earlier starts of the run, found nothing better.
     """
 
-    def __init__(self, flags, validator, best, log, max_steps, stop):
+    def __init__(self, flags, validator, best, log, max_steps, coordinator):
         self._flags, self._validator, self._best, self._log = flags, validator, best, log
-        self._max_steps, self._stop = max_steps, stop
+        self._max_steps, self._coordinator = max_steps, coordinator
         judged = EVALUATION if flags.eval_every else VALIDATION
         self._worse = sum(step > best.step for step in log.checked[judged]) if validator and best.step else 0
 
     def _due(self, step):
         """Which of the two are due and were not done, as a start that was stopped meanwhile left them."""
+        if self._validator is None or not step:
+            return []
         intervals = {VALIDATION: self._flags.valid_every, EVALUATION: self._flags.eval_every}
         return [kind for kind, every in intervals.items()
                 if is_due(every, step, self._max_steps) and step not in self._log.checked[kind]]
-
-    def is_due(self, step):
-        return self._validator is not None and bool(self._due(step))
 
     @property
     def exhausted(self):
         return 0 < self._flags.patience <= self._worse
 
     def __call__(self, session, step):
-        """session: the plain one, whose runs are no training steps."""
-        flags, due = self._flags, self._due(step)
+        """Do what is due at a step, and end the run when --patience says so. Returns whether anything was due."""
+        due = self._due(step)
+        if due:  # in the plain session, whose runs are no training steps
+            session.run_step_fn(lambda step_context: self._run(due, step_context.session, step))
+        if self.exhausted:
+            self._coordinator.stop()
+        return bool(due)
+
+    def _run(self, due, session, step):
+        flags = self._flags
         if VALIDATION in due:
-            loss = validate(session, self._validator, flags.tag or flags.model, step, self._log, self._stop)
+            loss = validate(session, self._validator, flags.tag or flags.model, step, self._log,
+                            self._coordinator)
             if not flags.eval_every:
                 self._judge(session, step, loss)
         if EVALUATION in due:
-            self._judge(session, step, evaluate_ap(session, self._validator, flags, step, self._log, self._stop))
+            precision = evaluate_ap(session, self._validator, flags, step, self._log, self._coordinator)
+            self._judge(session, step, precision)
 
     def _judge(self, session, step, value):
         if value is not None:

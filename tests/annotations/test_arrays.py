@@ -134,6 +134,19 @@ def test_what_a_person_lacks_is_derived_and_counted(field, values, mention, tmp_
         assert 'derived %s' % mention in caplog.text
 
 
+@pytest.mark.parametrize('empty', [[None, None, 0], [float('nan'), float('nan'), 0], [None, None, None], ['', '', '0']])
+def test_keypoints_that_nobody_labelled_need_no_numbers(empty, tmp_path, caplog):
+    points = empty + person(1)['keypoints'][3:]
+    file, folder = write_split(tmp_path, [person(1, keypoints=points), person(2, keypoints=[None, 5, 2] + points[3:])])
+    people = read_dataset(file).annotations
+    assert people[0]['keypoints'] == [0, 0, 0] + points[3:] and people[0]['num_keypoints'] == 16
+    assert people[1]['num_keypoints'] == 0
+    a = read_annotations(file, folder)
+    assert len(a.sample_image) == 1
+    assert 'derived 1 people without numbers at keypoints that nobody labelled; left out 1 people with broken' \
+        in caplog.text
+
+
 def test_lengths_are_told_and_points_outside_stay_labels_but_make_no_sample(tmp_path, caplog):
     a = read_annotations(*write_split(tmp_path, [
         person(1, **ASIDE), person(2, bbox=[40, 50, 0, 0], keypoints=keypoints(-500, 1000)),

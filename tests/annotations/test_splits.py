@@ -1,4 +1,5 @@
 """Where a split's annotation file and images are; parts of a split by --valid-share."""
+import os
 import unicodedata
 
 import numpy as np
@@ -27,6 +28,24 @@ def test_find_split(tmp_path):
     assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'elsewhere')) == (file, str(other))
     with pytest.raises(UserError, match='--imgpath'):
         find_split(str(tmp_path), 'train2017', str(tmp_path / 'void'))
+
+
+def test_an_annotation_file_is_looked_for_below_datapath_first(tmp_path, monkeypatch):
+    for name in ('mine', 'other'):
+        file, _ = write_split(tmp_path / name, [person(1)])
+        os.rename(file, str(tmp_path / name / 'result.json'))
+    monkeypatch.chdir(tmp_path / 'other')
+    for datapath, name in (('../mine', 'mine'), ('.', 'other'), ('../mine/train2017', 'other')):
+        assert find_split(datapath, 'result.json')[0] == str(tmp_path / name / 'result.json')
+
+
+def test_names_with_other_spaces_and_joiners(tmp_path):
+    """As macOS calls screenshots, and Persian writes."""
+    names = 'shot 3.04.05\u202fPM.jpg', 'ab\u200cc.jpg', 'bad\u0007.jpg', 'half\ud800.jpg'
+    images = [image_entry(number, name) for number, name in enumerate(names, 1)]
+    file, folder = write_split(tmp_path, [person(number, number) for number in range(1, 5)], images, names=names[:2])
+    assert [image['file_name'] for image in read_dataset(file).images] == list(names[:2])
+    assert [name.decode() for name in read_annotations(file, folder).file_name] == list(names[:2])
 
 
 def test_images_are_found_by_names_of_other_systems(tmp_path):

@@ -116,7 +116,7 @@ def test_checksum(server, download):
     wrong = right[:-1] + ('0' if right[-1] != '0' else '1')
     assert_user_error(download('openpose_coco', '--sha256=' + wrong, code=2), right, wrong, NPY)
     assert download.files() == {}
-    assert 'as expected' in download('openpose_coco', '--sha256=' + right).stdout
+    assert 'as expected' in download('openpose_coco', '--sha256=' + right.upper()).stdout
 
 
 def test_damaged_files_are_not_kept(server, download):

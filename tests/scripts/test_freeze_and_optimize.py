@@ -217,6 +217,12 @@ def refused(monkeypatch, tmp_path):
     return call
 
 
+def test_flags_that_would_do_nothing_or_that_do_not_fit(refused, tmp_path):
+    assert '--category goes with --datapath' in refused('--checkpoint=x', '--category=dog')
+    message = refused('--model=mobilenet_thin', '--checkpoint=x', '--input-size=100x100')
+    assert '--input-size=100x100: 100 is not a multiple' in message
+
+
 @pytest.mark.slow
 def test_checkpoints_of_another_model_and_damaged_ones(thin, refused, tmp_path):
     message = refused('--model=mobilenet', '--checkpoint=%s' % thin)
