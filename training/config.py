@@ -40,6 +40,11 @@ PAPER_DECAY, PAPER_DECAY_SAMPLES = 0.333, 1361060
 PAPER_LATER_STAGES, PAPER_BIASES = 4.0, 2.0  # factors on the learning rate
 FEW_STEPS = 500  # a run of fewer learns next to nothing
 
+# What a flag takes the place of in the run that --config names, where that is not the flag's own value alone.
+INSTEAD_OF = {'--add-data': 'add_data',  # argparse would add to those of the run
+              '--max-epoch': 'max_steps', '--valid-split': 'valid_share',  # these would win
+              '--checkpoint': 'pretrained', '--pretrained': 'checkpoint'}
+
 # optimizer, momentum, weight_decay, warmup_steps: as the flags.  factors: whether layers have the paper's own rates.
 # decay_steps: one rate falls to PAPER_DECAY of itself every so many steps; 0: it follows a cosine.
 # accumulate: batches per update.  loss_scale: where an optimizer.LossScale starts, 0: none.
@@ -145,10 +150,7 @@ def flags_of_run(parser):
         raise UserError('--config=%s is no run.json of a run (%s); give that of the folder of its --modelpath'
                         % (path, reason_of(error)))
     known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help'}
-    if is_given('--add-data'):
-        known.remove('add_data')  # argparse would add to those of the run
-    if is_given('--max-epoch'):
-        known.remove('max_steps')  # which would win
+    known -= {name for flag, name in INSTEAD_OF.items() if is_given(flag)}
     completed = RECIPES.get(flags.get('recipe'), DEFAULTS)  # what a recipe says, it says again
     return {name: value for name, value in flags.items() if name in known and completed.get(name) != value}
 
