@@ -95,6 +95,15 @@ class ArgumentParser(argparse.ArgumentParser):
                 setattr(flags, name, [os.path.expanduser(each) if isinstance(each, str) else each for each in value])
         return flags
 
+    def check_company(self, flags, needs):
+        """Refuse flags on the command line that do nothing without others.
+
+        flags: what parse_args gave.  needs: {flag: (flags of which one has to be there, ...)}.
+        """
+        for flag, others in needs.items():
+            if is_given(flag) and not any(getattr(flags, other[2:]) for other in others):
+                self.error('%s goes with %s' % (flag, ' and '.join(others)))
+
     def _suggestion(self, argument):
         """'; did you mean --max-epoch?' for --epochs=3."""
         def letters(text):

@@ -32,8 +32,8 @@ import pose_files
 from annotations.arrays import log_turned_images
 from annotations.coco import read_dataset, summary_of
 from annotations.images import write_picture
-from annotations.splits import find_split, image_paths, part_name
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split, image_paths, part_name
 from inference import open_network, photographs, read_skeleton, report, video
 from inference.decode import MIN_PARTS, PEAK_THRESHOLD
 from inference.decode import decode_people  # noqa: F401 (for others)
@@ -183,9 +183,7 @@ def parse_flags():
         args.datapath = None  # $COCO_DIR is not meant
     elif not args.datapath:
         parser.error('give --datapath=DIR (or $COCO_DIR) for AP, or --images=DIR or --video=FILE for pictures')
-    for flag, tasks in TASKS_OF_FLAGS.items():
-        if pose_cli.is_given(flag) and not any(getattr(args, task[2:]) for task in tasks):
-            parser.error('%s goes with %s' % (flag, ' and '.join(tasks)))
+    parser.check_company(args, TASKS_OF_FLAGS)
     if args.model and not (args.checkpoint or args.weights):
         parser.error('--model goes with --checkpoint and --weights; a graph needs none')
     if any(side % SIZE_MULTIPLE for side in args.input_size or ()):

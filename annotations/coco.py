@@ -18,7 +18,7 @@ from pose_errors import UserError
 
 from .categories import as_list, choose_category, key
 from .common_keypoints import common_keypoints, converted, labelled_parts
-from .images import MAX_SIDE, UNUSABLE, BadSample, image_size
+from .images import MAX_SIDE, UNUSABLE_NAME, BadSample, image_size
 from .skeleton import is_labelled
 from .splits import image_finder, part_of
 from .yolo import read_content, split_of
@@ -161,7 +161,7 @@ def _regular_images(entries, image_folder, inferred, skipped):
     images, number_of, find = [], {}, image_finder(image_folder)
     for count, (image_key, entry) in enumerate(unique, 1):
         name, width, height = entry.get('file_name'), *(number(entry.get(side)) for side in ('width', 'height'))
-        named = isinstance(name, str) and 0 < len(name) <= MAX_NAME and not UNUSABLE.search(name)
+        named = isinstance(name, str) and 0 < len(name) <= MAX_NAME and not UNUSABLE_NAME.search(name)
         if named and image_folder and not (width or height):
             found = find(name)
             with contextlib.suppress(BadSample):

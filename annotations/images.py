@@ -19,6 +19,7 @@ FREE_PIXELS, MAX_PIXELS_A_BYTE = 2 ** 24, 500  # a larger picture with fewer byt
 MAX_SIDE = 2 ** 15 - 2  # what OpenCV warps
 MAX_SCANS = 250  # of a progressive JPEG: each of a thousand empty ones takes as long as the picture
 JPEG_QUALITY = 90  # of pictures that are written
+UNUSABLE_NAME = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # with control characters, or halves of others
 
 READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -47,7 +48,6 @@ PNG_START = b'\x89PNG\r\n\x1a\n'
 PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 ANIMATION_CHUNKS = {b'acTL', b'fcTL', b'fdAT'}
 MAX_CHUNKS = 2 ** 17
-UNUSABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # in a name: control characters, halves of characters
 WEBP_ANIMATED = 0x02  # of the flags in VP8X
 
 

@@ -17,7 +17,7 @@ import re
 from pose_errors import UserError
 from pose_files import read_file
 
-from .images import UNUSABLE, BadSample, image_size
+from .images import UNUSABLE_NAME, BadSample, image_size
 from .skeleton import COCO_SKELETON, MAX_PARTS
 
 CONFIG, CONFIG_SUFFIXES = 'data.yaml', ('.yaml', '.yml')
@@ -151,7 +151,7 @@ def _files(folder):
 
 def _listed(name, source, root):
     """The path of an image in a list: from the list's folder or the root, perhaps without its own first folders."""
-    parts = name.split('/') if len(name) <= MAX_NAME and not UNUSABLE.search(name) else []
+    parts = name.split('/') if len(name) <= MAX_NAME and not UNUSABLE_NAME.search(name) else []
     places = (os.path.normpath(os.path.join(folder, *(parts[k:] if k else [name]))) for k in range(len(parts))
               for folder in (os.path.dirname(source), root))
     return next(filter(os.path.isfile, places), None)
@@ -174,7 +174,7 @@ def _lines(path, most):
 
 def _path(value):
     """A path in data.yaml, as this system writes it; empty for what is none."""
-    return value.replace('\\', '/') if isinstance(value, str) and not UNUSABLE.search(value) else ''
+    return value.replace('\\', '/') if isinstance(value, str) and not UNUSABLE_NAME.search(value) else ''
 
 
 def read_content(annotation_file, root, inferred, skipped):

@@ -15,8 +15,8 @@ import pose_augment
 import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
 from annotations.images import BadSample, read_image
-from annotations.splits import image_paths
 from annotations.skeleton import is_labelled
+from annotations.splits import image_paths
 from pose_errors import UserError
 
 from .decode import keypoint_lists

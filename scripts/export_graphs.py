@@ -15,8 +15,8 @@ import numpy as np
 import pose_files
 from annotations.arrays import read_annotations
 from annotations.images import BadSample, read_photograph
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from graphs import freeze, graphdef, onnx_graph, optimize, tflite
 from graphs.fold_batch_norm import estimate_batch_norm
 from inference import SKELETON_FILE, onnx_runtime, open_network, read_skeleton, tflite_runtime

@@ -80,9 +80,8 @@ def parse_flags():
     args = parser.parse_args()
     if bool(args.graph) == bool(args.checkpoint):
         raise UserError('give either --checkpoint or --graph')
-    for flag in ('--split', '--imgpath', '--category', '--calibration-split') if not args.datapath else ():
-        if pose_cli.is_given(flag):
-            raise UserError('%s goes with --datapath; give that too, or leave it out' % flag)
+    parser.check_company(args, dict.fromkeys(('--split', '--imgpath', '--category', '--calibration-split'),
+                                             ('--datapath',)))
     if args.batch_norm_from and not args.graph:
         raise UserError('--batch-norm-from goes with --graph; checkpoints have the statistics of training')
     if args.checkpoint:

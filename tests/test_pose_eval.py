@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import pose_eval
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
 from inference.metrics import load_coco

@@ -291,7 +291,7 @@ def fault(prefix):
 
 
 def quarantine(path, mark=DAMAGED):
-    """Rename a file or folder to damaged-NAME beside it, with a number where that is taken. Returns the new path."""
+    """Rename a file or folder to its name behind a mark, with a number where that is taken. Returns the new path."""
     folder, name = os.path.split(path)
     numbers = itertools.chain([''], ('%d-' % number for number in itertools.count(2)))
     targets = (os.path.join(folder, mark + number + name) for number in numbers)

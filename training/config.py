@@ -13,8 +13,8 @@ import networks
 import networks.pretrained
 import pose_cli
 import pose_files
-from annotations.splits import find_split, part_name
 from annotations.skeleton import COCO_SKELETON, RUN_FILE
+from annotations.splits import find_split, part_name
 from batches.batch import batch_layout, check_memory
 from batches.mixture import check_more_data
 from pose_cli import is_given, non_negative_int, positive_int, positive_process_count

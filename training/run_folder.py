@@ -140,9 +140,10 @@ def note_start(modelpath, flags, skeleton, resumes, samples=None):
         if changed:
             logging.info('changed since the last start: %s', ', '.join('%s (was %s)' % (text, old[flag])
                                                                        for flag, text in changed.items()))
-        for flag in set(changed) & set(START_FLAGS):
-            logging.warning('%s has no effect: this run goes on from its own checkpoint; choose another --modelpath to '
-                            'start from other weights', changed[flag])
+        for flag in START_FLAGS:
+            if flag in changed:
+                logging.warning('%s has no effect: this run goes on from its own checkpoint; choose another '
+                                '--modelpath to start from other weights', changed[flag])
     now = {'flags': flags, 'starts': earlier + [start], 'skeleton': skeleton.to_json()}
     if resumes:
         now['progress'] = run.get('progress', {})

@@ -181,8 +181,7 @@ class Checks:
     def _run(self, due, session, step):
         flags = self._flags
         if VALIDATION in due:
-            loss = validate(session, self._validator, flags.tag or flags.model, step, self._log,
-                            self._coordinator)
+            loss = validate(session, self._validator, flags.tag or flags.model, step, self._log, self._coordinator)
             if not flags.eval_every:
                 self._judge(session, step, loss)
         if EVALUATION in due:

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from annotation_files import image_entry, keypoints, person, write_split
 from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
 from annotations.coco import read_dataset
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from conftest import reference_data
 from image_folders import jpeg, with_orientation
 from pose_errors import UserError

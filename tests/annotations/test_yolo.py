@@ -9,8 +9,8 @@ import yaml
 
 from annotations.arrays import Annotations, ignored_regions, read_annotations
 from annotations.coco import as_pycocotools, read_dataset, summary_of
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from conftest import assert_user_error, run_command, run_well
 from pose_errors import UserError
 

@@ -7,8 +7,8 @@ import pytest
 
 import tool_files
 from annotations.coco import read_dataset
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from inference.metrics import evaluate, load_coco, measure, table_of
 from pose_errors import UserError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import pose_augment
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from benchmarks.bench_inputs import random_people, render_maps
 from conftest import assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, jpeg

@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from annotations.splits import find_split
 from annotations.skeleton import COCO_SKELETON
+from annotations.splits import find_split
 from benchmarks.bench_inputs import random_people
 from inference.metrics import evaluate, label_maps
 from inference.predictor import average_and_decode, average_maps, fitted_size, interpolated, make_transforms, \
