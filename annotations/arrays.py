@@ -334,6 +334,9 @@ def _make_in_child(annotation_file, path, make, version, key):
     try:
         result = here.recv()
     except EOFError:
+        child.join()
+        if child.exitcode == -signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C, whose signal to this process is still on its way
         raise UserError('the process that read %s was killed; it needs about 2 GB of free memory for all of COCO'
                         % annotation_file)
     child.join()
