@@ -87,9 +87,10 @@ def train(flags, weights, coordinator):
     first = coordinator.cluster.is_first
     coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES)))
     validation = open_validation(flags) if first else None
-    start = where_to_start(flags, validation, coordinator)
+    samples = open_training(flags)
+    start = where_to_start(flags, validation or samples, coordinator)
     # The loader processes are forked here, before TensorFlow starts threads, which do not survive a fork.
-    with open_source(flags, start, coordinator) as source:
+    with open_source(flags, samples, start, coordinator) as source:
         check_keypoints(source.skeleton, validation)
         coordinator.assert_same('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
                                          'TensorFlow': versions()['tensorflow']})
@@ -111,16 +112,13 @@ def train(flags, weights, coordinator):
                  '--max-epoch trains on', step, flags.modelpath, flags.logpath)
 
 
-def where_to_start(flags, validation, coordinator):
-    """What worker 0 says of the run that all resume, or begin."""
+def where_to_start(flags, samples, coordinator):
+    """What worker 0 says of the run that all resume, or begin. samples: that it has itself, or None."""
     own = {}
     if coordinator.cluster.is_first:
         step = saved_step(flags.modelpath)
         sequence, loss_scale = read_progress(flags.modelpath, step)
-        skeleton = validation.skeleton if validation else COCO_SKELETON
-        with contextlib.suppress(UserError):  # training_data says why they cannot be read
-            if flags.remote_data and flags.datapath and not validation:
-                skeleton = open_training(flags).skeleton
+        skeleton = samples.skeleton if samples else COCO_SKELETON
         own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale, 'skeleton': skeleton.to_json()}
     start = coordinator.all_gather('where to start', own)[0]
     gaps, after = start['sequence']
@@ -131,10 +129,19 @@ def where_to_start(flags, validation, coordinator):
 # Data: loader processes on this machine, or data workers on others.
 
 def open_training(flags):
-    """The training samples in --datapath and --add-data, a PoseDataset or a Mixture."""
-    return open_samples(flags.datapath, flags.train_split, (flags.input_width, flags.input_height),
-                        networks.stride(flags.model), flags.imgpath, ranges_of(flags), flags.category, flags.negatives,
-                        flags.add_data, flags.add_keypoints)
+    """The training samples in --datapath and --add-data, a PoseDataset or a Mixture; with data workers, who must have
+    the same, None where there are none."""
+    if flags.remote_data and not flags.datapath:
+        return None
+    try:
+        return open_samples(flags.datapath, flags.train_split, (flags.input_width, flags.input_height),
+                            networks.stride(flags.model), flags.imgpath, ranges_of(flags), flags.category,
+                            flags.negatives, flags.add_data, flags.add_keypoints)
+    except UserError as error:
+        if not flags.remote_data:
+            raise
+        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
+        return None
 
 
 def open_validation(flags):
@@ -148,17 +155,18 @@ def open_validation(flags):
                        networks.stride(flags.model), flags.imgpath, category=flags.category, skeleton=skeleton)
 
 
-def open_source(flags, start, coordinator):
+def open_source(flags, samples, start, coordinator):
     """The batch source (see training/input_queue.py) of this process's shard of every batch.
 
     Args:
+        samples: of open_training.
         start: a Start; data workers make maps of its skeleton.
         coordinator: a stop ends the wait for data workers.
     """
     cluster = coordinator.cluster
     batchsize = samples_per_process(flags, cluster)
     if not flags.remote_data:
-        return BatchLoader(open_training(flags), batchsize, flags.workers, flags.seed, shard=cluster.index,
+        return BatchLoader(samples, batchsize, flags.workers, flags.seed, shard=cluster.index,
                            num_shards=cluster.size, sequence=start.sequence)
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
@@ -166,25 +174,13 @@ def open_source(flags, start, coordinator):
                 'augmentation': dict(ranges_of(flags)._asdict()), 'sequence': shortened(start.sequence)}
     # Data workers know no shards: to them, the shards of all batches are a sequence of smaller batches.
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=cluster.index, every=cluster.size,
-                           data=training_data(flags))
+                           data=(len(samples), samples.digest) if samples else None)
     try:
         wait_for_samples(source, coordinator)
     except BaseException:
         source.close(ended=False)
         raise
     return source
-
-
-def training_data(flags):
-    """(number of samples, digest) of the training images in --datapath, which data workers must have too; or None."""
-    if not flags.datapath:
-        return None
-    try:
-        dataset = open_training(flags)
-    except UserError as error:
-        logging.info("the data workers' samples cannot be compared with the trainer's own: %s", error)
-        return None
-    return len(dataset), dataset.digest
 
 
 def check_keypoints(skeleton, validation):

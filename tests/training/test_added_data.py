@@ -42,6 +42,7 @@ def test_the_samples_are_the_same_however_they_come(sample_coco, legs, address, 
     follower.join()
     assert workers[0].wait(PATIENCE) == 0, workers[0].log.read_text()
     assert losses(log) == whole and other.wait(PATIENCE) == 2
+    assert log.count('without labels of') == 1  # its own samples, with which those of data workers are compared
 
 
 @pytest.mark.slow
