@@ -82,6 +82,12 @@ def sources_digest(*patterns):
     return '%08x' % checksum
 
 
+def file_digest(path):
+    """A checksum of a file: 8 characters."""
+    with open(path, 'rb') as file:
+        return '%08x' % zlib.crc32(file.read())
+
+
 def make_folder(path):
     """Create an output folder, also its parents; raises UserError when nothing can be written there."""
     try:

@@ -32,7 +32,7 @@ from batches.mixture import merged_skeleton, open_samples
 from networks.tensorflow import tf
 from pose_dataset import PoseDataset, ranges_of
 from pose_errors import Stopped, UserError, disk_trouble
-from pose_files import sources_digest
+from pose_files import file_digest, sources_digest
 from remote.receiver import BatchReceiver
 from training.checkpoint import BestCheckpoint, CheckpointHook, create_saver, explain_failure, latest_checkpoint, \
     saved_step
@@ -85,15 +85,16 @@ def train(flags, weights, coordinator):
         UserError: also for what the processes of a run have different.
     """
     first = coordinator.cluster.is_first
-    coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES)))
+    coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES),
+                                          teacher=flags.teacher and file_digest(flags.teacher)))
     validation = open_validation(flags) if first else None
     samples = open_training(flags)
     start = where_to_start(flags, validation or samples, coordinator)
     # The loader processes are forked here, before TensorFlow starts threads, which do not survive a fork.
     with open_source(flags, samples, start, coordinator) as source:
         check_keypoints(source.skeleton, validation)
-        coordinator.assert_same('data', {'samples': source.samples, 'skeleton': source.skeleton.to_json(),
-                                         'TensorFlow': versions()['tensorflow']})
+        coordinator.assert_same('data', {'samples': source.samples, 'digest': source.digest,
+                                         'skeleton': source.skeleton.to_json(), 'TensorFlow': versions()['tensorflow']})
         if validation:
             log_background_loss(validation, coordinator)
         if first:
@@ -122,7 +123,8 @@ def where_to_start(flags, samples, coordinator):
         own = {'step': step, 'sequence': sequence, 'loss_scale': loss_scale, 'skeleton': skeleton.to_json()}
     start = coordinator.all_gather('where to start', own)[0]
     gaps, after = start['sequence']
-    return Start(start['step'], Sequence(tuple(map(tuple, gaps)), after), start['loss_scale'],
+    sequence = Sequence(tuple(map(tuple, gaps)), after)
+    return Start(start['step'], shortened(sequence) if flags.remote_data else sequence, start['loss_scale'],
                  parse_skeleton(start['skeleton'], 'worker 0'))
 
 
@@ -171,7 +173,7 @@ def open_source(flags, samples, start, coordinator):
     settings = {'batchsize': batchsize, 'input_width': flags.input_width, 'input_height': flags.input_height,
                 'stride': networks.stride(flags.model), 'seed': flags.seed, 'category': flags.category or '',
                 'skeleton': start.skeleton.to_json(), 'negatives': flags.negatives,
-                'augmentation': dict(ranges_of(flags)._asdict()), 'sequence': shortened(start.sequence)}
+                'augmentation': dict(ranges_of(flags)._asdict()), 'sequence': start.sequence}
     # Data workers know no shards: to them, the shards of all batches are a sequence of smaller batches.
     source = BatchReceiver(flags.remote_data, settings, flags.curve_keys, first=cluster.index, every=cluster.size,
                            data=(len(samples), samples.digest) if samples else None)
@@ -265,7 +267,7 @@ def what_is_left(flags, queue, start, step, coordinator, alone=False):
     other processes are not asked what theirs delivered; nor are they before the first step, when only one saves.
     """
     cluster, steps = coordinator.cluster, step - start.step
-    if not flags.remote_data or alone or not steps:
+    if not flags.remote_data or (alone and cluster.size > 1) or not steps:
         return remaining(start.sequence, flags.batchsize * flags.accumulate, range(steps))
     own = compressed(queue.taken(steps), cluster.index, cluster.size)
     trained = [number for every in coordinator.all_gather('progress@%d' % step, own, barrier=True)
@@ -286,8 +288,8 @@ def open_log(flags, step, schedule, training, cluster):
 
 def run_steps(flags, session, training, queue, step, max_steps, log, check, coordinator):
     """The training loop: from step to max_steps, or until a signal or the end of the data. Returns the last step."""
-    interval = Interval(waited=lambda: queue.wait_seconds)
     check(session, step)  # what a stop kept an earlier start from
+    interval = Interval(waited=lambda: queue.wait_seconds)
     with tqdm.tqdm(total=max_steps, initial=step, unit='step', disable=None) as progress, \
             tqdm.contrib.logging.logging_redirect_tqdm():
         while step < max_steps and not coordinator.should_stop() \

@@ -55,8 +55,8 @@ class BatchLoader:
         first: the number of the first batch of an endless sequence, delivered in order; or None: only the batches that
             `request` names are made, and delivered as they are ready.
         batchsize, shard, num_shards, sequence: as for batch_positions.
-    samples: of the data set.  skeleton: of its labels.  layout: batches.batch.batch_layout of the batches.  number: of
-        the batch that get() returned last.
+    samples: of the data set.  digest: of their order and content.  skeleton: of its labels.  layout:
+        batches.batch.batch_layout of the batches.  number: of the batch that get() returned last.
     Raises UserError: batches that memory does not hold; from get(): too many bad samples, loaders that keep dying.
     """
 
@@ -92,6 +92,10 @@ class BatchLoader:
         self._selector.register(self._control, selectors.EVENT_READ, None)
         self._generation = [0] * workers
         self._offer_free_slots()
+
+    @property
+    def digest(self):
+        return self._dataset.digest
 
     def request(self, numbers):
         """Have these batches made too."""

@@ -6,6 +6,7 @@ of QUESTIONS, it answers as BareTraining's method of that name does.
 """
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 
 from pose_errors import UserError
 
+POLL_SECONDS = 1
 QUESTIONS = 'verify', 'gpu_memory', 'xla_clusters'
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -95,9 +97,12 @@ class BareProcesses:
 
     def ask(self, question):
         """What each process answers to one of QUESTIONS, or to a number of steps."""
-        for process in self._processes:
-            process.stdin.write('%s\n' % question)
-            process.stdin.flush()
+        try:
+            for process in self._processes:
+                process.stdin.write('%s\n' % question)
+                process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
         return [self._answer(process) for process in self._processes]
 
     def cpu_seconds(self):
@@ -110,12 +115,16 @@ class BareProcesses:
         return sum(psutil.Process(process.pid).memory_info().rss for process in self._processes)
 
     def _answer(self, process):
-        line = process.stdout.readline()
-        if not line:
-            self.close()
-            self._errors.seek(0)
-            raise UserError('a training process ended: ' + ' '.join(self._errors.read().splitlines()[-1:]), 1)
-        return json.loads(line)
+        arrived = False
+        while not arrived and all(other.poll() is None for other in self._processes):  # it may wait for the others
+            arrived = select.select([process.stdout], [], [], POLL_SECONDS)[0]
+        line = process.stdout.readline() if arrived else None
+        return json.loads(line) if line else self._fail()
+
+    def _fail(self):
+        self.close()
+        self._errors.seek(0)
+        raise UserError('a training process ended: ' + ' '.join(self._errors.read().splitlines()[-1:]), 1)
 
     def close(self):
         for process in self._processes:

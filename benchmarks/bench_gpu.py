@@ -175,7 +175,7 @@ def parse_flags(args=None):
     add = parser.add_argument
     add('--models', default='mobilenet_thin,mobilenet_light,cmu', help='names, separated by commas',
         type=lambda text: [networks.model_name(name) for name in text.split(',')])
-    add('--precisions', type=one_of('float32', 'mixed'), default=['float32', 'mixed'])
+    add('--precisions', type=one_of('float32', 'mixed'), help='float32, mixed, or both (default: those to be had)')
     add('--batchsizes', type=lambda text: [pose_cli.positive_int(size) for size in text.split(',')], default=[16, 64])
     add('--tf32', type=one_of('on', 'off'), default=['on'], help='on, off, or both')
     add('--xla', type=one_of('on', 'off'), default=['off'], help='the same')
@@ -194,9 +194,16 @@ def parse_flags(args=None):
     flags = parser.parse_args(args)
     for model in flags.models:
         check_input_size(*flags.input_size, stride=networks.stride(model), flag='--input-size')
-    if 'mixed' in flags.precisions and not flags.loader_only:
+    if not flags.loader_only and flags.precisions != ['float32']:
         from training.devices import check_precision  # imports TensorFlow
-        check_precision()
+        try:
+            check_precision()
+        except UserError as error:
+            if flags.precisions:
+                raise
+            print(error)
+            flags.precisions = ['float32']
+    flags.precisions = flags.precisions or ['float32', 'mixed']
     return flags
 
 

@@ -5,5 +5,7 @@ WORKDIR /openpose
 COPY . .
 RUN TF=0 bash scripts/setup_env.sh && rm -rf /root/.cache
 ENV PATH=/openpose/.venv-worker/bin:$PATH
+# What Python ends at; the first process of a container ignores SIGTERM.
+STOPSIGNAL SIGINT
 ENTRYPOINT ["python3", "pose_dataworker.py"]
 CMD ["--help"]

@@ -62,10 +62,13 @@ def fitted_size(image_width, image_height, input_size=None, short_edge=None, sca
     """The network input's (width, height) for an image: input_size, or the image's shape with the given short edge and
     a longer one of at most MAX_ASPECT times that; both times `scale`.
 
-    Sides are rounded up to multiples of SIZE_MULTIPLE; the image is letterboxed into them, never distorted.
+    Sides other than those of input_size itself are rounded up to multiples of SIZE_MULTIPLE; the image is letterboxed
+    into them, never distorted.
     """
     if short_edge is None:
         sides = input_size or DEFAULT_SIZE
+        if scale == 1:
+            return tuple(sides)
     else:
         ratio = short_edge / min(image_width, image_height)
         sides = [min(side * ratio, MAX_ASPECT * short_edge) for side in (image_width, image_height)]

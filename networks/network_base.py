@@ -58,7 +58,8 @@ class Network:
         those that follow the last one of inference too, whose losses help the earlier ones.
     output: (B,h,w,channels), heat then PAF of the last stage of inference; the node `Openpose/concat_stage7`.
     skeleton_variables: {name of a variable of a layer that makes maps or reads them: HEAT, PAF or READS}.
-    variables: all its variables.  pretrained_variables: those that come from its pretrained file.
+    variables: all its variables.  inference_variables: those that its output depends on.  pretrained_variables: those
+        that come from its pretrained file.
     pretrained: a networks.Pretrained.
     """
     stride = None
@@ -119,6 +120,8 @@ class Network:
         for stage in range(1, self.stage_count + (self.training_stages if self.is_training else 0) + 1):
             stages.append(self.stage(x, stage))
             x = tf.concat(stages[-1] + (features,), axis=3, name='Openpose/concat_stage%d' % stage)
+            if stage == self.stage_count:
+                self.inference_variables = list(self.variables)
         return stages
 
     def stage(self, x, stage):

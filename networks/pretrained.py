@@ -271,7 +271,8 @@ def read_with_metadata(path):
 
 
 class _Checkpoint(Mapping):
-    """A checkpoint's variables: the moving average of a variable where there is one, which is the better network."""
+    """A checkpoint's variables: the moving average of a variable where there is one, which is the better network. Those
+    of step 0 are left out: the first step makes them."""
 
     def __init__(self, path):
         from .tensorflow import tf
@@ -279,12 +280,14 @@ class _Checkpoint(Mapping):
         self.path, self._tf_error = path, tf.errors.OpError
         self.reader = self._read(tf.train.NewCheckpointReader, path)
         self.shapes = self._read(self.reader.get_variable_to_shape_map)
+        self._averages = 'global_step' not in self.shapes or self._read(self.reader.get_tensor, 'global_step') > 0
 
     def __getitem__(self, name):
         if name not in self.shapes:
             raise KeyError(name)
         average = '%s/%s' % (name, AVERAGE)
-        return np.asarray(self._read(self.reader.get_tensor, average if average in self.shapes else name))
+        stored = average if average in self.shapes and self._averages else name
+        return np.asarray(self._read(self.reader.get_tensor, stored))
 
     def __iter__(self):
         return (name for name in self.shapes if not name.endswith('/' + AVERAGE))

@@ -143,6 +143,11 @@ class BatchReceiver:
             self.poll(min(timeout, PING_SECONDS))
         return self.samples is not None
 
+    @property
+    def digest(self):
+        """Of the data set that all data workers have, once `samples` is known."""
+        return self._data[1]
+
     def ready(self):
         """How many batches have arrived and wait to be fetched."""
         return len(self._queue)

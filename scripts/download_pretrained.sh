@@ -81,8 +81,31 @@ fetch() {
     return $status
 }
 
+# whats_wrong FILE PART TARGET BYTES SHA256: why what was fetched to PART is not FILE; nothing when it is. `-`: not known.
+# An archive is unpacked to TARGET.part.
+whats_wrong() {
+    local bytes actual
+    bytes=$(wc -c < "$2" | tr -d ' ') actual=$(sha256 "$2")
+    if [ "$4" != - ] && [ "$4" != "$bytes" ]; then
+        echo "has $bytes bytes, not $4: not the published file"
+    elif [ "$5" != - ] && [ "$5" != "$actual" ]; then
+        echo "has SHA-256 $actual, not $5: damaged or changed"
+    elif [[ $1 == *.t*gz ]]; then
+        rm -rf "$3.part"
+        mkdir "$3.part"
+        if ! tar -xzf "$2" -C "$3.part" 2> /dev/null || [ -z "$(find "$3.part" -name '*.ckpt*')" ]; then
+            rm -rf "$3.part"
+            echo "is not an archive with a checkpoint"
+        fi
+    elif [[ $1 == *.pb ]] && head -c 1 "$2" | grep -q .; then  # a graph begins with a line feed, a page does not
+        echo "is not a graph (.pb)"
+    elif [[ $1 == *.npy ]] && [ "$(head -c 6 "$2" | tail -c 5)" != NUMPY ]; then
+        echo "is not a .npy file"
+    fi
+}
+
 download() {
-    local bases=$2 file=$3 target=$dir/$4 size=$5 checksum=$6 again='run the command again' base status=1
+    local bases=$2 file=$3 target=$dir/$4 size=$5 checksum=$6 base wrong=''
     if [ -e "$target" ]; then
         echo "$1: $target is there already"
         return
@@ -110,48 +133,31 @@ download() {
             return
         fi
     fi
-    for base in ${bases//,/ }; do
-        echo "$1: $base/$file -> $target"
-        status=0
-        fetch "$base/$file" "$part" || status=$?
-        [ $status != 0 ] || break
-    done
-    [ $status = 0 ] || fail "$base/$file could not be fetched; run the same command again to resume, or $mirror"
-    local actual; actual=$(sha256 "$part")
     if [ -n "$expected" ]; then
         checksum=$expected size=-
     fi
-    local bytes; bytes=$(wc -c < "$part" | tr -d ' ')
-    if [ "$size" != - ] && [ "$size" != "$bytes" ]; then
-        rm -f "$part"
-        fail "$base/$file has $bytes bytes, not $size: not the published file; nothing was kept, $again or $mirror"
-    fi
-    if [ "$checksum" != - ] && [ "$checksum" != "$actual" ]; then
-        rm -f "$part"
-        fail "$base/$file has SHA-256 $actual, not $checksum: damaged or changed; nothing was kept, $again"
-    fi
-    echo "$1: SHA-256 $actual$([ "$checksum" = - ] && echo ' (none is known to compare with)' || echo ' as expected')"
-    if [[ $file == *.t*gz ]]; then
-        rm -rf "$target.part"
-        mkdir "$target.part"
-        if ! tar -xzf "$part" -C "$target.part" 2> /dev/null ||
-                [ -z "$(find "$target.part" -name '*.ckpt*')" ]; then
-            rm -rf "$target.part" "$part"
-            fail "$base/$file is not an archive with a checkpoint; nothing was kept, $again or $mirror"
+    for base in ${bases//,/ }; do
+        [ -z "$wrong" ] || echo "$1: $wrong"
+        echo "$1: $base/$file -> $target"
+        if ! fetch "$base/$file" "$part"; then
+            wrong="$base/$file could not be fetched; run the same command again to resume, or $mirror"
+            # Only a checksum tells whether another address goes on with the same file.
+            [ "$checksum" != - ] || [[ $bases != *,* ]] || rm -f "$part"
+            continue
         fi
+        wrong=$(whats_wrong "$file" "$part" "$target" "$size" "$checksum")
+        [ -n "$wrong" ] || break
+        rm -f "$part"
+        wrong="$base/$file $wrong; nothing was kept, run the command again or $mirror"
+    done
+    [ -z "$wrong" ] || fail "$wrong"
+    echo "$1: SHA-256 $(sha256 "$part")$([ "$checksum" = - ] && echo ' (none is known to compare with)' || echo ' as expected')"
+    if [ -d "$target.part" ]; then
         # Some archives have the files in a folder of their own.
         find "$target.part" -mindepth 2 -name '*.ckpt*' -exec mv {} "$target.part" \;
         mv "$target.part" "$target"
         rm -f "$part"
     else
-        if [[ $file == *.pb ]] && head -c 1 "$part" | grep -q .; then  # a graph begins with a line feed, a page does not
-            rm -f "$part"
-            fail "$base/$file is not a graph (.pb); nothing was kept, $again or $mirror"
-        fi
-        if [[ $file == *.npy ]] && [ "$(head -c 6 "$part" | tail -c 5)" != NUMPY ]; then
-            rm -f "$part"
-            fail "$base/$file is not a .npy file; nothing was kept, $again or $mirror"
-        fi
         mv "$part" "$target"
     fi
 }

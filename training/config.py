@@ -149,7 +149,8 @@ def flags_of_run(parser):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError('--config=%s is no run.json of a run (%s); give that of the folder of its --modelpath'
                         % (path, reason_of(error)))
-    known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help'}
+    # What belongs to a run or to its machine is not taken over.
+    known = {action.dest for action in parser._actions} - {'modelpath', 'logpath', 'config', 'tag', 'help', 'workers'}
     known -= {name for flag, name in INSTEAD_OF.items() if is_given(flag)}
     completed = RECIPES.get(flags.get('recipe'), DEFAULTS)  # what a recipe says, it says again
     return {name: value for name, value in flags.items() if name in known and completed.get(name) != value}
@@ -282,7 +283,7 @@ def complete_flags(flags):
     """Set what the flags left open to what the recipe says. Raises UserError where they contradict each other."""
     if flags.recipe == 'paper':
         if flags.model not in PAPER_MODELS:
-            raise UserError('--recipe=paper is that of %s; leave it out for --model=%s'
+            raise UserError('--recipe=paper is that of %s; give --recipe=default for --model=%s'
                             % (' and '.join(PAPER_MODELS), flags.model))
         if flags.optimizer == 'adam':
             raise UserError('--recipe=paper means --optimizer=sgd; leave one of --recipe and --optimizer out')

@@ -133,6 +133,7 @@ class MultiProcess(SingleProcess):
         self._context = zmq.Context()
         self._own = self._context.socket(zmq.PUB)
         self._own.setsockopt(zmq.LINGER, 2000)
+        self._own.setsockopt(zmq.IPV6, cluster.addresses[cluster.index][0].startswith('['))
         try:
             _bind(self._own, 'tcp://%s:%d' % _own_address(cluster))
         except (zmq.ZMQError, OSError) as error:

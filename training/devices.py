@@ -118,7 +118,7 @@ def check_precision(cpu_info='/proc/cpuinfo'):
 
 def _refusal():
     return UserError('--precision=mixed needs a GPU, or TensorFlow 2 on a CPU with AVX512-BF16 or AMX; here is '
-                     'TensorFlow %s and no such %s: leave the flag out'
+                     'TensorFlow %s and no such %s: take float32'
                      % (tf.__version__, 'GPU' if tf.__version__.startswith('1.') else 'GPU or CPU'))
 
 

@@ -63,9 +63,11 @@ class StartWeights:
         flag = '--checkpoint' if self._checkpoint else '--pretrained'
         match = networks.pretrained.fit(network, self.path, flag, self._read)
         self._read = None  # its memory is needed now
-        if self._checkpoint and set(match.missing) - set(match.reinitialized):
+        needed = {variable.op.name for variable in network.inference_variables} - set(match.reinitialized)
+        lacking = [name for name in match.missing if name in needed]
+        if self._checkpoint and lacking:
             raise UserError('--checkpoint=%s lacks %d variables of %s (%s, ...); give a checkpoint of this model'
-                            % (self.path, len(match.missing), self._model, match.missing[0]))
+                            % (self.path, len(lacking), self._model, lacking[0]))
         logging.info(str(match))
         return match.init_fn
 
@@ -90,10 +92,10 @@ def hold_run_folder(modelpath, logpath, flags, weights):
         try:
             yield
         except BaseException:
-            others = [os.path.join(modelpath, name) for name in os.listdir(modelpath)
-                      if name not in (LOCK_FILE, RUN_FILE)]
-            if not os.listdir(logpath) and all(os.path.samefile(path, logpath) for path in others):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # folders may be gone by now
+                others = [os.path.join(modelpath, name) for name in os.listdir(modelpath)
+                          if name not in (LOCK_FILE, RUN_FILE)]
+                if not os.listdir(logpath) and all(os.path.samefile(path, logpath) for path in others):
                     os.remove(os.path.join(modelpath, RUN_FILE))
             raise
 

@@ -15,16 +15,18 @@ from pose_errors import UserError
 
 MIN_HEAT = 0.03  # what the teacher's heatmaps have to show to count
 LABELLED_PAF = 0.1  # the length of a vector from which a label is not empty
+MAX_GRAPH_BYTES = (1 << 31) - (1 << 27)  # of its copies: TensorFlow's limit, less what the rest of a graph takes
 SHOWS_PEOPLE = 0.1  # the least peak of the labels of an image in which the teacher is believed to see more of them
 
 # graph: a frozen GraphDef.  channels: networks.other_keypoints.Channels from the learner's maps to the teacher's.
 Teacher = collections.namedtuple('Teacher', 'graph channels')
 
 
-def read_teacher(path, skeleton):
+def read_teacher(path, skeleton, copies=1):
     """The Teacher in a frozen graph (.pb), or in weights that know their network (.npy), for a learner's Skeleton.
 
-    Raises UserError: it cannot be read, takes images of one size only, or finds no part of the same name.
+    copies: that a graph will have of it.
+    Raises UserError: it cannot be read, takes images of one size only, finds no part of the same name, or is too large.
     """
     if path.endswith('.pb'):
         own = read_skeleton(graph_file=path) or COCO_SKELETON
@@ -48,6 +50,10 @@ def read_teacher(path, skeleton):
     channels = common_channels(skeleton, own)
     if max(channels.heat[:-1]) < 0:
         raise UserError('--teacher=%s finds %s: none of these is learned here' % (path, ', '.join(own.parts)))
+    if copies * graph.ByteSize() > MAX_GRAPH_BYTES:
+        raise UserError('--teacher=%s: %d copies of its %d MB, one for each tower and each batch of --accumulate, are '
+                        'more than a TensorFlow graph holds; take a smaller network, or fewer of these'
+                        % (path, copies, graph.ByteSize() >> 20))
     return Teacher(graph, channels)
 
 
@@ -62,11 +68,14 @@ def completed_labels(teacher, image, heatmap, paf, mask):
         dtype = next(node.attr['dtype'].type for node in graph.node if node.name == graphdef.INPUT)
         maps, = tf.import_graph_def(graph, {graphdef.INPUT: tf.cast(image, tf.as_dtype(dtype))},
                                     [graphdef.OUTPUT + ':0'])
-        maps = tf.image.resize_bilinear(tf.stop_gradient(tf.cast(maps, tf.float32)), heatmap.shape[1:3])
+        maps = tf.stop_gradient(tf.cast(maps, tf.float32))
         parts = len(teacher.channels.heat) - 1
-        all_heat, known_heat = _chosen(maps, teacher.channels.heat[:parts])
         first_paf = max(teacher.channels.heat) + 1  # behind the background, which is the last of both
-        found_paf, known_paf = _chosen(maps[..., first_paf:], teacher.channels.paf)
+        # A heatmap's cell stands for its middle, a PAF's for its corner (pose_labels.py).
+        heats = tf.image.resize_bilinear(maps[..., :first_paf], heatmap.shape[1:3], half_pixel_centers=True)
+        pafs = tf.image.resize_bilinear(maps[..., first_paf:], heatmap.shape[1:3])
+        all_heat, known_heat = _chosen(heats, teacher.channels.heat[:parts])
+        found_paf, known_paf = _chosen(pafs, teacher.channels.paf)
 
         people = tf.cast(tf.reduce_max(heatmap[..., :parts], [1, 2, 3], keepdims=True) > SHOWS_PEOPLE, tf.float32)
         found_heat = tf.clip_by_value(all_heat, 0.0, 1.0) * tf.cast(all_heat > MIN_HEAT, tf.float32) * people

@@ -59,7 +59,7 @@ def build_training(model, batch, devices, rates, schedule, skeleton, recipe=Reci
     """
     global_step = tf.train.get_or_create_global_step()
     rate = learning_rate_schedule(rates, global_step, schedule, recipe)
-    teacher = read_teacher(recipe.teacher, skeleton) if recipe.teacher else None
+    teacher = read_teacher(recipe.teacher, skeleton, len(devices) * recipe.accumulate) if recipe.teacher else None
     towers, optimizers, replicas, averaged = [], [], [[] for _ in devices], []
     with tf.device('/cpu:0'):
         parts = split_batch(batch, len(devices), skeleton)

@@ -6,9 +6,11 @@ import bench_gpu
 import networks
 import reference_thin
 import tensorflow.compat.v1 as tf
+from bare_processes import BareProcesses
 from bench_inputs import made_up_batch, made_up_weights
 from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from networks.network_base import build_losses
+from pose_errors import UserError
 from training.devices import has_bfloat16
 
 NAMES = sorted(path.name for path in (ROOT / 'benchmarks').glob('*_*.py')
@@ -134,6 +136,12 @@ def test_towers(sample_coco):
     assert min(values[key] for key in values if key.endswith('examples_per_s')) > 0
 
 
+def test_a_process_that_ends_ends_the_others():
+    """The first one would wait for it for ever."""
+    with pytest.raises(UserError, match='a training process ended'):
+        BareProcesses(2, prefixes=[['sh', '-c', 'exec sleep 1000'], ['false']])
+
+
 @pytest.mark.slow
 def test_gpu():
     """On the CPU, which has neither a peak nor TF32: what is said of them is arithmetic."""
@@ -170,6 +178,7 @@ def test_gpu_settings():
     assert bench_gpu.environment(settings[3])['NVIDIA_TF32_OVERRIDE'] == '0'
     assert '--tf_xla_auto_jit=2' in bench_gpu.environment(settings[3])['TF_XLA_FLAGS']
     assert bench_gpu.gflops_of_step('cmu', (368, 368)) == pytest.approx(816, rel=0.001)
+    assert bench_gpu.parse_flags([]).precisions == ['float32', 'mixed'][:1 + has_bfloat16()]
 
 
 @pytest.mark.parametrize('card, precision, tf32, peak', [

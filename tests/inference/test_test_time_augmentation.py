@@ -81,6 +81,8 @@ def test_short_edge_keeps_the_shape_of_the_image_and_panoramas_stay_within_bound
     assert fitted_size(480, 640, short_edge=736) == (736, 984)
     assert fitted_size(333, 333, short_edge=100) == (104, 104)
     assert fitted_size(640, 480, input_size=(432, 368)) == (432, 368)
+    assert fitted_size(640, 480, input_size=(372, 372)) == (372, 372)  # of a network of stride 4
+    assert fitted_size(640, 480, input_size=(372, 372), scale=0.5) == (192, 192)
     width, height = fitted_size(40000, 400, short_edge=368, scale=2)
     assert (width, height) == (4 * 2 * 368, 2 * 368)
     [transform] = make_transforms(40000, 400, short_edge=368)

@@ -20,10 +20,11 @@ CHECKPOINT = 'mobilenet_v1_0.75_224.ckpt'
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves server.files {name: bytes}; breaks off after server.limit bytes; server.ranges: whether it can resume."""
+    """Serves server.files {name, or folder/name: bytes}; breaks off after server.limit bytes, and after a third of what
+    is in the folder cut/; server.ranges: whether it can resume."""
 
     def do_GET(self):
-        content = self.server.files.get(os.path.basename(self.path))
+        content = self.server.files.get(self.path.lstrip('/'), self.server.files.get(os.path.basename(self.path)))
         if content is None:
             return self.send_error(404)
         start = re.match(r'bytes=(\d+)-$', self.headers.get('Range', ''))
@@ -36,7 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header('Content-Range', 'bytes %d-%d/%d' % (start, len(content) - 1, len(content)))
         self.end_headers()
-        self.wfile.write(content[start:] if self.server.limit is None else content[start:start + self.server.limit])
+        limit = len(content) // 3 if '/cut/' in self.path else self.server.limit
+        self.wfile.write(content[start:] if limit is None else content[start:start + limit])
 
     def log_message(self, *args):
         pass
@@ -164,9 +166,11 @@ def test_the_authors_weights_are_checked(server, download):
     assert download.files() == {'pretrained/' + CAFFEMODEL: server.files[CAFFEMODEL]}
 
 
-def test_the_next_address_is_tried(server, download):
-    """With a folder that lacks the file before the one that has it."""
-    download('openpose_coco', before='http://127.0.0.1:9/none,')
+@pytest.mark.parametrize('first', ['http://127.0.0.1:9/none', 'http://127.0.0.1:%d/page', 'http://127.0.0.1:%d/cut'])
+def test_the_next_address_is_tried(first, server, download):
+    """After one that lacks the file, has a page in its place, or breaks off in the middle of another file."""
+    server.files.update({'page/' + NPY: b'<html>this file has moved</html>', 'cut/' + NPY: bytes(100000)})
+    download('openpose_coco', before=(first % server.server_port if '%d' in first else first) + ',')
     assert download.files() == {'numpy/' + NPY: server.files[NPY]}
 
 

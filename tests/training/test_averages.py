@@ -61,6 +61,10 @@ def test_a_run_keeps_validates_and_hands_on_its_averages(sample_coco, tmp_path):
     assert all(np.array_equal(read[name], whole[name + ENDING]) for name in names)
     assert any((whole[name] != read[name]).any() for name in names)
 
+    # Before the first step there are none.
+    start = read_weights(str(tmp_path / 'whole' / 'model-0'))
+    assert all(start[name].any() for name in names if name.endswith('weights'))
+
     # Stopped and resumed, it ends with the same bits.
     train_small(sample_coco, tmp_path / 'parts', *flags, '--max-hours=0')
     train_small(sample_coco, tmp_path / 'parts', *flags)

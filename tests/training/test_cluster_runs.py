@@ -1,5 +1,7 @@
 """The real train.py in several processes: stopped, killed, started differently, diverging; and what goes on from it."""
+import json
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -95,6 +97,18 @@ def test_different_flags_are_refused_before_the_first_step(start_run, folder):
         line, = run.errors(k)
         assert '%s has --lr=[0.001], %s has --lr=[0.01]; ' % (run.workers[0], run.workers[2]) in line
     assert not list((folder / 'differs').glob('model-*'))
+
+
+def test_other_data_is_refused(start_run, sample_coco, folder):
+    """As many samples, in another order."""
+    shutil.copytree(str(sample_coco), str(folder / 'other'))
+    path = folder / 'other' / 'annotations' / 'person_keypoints_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'].reverse()
+    path.write_text(json.dumps(content))
+    run = start_run(folder / 'reversed', 2, *FOREVER, different={1: ['--datapath=%s' % (folder / 'other')]})
+    assert run.exit_codes() == [2, 2]
+    assert all('the workers differ' in run.errors(k)[0] and ' has digest=' in run.errors(k)[0] for k in range(2))
 
 
 def test_divergence_ends_all_with_code_3(start_run, folder):

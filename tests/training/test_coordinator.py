@@ -70,6 +70,13 @@ def test_busy_python_does_not_count_as_lost(start_peers):
     assert [peer.wait(timeout=60) for peer in peers] == [0, 0, 0]
 
 
+def test_addresses_of_ipv6(start_peers):
+    peers = start_peers(2, ['[::1]:%d' % port for port in free_ports(2)])
+    for peer in peers:
+        peer.stdin.close()
+    assert [peer.wait(timeout=60) for peer in peers] == [0, 0]
+
+
 def test_a_process_that_fails_says_why(start_peers, workers):
     peers = start_peers(2)
     peers[0].communicate(b'fail\n', 60)

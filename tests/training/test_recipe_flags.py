@@ -74,13 +74,15 @@ def test_a_run_again_from_its_own_flags(sample_coco, tmp_path):
 
 def test_a_flag_that_may_be_repeated_takes_the_place_of_the_runs(tmp_path, monkeypatch):
     run = tmp_path / 'run.json'
-    run.write_text(json.dumps({'flags': {'add_data': ['a:0.3'], 'max_steps': 7, 'pretrained': 'w.npy'}}))
+    run.write_text(json.dumps({'flags': {'add_data': ['a:0.3'], 'max_steps': 7, 'pretrained': 'w.npy',
+                                         'workers': 4096}}))
     monkeypatch.setenv('HOME', str(tmp_path))
 
     def flags(*arguments):
         monkeypatch.setattr('sys.argv', ['train.py', '--config=~/run.json', *arguments])
         return parse_flags()
     assert flags().add_data == ['a:0.3'] and flags().max_steps == 7
+    assert flags().workers < 4096  # those of the machine on which it ran
     assert flags('--add-data=~/b:0.5').add_data == ['%s/b:0.5' % tmp_path]
     assert flags('--max-epoch=3').max_steps is None and flags('--checkpoint=c').pretrained is None
     for arguments in (['--config'], ['--valid-share=0.1', '--valid-split=x']):

@@ -38,6 +38,13 @@ def small_graph(path, shape=(None, None, None, 3)):
     return str(path)
 
 
+def linear_maps(stride):
+    """Maps (h, w, 57) of a 40x32 image whose values rise with the place in the image that a cell stands for."""
+    x, y = np.meshgrid(np.arange(0, 40, stride), np.arange(0, 32, stride))
+    heat, paf = ((x + y + offset) / 100.0 for offset in (stride - 1, 0))  # the middle of a cell, and its corner
+    return np.concatenate([np.tile(heat[..., None], 19), np.tile(paf[..., None], 38)], 2).astype(np.float32)
+
+
 def complete(teacher, heatmap, paf, mask):
     with tf.Graph().as_default(), tf.Session() as session:
         image = tf.zeros((len(heatmap), 32, 40, 3), tf.uint8)
@@ -70,6 +77,19 @@ def test_maps_stand_where_labels_are_empty_in_images_that_show_people(labels):
         np.testing.assert_allclose(new[1], old[1], atol=1e-7)
 
 
+@pytest.mark.parametrize('teachers, stride', [(8, 4), (4, 8)])
+def test_maps_of_another_stride_stand_at_the_same_place(teachers, stride):
+    expected = linear_maps(stride)
+    height, width = expected.shape[:2]
+    heatmap, paf = np.zeros((1, height, width, 19), np.float32), np.zeros((1, height, width, 38), np.float32)
+    heatmap[0, 0, 0, 0] = 0.9
+    heat, paf, _ = complete(teacher_of(linear_maps(teachers), COCO_SKELETON), heatmap, paf,
+                            np.ones((1, height, width, 57), np.float32))
+    inner = np.s_[2:-2, 2:-2] if stride == 4 else np.s_[1:-1, 1:-1]
+    found = np.concatenate([heat[0, ..., :18], paf[0]], 2)[inner]
+    np.testing.assert_allclose(found, np.delete(expected, 18, 2)[inner], atol=1e-5)
+
+
 def test_what_the_teacher_does_not_know_stays_as_it_is(labels):
     maps = np.full(CELLS + (3 + 2,), 0.5, np.float32)
     heat, paf, mask = complete(teacher_of(maps, LEGS), *labels)
@@ -90,6 +110,8 @@ def test_files_that_teach(sample_coco, tmp_path):
     dogs = COCO_SKELETON._replace(parts=tuple('dog_' + name for name in COCO_SKELETON.parts))
     with pytest.raises(UserError, match='none of these is learned here'):
         read_teacher(str(WEIGHTS), dogs)
+    with pytest.raises(UserError, match='4096 copies of its 2 MB.*more than a TensorFlow graph holds'):
+        read_teacher(str(WEIGHTS), COCO_SKELETON, copies=4096)
     with pytest.raises(UserError, match='takes images of one size'):
         read_teacher(small_graph(tmp_path / 'fixed.pb', (1, 32, 40, 3)), COCO_SKELETON)
     in_training = frozen_graph(lambda image: fused_norm(conv(image, 57), is_training=True))
