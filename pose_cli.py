@@ -122,10 +122,16 @@ def prepare_process():
     else the next file that is opened would take their place, and what libraries write to stderr would end up in it.
     """
     def report(kind, error, traceback):
-        if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+        if isinstance(error, KeyboardInterrupt):
+            print('interrupted', file=sys.stderr)
+            raise SystemExit(130)
+        package = (getattr(error, 'name', None) or '').split('.')[0]
+        if not isinstance(error, ImportError) or package not in PACKAGES:
             return sys.__excepthook__(kind, error, traceback)
-        print('error: %s has no %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
-              % (printable(sys.executable or 'this Python'), error.name), file=sys.stderr)
+        lacks = 'has no %s' % package if error.name == package and isinstance(error, ModuleNotFoundError) else \
+            'cannot import %s (%s)' % (package, printable(str(error)))
+        print('error: %s %s; run bash scripts/setup_env.sh once, then the command with .venv/bin/python'
+              % (printable(sys.executable or 'this Python'), lacks), file=sys.stderr)
         raise SystemExit(2)
     sys.excepthook = report
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):

@@ -36,6 +36,7 @@ from pose_errors import UserError
 BAD_SAMPLE_LIMIT = 0.2
 MIN_ATTEMPTS = 100
 MAX_STRIDE = 255  # 16 bits count a cell's pixels
+MAX_ROWS = 32  # of the contact sheet
 AHEAD = 4  # samples that a thread of validation makes before their turn
 
 # labelled: bool (parts,), those that are in the loss.  joints (people, parts, 2) in input pixels.  augmentation: None
@@ -301,17 +302,17 @@ def main():
     pose_cli.log_to_stderr()
     dataset = PoseDataset(flags.datapath, flags.split, flags.input_width, flags.input_height, flags.stride,
                           flags.imgpath, ranges_of(flags), flags.category)
-    pose_files.check_folder(flags.output_dir)
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
     samples = itertools.chain.from_iterable(training_samples(dataset, rng, counter) for _ in itertools.count())
-    rows = [draw_sample(sample, dataset.skeleton) for sample in itertools.islice(samples, flags.count)]
-    pose_files.make_folder(flags.output_dir)
-    for number, row in enumerate(rows):
-        write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
-    sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
-    write_picture(sheet, pose_draw.contact_sheet(rows))
-    print('%d samples: %s' % (len(rows), sheet))
+    rows, sheet = [], os.path.join(flags.output_dir, 'contact_sheet.png')
+    with pose_files.output_folder(flags.output_dir):
+        for number, sample in enumerate(itertools.islice(samples, flags.count)):
+            row = draw_sample(sample, dataset.skeleton)
+            write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
+            rows += [row] if number < MAX_ROWS else []
+        write_picture(sheet, pose_draw.contact_sheet(rows))
+    print('%d samples: %s' % (flags.count, sheet))
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ averages the maps of several sizes and decodes them side by side; inference/deco
 is only imported to run a network.
 """
 import argparse
+import io
 import json
 import logging
 import os
@@ -35,8 +36,8 @@ from annotations.images import write_picture
 from annotations.skeleton import COCO_SKELETON
 from annotations.splits import find_split, image_paths, part_name
 from inference import open_network, photographs, read_skeleton, report, video
-from inference.decode import MIN_PARTS, PEAK_THRESHOLD
-from inference.decode import decode_people  # noqa: F401 (for others)
+from inference.decode import PEAK_THRESHOLD
+from inference.decode import decode_people, least_parts  # noqa: F401 (decode_people is for others)
 from inference.metrics import evaluate, keypoints_by_image, labelled_people, table_of
 from inference.predictor import DEFAULT_SIZE, SIZE_MULTIPLE, start_decoders
 from networks.pretrained import find_checkpoint, is_weights_file, model_of
@@ -44,6 +45,7 @@ from pose_errors import UserError
 
 DEFAULT_MODEL = 'mobilenet_thin'
 TEST_SET = 'image_info_'  # how the annotation files of COCO's test sets begin: they list images alone
+SHEET_SIDE = 640  # pixels of the longer side of a picture on the contact sheet, at most
 OUTPUT_DIR = os.path.join('logs', 'eval')
 # What such a flag goes with; all others go with every task.
 TASKS_OF_FLAGS = dict(dict.fromkeys(('--split', '--imgpath', '--category', '--valid-share', '--pictures', '--oracle'),
@@ -74,9 +76,11 @@ def evaluate_data_set(predict_maps, dataset, annotation_file, image_folder, outp
     print(table_of(evaluation), end='')
     print('results: %s' % results_file)
     if name.startswith(TEST_SET):
-        with zipfile.ZipFile(os.path.splitext(results_file)[0] + '.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive_file, content = os.path.splitext(results_file)[0] + '.zip', io.BytesIO()
+        with zipfile.ZipFile(content, 'w', zipfile.ZIP_DEFLATED) as archive:
             archive.write(results_file, os.path.basename(results_file))
-        print('for the evaluation server of COCO, which alone has the labels: %s' % archive.filename)
+        pose_files.write_file(archive_file, content.getbuffer())
+        print('for the evaluation server of COCO, which alone has the labels: %s' % archive_file)
     if pictures:
         print('picture: %s\nreport: %s' % (picture, page))
     print(json.dumps(summary), flush=True)
@@ -106,9 +110,11 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     for image_id in sorted(labelled or found or image_ids)[:count]:
         entry = coco.loadImgs(image_id)[0]
         pixels = report.read_entry(entry, path_of)
+        scale = min(1, SHEET_SIDE / max(pixels.shape[:2]))
+        pixels = pose_draw.shrunk(pixels, scale)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
-            joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= MIN_PARTS]
+            joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= least_parts(len(skeleton.parts))] * scale
             drawn = pose_draw.draw_skeletons(pixels, joints, skeleton)
             cells.append(pose_draw.caption(drawn, '%s %s' % (image_id, title)))
     return pose_draw.contact_sheet([cells[i:i + 4] for i in range(0, len(cells), 4)])
@@ -257,10 +263,12 @@ def read_labels(annotation_file, image_folder, category, own):
     """The annotations.coco.Dataset of a file, with the keypoints of the network's own Skeleton if that is known; what
     was inferred and skipped is logged."""
     dataset = read_dataset(annotation_file, category, image_folder)
-    if own and own.keypoints != dataset.skeleton.keypoints:
+    if own and (own.keypoints != dataset.skeleton.keypoints or not own.finds_the_same(dataset.skeleton)):
+        differ = own.keypoints != dataset.skeleton.keypoints
         dataset = read_dataset(annotation_file, category, image_folder, own)
-        logging.info('%s labels %d of the %d keypoints of the network: AP is over these', annotation_file,
-                     dataset.keypoint_count, len(own.keypoints))
+        if differ:
+            logging.info('%s labels %d of the %d keypoints of the network: AP is over these', annotation_file,
+                         dataset.keypoint_count, len(own.keypoints))
     if summary_of(dataset):
         logging.warning('%s: %s', annotation_file, summary_of(dataset))
     log_turned_images(image_folder, [image['file_name'] for image in dataset.images],

@@ -6,6 +6,7 @@ pipe called x.jpg would be waited for, a link to /dev/zero read, for ever). File
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import zlib
 
 from pose_errors import UserError
 
+MAX_NAME = 255  # bytes of a file's name
 PATTERN_CHARACTERS = '*?[]\\'
 
 
@@ -133,20 +135,24 @@ def output_folder(path):
 
 
 def free_folder(path):
-    """path, or path-2, path-3, ...: the first that is empty or not there, so that nothing earlier is overwritten."""
+    """path, or path-2, path-3, ...: the first that is not there, so that nothing earlier is overwritten, nor what a
+    command writes that is still at work."""
     candidate, number = path, 1
-    while os.path.lexists(candidate) and not (os.path.isdir(candidate) and not os.listdir(candidate)):
+    while os.path.lexists(candidate):
         number += 1
         candidate = '%s-%d' % (path, number)
     return candidate
 
 
-def write_file(path, data):
+def write_file(path, data, tidy=True):
     """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError.
 
-    The bytes are on the disk before the name is. What a killed process left of an earlier try is removed.
+    The bytes are on the disk before the name is. What a killed process left of an earlier try is removed. tidy: whether
+    that is looked for, in all names of the folder: not where there are as many writes as names.
     """
     folder, name = os.path.split(os.path.abspath(path))
+    if len(os.fsencode(name)) > MAX_NAME - 30:  # the temporary file's is longer
+        name = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
     temporary = os.path.join(folder, '.%s.%d.tmp' % (name, os.getpid()))
     try:
         with open(temporary, 'wb') as file:
@@ -154,7 +160,7 @@ def write_file(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        for other in os.listdir(folder):
+        for other in os.listdir(folder) if tidy else ():
             match = re.match(r'\.%s\.(\d+)\.tmp$' % re.escape(name), other)
             if match and not os.path.exists('/proc/%s' % match.group(1)):
                 with contextlib.suppress(OSError):
@@ -166,9 +172,9 @@ def write_file(path, data):
         raise UserError('cannot write %s: %s; %s, or choose another place' % (path, error.strerror, remedy))
 
 
-def write_json(path, value, indent=None, sort_keys=True):
-    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises UserError."""
-    write_file(path, json.dumps(value, indent=indent, sort_keys=sort_keys).encode())
+def write_json(path, value, indent=None, sort_keys=True, tidy=True):
+    """Write a JSON file; a run that is killed meanwhile leaves the old one or the new one. Raises as write_file."""
+    write_file(path, json.dumps(value, indent=indent, sort_keys=sort_keys).encode(), tidy)
 
 
 def usable_cores(root='/'):

@@ -21,17 +21,17 @@ import numpy as np
 from pose_errors import UserError
 from pose_files import write_file
 
-from .coco import box_outline, read_dataset, summary_of
+from .coco import ABSENT, READ_SIZES, box_outline, read_dataset, summary_of
 from .images import BadSample, image_size
 from .skeleton import flip_notes, parse_skeleton
-from .splits import image_finder, image_paths, part_of
+from .splits import find_images, image_paths, part_of
 from .yolo import labels_digest, split_of
 
 MAIN_MIN_KEYPOINTS = 5
 MAIN_MIN_AREA = 32 * 32
 MAIN_MIN_DISTANCE = 0.3  # of the longer bbox side of an earlier main person
 
-CACHE_VERSION = 9  # of the arrays below
+CACHE_VERSION = 10  # of the arrays below
 MISSING_LIMIT = 0.2  # more missing images than this are taken for a wrong folder
 HEADERS = 32  # of images that are read at the start, to see whether EXIF turns some
 
@@ -159,7 +159,8 @@ def select_main_people(num_keypoints, area, bbox, min_labelled=MAIN_MIN_KEYPOINT
 
 
 def build_arrays(dataset, annotation_file):
-    """An annotations.coco.Dataset -> the arrays of Annotations, and `summary`, lines for the log.
+    """An annotations.coco.Dataset -> the arrays of Annotations; `summary`, lines for the log; and `is_lasting`, whether
+    they will be the same at the next start.
 
     Raises UserError, which counts the causes, when there is nobody to train on.
     """
@@ -194,6 +195,8 @@ def build_arrays(dataset, annotation_file):
         'labelled_parts': labelled_parts, 'sample_image': sample_image, 'sample_person': sample_person,
         'skeleton': np.array([skeleton.to_json().encode()], np.bytes_),
         'summary': np.array([line.encode() for line in [summary_of(dataset)] if line], np.bytes_),
+        # Sizes that were read from the images may be others tomorrow, or be there.
+        'is_lasting': not (dataset.inferred[READ_SIZES] or dataset.skipped[ABSENT]),
     }
 
 
@@ -223,6 +226,8 @@ def _regions(annotations, row_of_image):
     regions = []
     for annotation in annotations:
         segmentation, row = annotation['segmentation'], row_of_image[annotation['image_id']]
+        if not segmentation and min(annotation['bbox'][2:]) > 0:
+            segmentation = box_outline(annotation['bbox'])
         if annotation['num_keypoints'] or not segmentation:
             continue
         if isinstance(segmentation, dict):
@@ -247,20 +252,10 @@ def _points(polygon):
 
 def _find_images(annotations, annotation_file, image_folder):
     """Annotations with the names of files in the image folder, without the samples whose image is not there."""
-    try:
-        present = set(os.listdir(image_folder))
-    except OSError as error:
-        raise UserError('cannot read the image folder %s: %s' % (image_folder, error.strerror))
-    rows, find = np.unique(annotations.sample_image), image_finder(image_folder)
-    names = [name.decode() for name in annotations.file_name[rows]]
-    found = [name if name in present else find(name) for name in names]
-    uses = collections.Counter(found)  # of images of the same name in different folders one may be there: whose?
-    files, missing = annotations.file_name.tolist(), {}
-    for row, name, new in zip(rows.tolist(), names, found):
-        if new is None or uses[new] > 1 and new != name:
-            missing[row] = name
-        else:
-            files[row] = new.encode()
+    names = [name.decode() for name in annotations.file_name.tolist()]
+    found, rows = find_images(names, image_folder), np.unique(annotations.sample_image)
+    files = [(new or name).encode() for name, new in zip(names, found)]
+    missing = {row: names[row] for row in rows.tolist() if found[row] is None}
     keep = ~np.isin(annotations.sample_image, list(missing))
     if missing:
         message = '%d of the %d images with people of %s are not in %s (%s ...)' % (
@@ -315,8 +310,11 @@ def _file_of(annotation_file):
 
 
 def _cache_path(annotation_file, skeleton=None):
-    """In the user's own cache folder: no cache that somebody else wrote is ever read. skeleton: that it is read for."""
+    """In the user's own cache folder, None where there is none: no cache that somebody else wrote is ever read.
+    skeleton: that it is read for."""
     cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    if not os.path.isabs(cache_home):  # ~ of a user without a home
+        return None
     source = os.fsencode(os.path.realpath(annotation_file)) + (skeleton.to_json().encode() if skeleton else b'')
     digest = hashlib.sha256(source).hexdigest()[:16]
     return os.path.join(cache_home, 'openpose-training', '%s.%s.npz' % (os.path.basename(annotation_file), digest))
@@ -352,12 +350,12 @@ def _make_and_send(annotation_file, path, make, version, key, parents_end, conne
     try:
         arrays = make(annotation_file)
         is_file = stat.S_ISREG(os.stat(_file_of(annotation_file)).st_mode)
-        unchanged = is_file and _key(annotation_file, version) == key
+        keep = arrays.pop('is_lasting') and path and is_file and _key(annotation_file, version) == key
     except (UserError, OSError) as error:
         connection.send(error if isinstance(error, UserError) else
                         UserError('cannot read %s: %s' % (annotation_file, error.strerror)))
         return
-    if unchanged:  # several processes may start at once, and any may be killed: a cache is whole or not there
+    if keep:  # several processes may start at once, and any may be killed: a cache is whole or not there
         content = io.BytesIO()
         np.savez(content, key=np.array(key), **arrays)
         try:

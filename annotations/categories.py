@@ -48,7 +48,8 @@ def choose_category(content, annotation_file, name=None):
     if name == ALL and not any(entry.get('name') == ALL for entry in categories):
         chosen = with_keypoints
     elif name is not None:
-        chosen = [entry for entry in categories if entry.get('name') == name][:1]
+        # Roboflow writes a parent of the same name, without keypoints.
+        chosen = [entry for entry in with_keypoints + categories if entry.get('name') == name][:1]
         if not chosen:
             raise UserError('--category=%s is not in %s; it has %s' % (name, annotation_file, _names_of(categories)))
     else:

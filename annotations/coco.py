@@ -29,6 +29,8 @@ MAX_IMPLAUSIBLE = 0.5  # a larger share of people whose numbers fit no picture i
 SILENT_IMPLAUSIBLE = 0.001  # ... and one as small as this is not worth a line
 BOX_SLACK, IMAGE_SLACK = 0.25, 0.02  # of the longer side: how far hidden points lie outside of good boxes and images
 MAX_COUNTS = 8  # that one line names
+# What depends on the images that are there when the file is read.
+READ_SIZES, ABSENT = 'sizes of images', 'images without a size that are not in the image folder (--imgpath)'
 
 # skeleton: of the chosen category, whose id in the file is category_id. images, annotations: lists of COCO's dicts with
 # integer ids, category_id 1, all fields of the right type; an image also has `original_id`. inferred, skipped: Counters
@@ -164,9 +166,12 @@ def _regular_images(entries, image_folder, inferred, skipped):
         named = isinstance(name, str) and 0 < len(name) <= MAX_NAME and not UNUSABLE_NAME.search(name)
         if named and image_folder and not (width or height):
             found = find(name)
+            if found is None:
+                skipped[ABSENT] += 1
+                continue
             with contextlib.suppress(BadSample):
-                width, height = image_size(os.path.join(image_folder, found))[0] if found else (None, None)
-            inferred['sizes of images'] += bool(width)
+                width, height = image_size(os.path.join(image_folder, found))[0]
+            inferred[READ_SIZES] += bool(width)
         if not (named and width and height and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
                 and width == int(width) and height == int(height)):
             skipped['images without a file name or a usable size'] += 1
@@ -219,8 +224,6 @@ def _regular_annotation(entry, identity, image, keypoints, masked_keys, inferred
     if labelled and not (box and box[2] and box[3]) or segmentation and box is None:
         inferred['boxes'] += bool(labelled)
         box = _box_of(points if labelled else [], segmentation, image)
-    if is_masked and not segmentation and box:
-        segmentation = box_outline(box)
     area = number(entry.get('area'))
     if labelled and (area is None or area <= 0):
         inferred['areas'] += 1

@@ -5,7 +5,7 @@ import numpy as np
 
 from pose_errors import UserError
 
-from .skeleton import MAX_LIMBS, MAX_PARTS, SIDES, is_labelled, name_tokens
+from .skeleton import MAX_LIMBS, MAX_PARTS, SIDES, components, connected, is_labelled, name_tokens
 
 
 def same_name(name):
@@ -70,8 +70,14 @@ def merge_skeletons(skeleton, other, origin):
     part_of.update((other.part_of_keypoint[k], means[name]) for k, name in new if name in means)
     limbs = [(part_of[a], part_of[b]) for a, b in other.limbs
              if a in part_of and b in part_of and max(part_of[a], part_of[b]) >= first]
+    limbs += _instead_of_means(other, part_of, parts, skeleton.limbs + tuple(limbs))
     if len(skeleton.limbs) + len(limbs) > MAX_LIMBS:
         raise UserError('%s: more than %d limbs together' % (origin, MAX_LIMBS))
+    pieces = connected(parts, skeleton.limbs + tuple(limbs))
+    if len(pieces) > 1:
+        one, other_piece = (', '.join(names[:5]) for names in pieces[:2])
+        raise UserError('%s: no limb connects %s with %s; give the data with more keypoints first, or add a limb to '
+                        'its skeleton' % (origin, other_piece, one))
     flip_order = list(range(len(parts)))
     flip_order[:first] = skeleton.flip_order
     for part in (other.part_of_keypoint[k] for k in added):
@@ -83,3 +89,22 @@ def merge_skeletons(skeleton, other, origin):
         sigmas=skeleton.sigmas + tuple(other.sigmas[k] for k in added),
         sources=skeleton.sources + tuple((len(skeleton.keypoints) + number,) for number in range(len(added))),
         flip_order=tuple(flip_order))
+
+
+def _instead_of_means(other, part_of, parts, limbs):
+    """Limbs to a keypoint that a mean is made of, of the same side if possible, for those of a Skeleton to that mean,
+    which the merged one lacks: as far as without them parts would lie apart.
+
+    part_of: {part of the other Skeleton: of the merged one}.  parts: names of the merged one's.  limbs: that it has.
+    """
+    added = []
+    for limb in other.limbs:
+        for end, mean in (limb, limb[::-1]):
+            if end in part_of and mean not in part_of:
+                side = same_name(other.parts[end])[0]
+                for k in sorted(other.sources[mean], key=lambda k: same_name(other.keypoints[k])[0] != side):
+                    start = part_of.get(other.part_of_keypoint[k])
+                    component = components(len(parts), limbs + tuple(added))
+                    if start is not None and component[start] != component[part_of[end]]:
+                        added.append((start, part_of[end]))
+    return added

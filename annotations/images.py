@@ -4,6 +4,7 @@ One that is read may come from anybody, and decoders are where images do harm: a
 the many formats that OpenCV knows most are hardly ever used and little tested. So JPEG, PNG, BMP and WebP are read, and
 their headers are checked before they are decoded.
 """
+import contextlib
 import os
 import re
 import struct
@@ -107,9 +108,10 @@ def shrink(pixels, reduction):
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def write_picture(path, pixels):
-    """Write uint8 (H, W, 3) BGR pixels as a .png or .jpg file. Raises UserError when it cannot be written."""
-    write_file(path, encode_picture(pixels, os.path.splitext(path)[1]))
+def write_picture(path, pixels, tidy=True):
+    """Write uint8 (H, W, 3) BGR pixels as a .png or .jpg file. Raises UserError when it cannot be written. tidy: as in
+    pose_files.write_file."""
+    write_file(path, encode_picture(pixels, os.path.splitext(path)[1]), tidy)
 
 
 def encode_picture(pixels, suffix):
@@ -139,7 +141,7 @@ def _read(path):
                         % (width, height, MAX_PIXELS // 10 ** 6, MAX_SIDE), 'too large')
     if width * height > max(FREE_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
         raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
-    if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS:
+    if data.startswith(JPEG_START) and sum(code == START_OF_SCAN for code in _all_markers(data)) > MAX_SCANS:
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
     if animated:  # each frame may be as large as the picture, and OpenCV 4.11 crashes on some
         raise BadSample(path, 'is an animation, not one image', 'animated')
@@ -243,13 +245,19 @@ def _segments(data):
 
 def _has_end(data):
     """Whether a JPEG has its end marker, which other data may follow, as the film of a motion photograph."""
-    try:
-        at = next(at for code, at in _segments(data) if code == START_OF_SCAN)
-        while data[at + 1] != JPEG_END[1]:
+    return JPEG_END[1] in _all_markers(data)
+
+
+def _all_markers(data):
+    """The codes of a JPEG's markers from its first scan on, as far as its end marker or its last byte."""
+    with contextlib.suppress(struct.error, AttributeError):  # AttributeError: no match
+        for code, at in _segments(data):
+            pass
+        while code != JPEG_END[1]:
+            yield code
             at = AFTER_A_SCAN.search(data, _after(data, at)).start()
-    except (struct.error, AttributeError, StopIteration):  # AttributeError: no match
-        return False
-    return True
+            code = data[at + 1]
+        yield code
 
 
 def _after(data, at):

@@ -16,6 +16,7 @@ MAX_PARTS, MAX_LIMBS, MAX_NAME = 512, 2048, 64
 # Of keypoints whose spread nobody measured: the mean of COCO's 17 (their OKS sigmas run from 0.025 to 0.107).
 DEFAULT_SIGMA = 0.067
 # What names call the sides; the longer is the likelier.
+SPACE = re.compile(r'[^\S ]')  # white space of other kinds
 SIDES = (('left', 'right'), ('l', 'r'))
 MAX_NAMED = 20  # keypoints or pairs that one line names
 
@@ -120,9 +121,14 @@ def skeleton_of_category(category, annotation_file):
         raise UserError('the category %.60r of %s %s' % (category.get('name'), annotation_file, problem))
 
     try:
-        keypoints, (name,) = _names(category.get('keypoints')), _names([category.get('name', 'object')])
+        keypoints = _names([SPACE.sub(' ', name) for name in category.get('keypoints')])
     except (AssertionError, TypeError):
-        refuse('has no list of names in "keypoints"; write one name for each keypoint')
+        refuse('has no list of names in "keypoints", of 1 to %d printable characters each; write one for each keypoint'
+               % MAX_NAME)
+    try:
+        name, = _names([SPACE.sub(' ', category.get('name'))])
+    except (AssertionError, TypeError):
+        name = 'object'
     if len(set(keypoints)) < len(keypoints):
         refuse('has two keypoints of the same name; give each its own')
     if keypoints == COCO_SKELETON.keypoints:
@@ -142,12 +148,9 @@ def skeleton_of_category(category, annotation_file):
     alone = [keypoints[k] for k in range(len(keypoints)) if not any(k in limb for limb in limbs)]
     if alone:
         refuse('has no limb in "skeleton" that reaches %s; connect it' % ', '.join(alone[:5]))
-    component = list(range(len(keypoints)))  # of each keypoint, those that limbs connect to it
-    for a, b in limbs:
-        component = [component[a] if number == component[b] else number for number in component]
-    if len(set(component)) > 1:
-        one, other = (', '.join([name for name, k in zip(keypoints, component) if k == number][:5])
-                      for number in list(dict.fromkeys(component))[:2])
+    pieces = connected(keypoints, limbs)
+    if len(pieces) > 1:
+        one, other = (', '.join(names[:5]) for names in pieces[:2])
         refuse('has limbs in "skeleton" that leave %s apart from %s; connect them by a limb' % (other, one))
     try:
         flip_order = _given_flip_order(category, keypoints) or flip_order_of(keypoints)
@@ -156,6 +159,20 @@ def skeleton_of_category(category, annotation_file):
                'each of them')
     return Skeleton(name, keypoints, _sigmas(category, len(keypoints)), keypoints,
                     tuple((k,) for k in range(len(keypoints))), limbs, flip_order)
+
+
+def components(count, limbs):
+    """For each of so many parts a number that is the same for those that limbs, pairs of indices, connect."""
+    component = list(range(count))
+    for a, b in limbs:
+        component = [component[a] if number == component[b] else number for number in component]
+    return component
+
+
+def connected(names, limbs):
+    """The names of parts as lists of those that limbs connect."""
+    component = components(len(names), limbs)
+    return [[name for name, k in zip(names, component) if k == number] for number in dict.fromkeys(component)]
 
 
 def flip_order_of(names):

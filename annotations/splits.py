@@ -63,6 +63,8 @@ def _image_folder(annotation_file, split, datapath, imgpath):
         # Others are looked at last: COCO's test-dev2017 lies in test2017, and tools call folders as they like.
         others = [os.path.join(folder, name) for folder in (root, os.path.join(root, 'images'))
                   for name in sorted(_names_in(folder)) if os.path.isdir(os.path.join(folder, name))]
+        if not any(os.path.isfile(os.path.join(folder, first)) for folder in present):
+            _check_one(others, first, annotation_file)
         for held in (lambda folder: os.path.isfile(os.path.join(folder, first)),
                      lambda folder: image_finder(folder)(first)):
             holding = next(filter(held, present + others), None)
@@ -71,6 +73,14 @@ def _image_folder(annotation_file, split, datapath, imgpath):
     if not present:
         raise UserError('no image folder %s; give the folder that holds %s/ with --imgpath' % (folders[0], split))
     return present[0]
+
+
+def _check_one(folders, first, annotation_file):
+    """Raise UserError where several of these folders have an image of that name, as of colour and of depth."""
+    holding = {os.path.realpath(folder) for folder in folders if os.path.isfile(os.path.join(folder, first))}
+    if len(holding) > 1:
+        raise UserError('the images of %s may be in any of %s; give the right one with --imgpath'
+                        % (annotation_file, ', '.join(sorted(holding)[:5])))
 
 
 def _first_file_name(annotation_file):
@@ -134,6 +144,19 @@ def image_finder(folder):
         return None
 
     return find
+
+
+def find_images(names, folder):
+    """For each name that an annotation file gives an image, its name below the folder, as image_finder; None where it
+    is not there, or where several of these names would be one file. Raises UserError when there is no such folder."""
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise UserError('cannot read the image folder %s: %s' % (folder, error.strerror))
+    find = image_finder(folder)
+    found = [name if name in present else find(name) for name in names]
+    uses = collections.Counter(found)  # of images of the same name in different folders one may be there: whose?
+    return [None if uses[new] > 1 and new != name else new for name, new in zip(names, found)]
 
 
 def image_paths(folder):

@@ -37,6 +37,7 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON, thr
     Raises UserError: maps of another shape, or with NaN or infinity in them.
     """
     maps, parts = np.asarray(maps, np.float32), len(skeleton.parts)
+    min_parts = min(min_parts, parts)
     if maps.ndim != 3 or maps.shape[2] != skeleton.map_channels or not maps.size:
         raise UserError('maps of shape %s instead of (h, w, %d), %d heatmaps and %d PAF channels: give a network of '
                         'this project' % (maps.shape, skeleton.map_channels, skeleton.heatmap_channels,
@@ -63,6 +64,11 @@ def decode_people(maps, stride, min_parts=MIN_PARTS, skeleton=COCO_SKELETON, thr
     scores = (total / (parts + len(skeleton.limbs))).astype(np.float32)
     best_first = np.argsort(-scores, kind='stable')
     return keypoints[best_first], scores[best_first]
+
+
+def least_parts(parts):
+    """How many parts of a skeleton of so many a person has at least, to be worth a picture."""
+    return min(MIN_PARTS, parts)
 
 
 def keypoint_lists(keypoints):

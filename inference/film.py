@@ -14,7 +14,7 @@ import tempfile
 
 import cv2
 
-from pose_errors import UserError
+from pose_errors import UserError, printable
 
 MAX_PAUSE = 60.0  # seconds that a picture stands still at most: a broken time stamp must not fill the disk
 ENCODER = ('-c:v', 'libx264', '-preset', 'veryfast', '-crf', '21', '-pix_fmt', 'yuv420p')
@@ -66,13 +66,23 @@ class FFmpegWriter:
                             'that writes H.264' % (self._path, _last_line(self._errors.read()), REMEDY))
 
 
+def opencv_path(path, flag):
+    """A path as OpenCV takes it, which crashes on a name that is not UTF-8. Raises UserError for such a one."""
+    path = os.path.abspath(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError('%s=%s: this name is not UTF-8, which OpenCV needs; rename it' % (flag, printable(path)))
+    return path
+
+
 class OpenCVWriter:
     """The same in VP9."""
 
     def __init__(self, path, fps, width, height):
         logging.warning('there is no ffmpeg here: OpenCV writes the film, slowly and without sound; %s', REMEDY)
-        self._writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*OPENCV_CODEC), fps,
-                                       (width, height))
+        self._writer = cv2.VideoWriter(opencv_path(path, '--output-dir'), cv2.CAP_FFMPEG,
+                                       cv2.VideoWriter_fourcc(*OPENCV_CODEC), fps, (width, height))
         if not self._writer.isOpened():
             raise UserError('there is no ffmpeg, and OpenCV cannot write %s (%s): %s' % (path, OPENCV_CODEC, REMEDY))
         self.write, self.release = self._writer.write, self._writer.release

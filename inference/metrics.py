@@ -5,6 +5,7 @@ measured in the same way; an oracle decodes the labels' own maps. People are fou
 """
 import contextlib
 import io
+import os
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -16,7 +17,7 @@ import pose_labels
 from annotations.coco import as_pycocotools, read_dataset
 from annotations.images import BadSample, read_image
 from annotations.skeleton import is_labelled
-from annotations.splits import image_paths
+from annotations.splits import find_images
 from pose_errors import UserError
 
 from .decode import keypoint_lists
@@ -61,13 +62,14 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     image_ids = sorted(coco.getImgIds())[:limit]
     if not image_ids:
         raise UserError('%s lists no images; there is nothing to evaluate' % annotation_file)
+    entries = coco.loadImgs(image_ids)
+    paths = dict(zip(image_ids, _image_paths([entry['file_name'] for entry in entries], image_folder, annotation_file)))
     transforms = {image_id: make_transforms(entry['width'], entry['height'], input_size, short_edge, scales, flip)
-                  for image_id, entry in zip(image_ids, coco.loadImgs(image_ids))}
+                  for image_id, entry in zip(image_ids, entries)}
     by_size = sorted(image_ids, key=lambda image_id: [transform[1:] for transform in transforms[image_id]])
     # COCO also counts people with one labelled keypoint, so even a single part is worth reporting.
     predictor = Predictor(predict_maps, dataset.skeleton, batchsize, decoders, min_parts=1, **thresholds)
-    path_of = image_paths(image_folder)
-    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, path_of, transforms[image_id],
+    requests = (Request(image_id, _reader(coco, dataset.skeleton, image_id, paths[image_id], transforms[image_id],
                                           oracle_stride)) for image_id in by_size)
     results = []
     with tqdm(total=len(image_ids), desc='evaluating', unit='image', disable=None if progress else True) as bar, \
@@ -82,15 +84,26 @@ def evaluate(predict_maps, annotation_file, image_folder, input_size=None, short
     return summary, results, evaluation
 
 
-def _reader(coco, skeleton, image_id, path_of, transforms, oracle_stride):
-    """The function that reads an image of the data set, for a Request. path_of: annotations.splits.image_paths'."""
+def _image_paths(names, image_folder, annotation_file):
+    """The paths of images. Raises UserError, before hours of evaluation, when one is not there."""
+    found = find_images(names, image_folder)
+    missing = [name for name, new in zip(names, found) if new is None]
+    if missing:
+        raise UserError('%d of the %d images of %s are not in %s, or not to be told apart there (%s ...); an AP '
+                        'without them would not compare: give their folder by --imgpath'
+                        % (len(missing), len(names), annotation_file, image_folder, ', '.join(missing[:3])))
+    return [os.path.join(image_folder, name) for name in found]
+
+
+def _reader(coco, skeleton, image_id, path, transforms, oracle_stride):
+    """The function that reads an image of the data set, for a Request."""
     entry = coco.loadImgs(image_id)[0]
     joints = skeleton.joints([person['keypoints'] for person in labelled_people(coco, [image_id])]).astype(np.float64)
     largest = max(pose_augment.matrix_scale(transform.matrix) for transform in transforms)
 
     def read():
         try:
-            pixels, reduction = read_image(path_of(entry['file_name']), (entry['width'], entry['height']), largest)
+            pixels, reduction = read_image(path, (entry['width'], entry['height']), largest)
         except BadSample as error:
             raise UserError('%s; an AP without it would not compare: repair the data set' % error)
         return InputImage(pixels, reduction, transforms, oracle_stride and [

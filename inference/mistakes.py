@@ -10,11 +10,11 @@ import numpy as np
 
 from annotations.skeleton import is_labelled
 
-from .decode import MIN_PARTS
+from .decode import least_parts
 
 MISPLACED = 0.5  # the similarity of a keypoint below which it is in the wrong place
 
-# missed: labelled people; false: found people of at least MIN_PARTS keypoints, all as dicts in COCO's format.
+# missed: labelled people; false: found people of at least least_parts keypoints, all as dicts in COCO's format.
 # matches: a Match for each other labelled person.
 ImageMistakes = collections.namedtuple('ImageMistakes', 'image_id missed false matches')
 
@@ -35,7 +35,8 @@ def _mistakes_in(entry, labels, results, sigmas):
     found = {dt: results.anns[dt] for dt in entry['dtIds']}
     of_label = {int(gt): found[dt] for dt, gt in zip(entry['dtIds'], entry['dtMatches'][0]) if gt > 0}
     false = [found[dt] for dt, gt, ignored in zip(entry['dtIds'], entry['dtMatches'][0], entry['dtIgnore'][0])
-             if gt == 0 and not ignored and np.count_nonzero(found[dt]['keypoints'][2::3]) >= MIN_PARTS]
+             if gt == 0 and not ignored
+             and np.count_nonzero(found[dt]['keypoints'][2::3]) >= least_parts(len(sigmas))]
     people = [labels.anns[gt] for gt, ignored in zip(entry['gtIds'], entry['gtIgnore']) if not ignored]
     return ImageMistakes(int(entry['image_id']), [person for person in people if person['id'] not in of_label], false,
                          [_match(person, of_label[person['id']], sigmas) for person in people

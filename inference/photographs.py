@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import glob
+import hashlib
 import logging
 import os
 
@@ -27,6 +28,7 @@ OTHER_SUFFIXES = ('.heic', '.heif', '.avif', '.tif', '.tiff', '.gif', '.jp2', '.
 PHOTOGRAPHIC = ('.jpg', '.jpeg', '.webp')  # as PNG a picture of one has six times the size, and shows no more
 REMEDIES = dict(dict.fromkeys(OTHER_SUFFIXES, 'convert to JPEG or PNG'),
                 **dict.fromkeys(('.heic', '.heif'), HEIC_REMEDY))
+MAX_STEM = 230  # bytes of a name, without the endings of outputs
 PANEL_SIDE = 640  # pixels, at most, of a picture of maps
 
 # paths: sorted; root: a folder that they are below; passed_over: {kind: how many images of other kinds are there}.
@@ -151,8 +153,18 @@ def output_prefixes(paths, root, output_dir):
     stems = [os.path.splitext(name)[0] for name in names]
     taken = collections.Counter(stems)
     taken.update(set(names))  # a.jpg.png does not take the place of a.jpg beside a.png
-    return {path: (os.path.join(output_dir, name if taken[stem] > 1 else stem), name)
+    return {path: (os.path.join(output_dir, _short(name if taken[stem] > 1 else stem)), name)
             for path, name, stem in zip(paths, names, stems)}
+
+
+def _short(stem):
+    """A path whose last name leaves room for endings."""
+    folder, name = os.path.split(stem)
+    encoded = os.fsencode(name)
+    if len(encoded) <= MAX_STEM:
+        return stem
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return os.path.join(folder, encoded[:MAX_STEM - 17].decode(errors='ignore') + '-' + digest)
 
 
 def _reader(path, setting, skipped):
@@ -176,13 +188,13 @@ def _write(prefix, name, image, keypoints, scores, skeleton, pictures, maps):
     pose_files.write_json(prefix + '_keypoints.json', {
         'image': name, 'width': width, 'height': height, 'part_names': list(skeleton.parts),
         'people': [{'score': round(float(score), 4), 'pose_keypoints_2d': person}
-                   for person, score in zip(keypoint_lists(keypoints), scores)]})
+                   for person, score in zip(keypoint_lists(keypoints), scores)]}, tidy=False)
     suffix = '.jpg' if name.lower().endswith(PHOTOGRAPHIC) else '.png'
     drawn = pose_draw.draw_skeletons(image.pixels, keypoints, skeleton) if pictures else None
     if pictures:
-        write_picture(prefix + '_rendered' + suffix, drawn)
+        write_picture(prefix + '_rendered' + suffix, drawn, tidy=False)
     if maps:
-        write_picture(prefix + '_maps' + suffix, draw_maps(image, drawn, skeleton))
+        write_picture(prefix + '_maps' + suffix, draw_maps(image, drawn, skeleton), tidy=False)
 
 
 def draw_maps(image, drawn, skeleton):

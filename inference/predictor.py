@@ -38,6 +38,7 @@ KEYS = -0.5  # the cubic of Keys (1981), which is exact for parabolas
 
 MAX_DECODERS = 8
 READERS = 4
+RECENT = 10000  # batches and images: a camera may run for ever
 # What goes through the network at once, in pixels: bounds its memory for large inputs, which then go one by one.
 MAX_BATCH_PIXELS = 8 * 368 * 496
 # What waits for the network, or after it for its people, in bytes of images: large photographs wait one by one.
@@ -219,8 +220,8 @@ class Predictor:
         self._predict_maps, self._batchsize, self._decoders = predict_maps, batchsize, decoders
         self._min_parts, self._threshold, self._min_score, self._skeleton = min_parts, threshold, min_score, skeleton
         self._ahead, self._keep_maps = ahead or max(4, 2 * batchsize), keep_maps
-        self._batches = []  # (images, network seconds, seconds of waiting)
-        self._decode_seconds = []
+        self._batches = collections.deque(maxlen=RECENT)  # (images, network seconds, seconds of waiting)
+        self._decode_seconds = collections.deque(maxlen=RECENT)
 
     def find_people(self, requests):
         """Yield (key, image, keypoints (people, parts, 3) in image pixels, scores (people,)), in the requests' order.
@@ -251,12 +252,13 @@ class Predictor:
 
     def timings(self):
         """{'network_ms', 'decode_ms': means an image, 'waiting': the share of the time in which the network had nothing
-        to do}, without the first batch, which warms up."""
+        to do}, of the last RECENT ones, without the first batch, which warms up."""
         if not self._batches:
             return {'decode_ms': None, 'network_ms': None, 'waiting': None}
-        images, network, waited = np.sum(self._batches[1:] or self._batches, axis=0)
-        first = self._batches[0][0] if len(self._batches) > 1 else 0
-        return {'decode_ms': round(1000 * float(np.mean(self._decode_seconds[first:])), 3),
+        batches, decoding = list(self._batches), list(self._decode_seconds)
+        images, network, waited = np.sum(batches[1:] or batches, axis=0)
+        first = batches[0][0] if len(batches) > 1 else 0
+        return {'decode_ms': round(1000 * float(np.mean(decoding[first:])), 3),
                 'network_ms': round(1000 * network / images, 3),
                 'waiting': round(waited / max(waited + network, 1e-9), 3)}
 

@@ -6,7 +6,7 @@ import pose_draw
 from annotations.images import read_image
 from annotations.splits import image_paths
 
-from .decode import MIN_PARTS
+from .decode import least_parts
 from .metrics import PCK_SHARE, keypoints_by_image, keypoints_in_reach, labelled_people
 from .mistakes import MISPLACED, false_score, find_mistakes, highest, misplaced_keypoints, missed_people, quality
 from .page import NONE, chart, escape, grid, number, page, paragraph, part, picture, section, table, tiles
@@ -48,7 +48,7 @@ def evaluation_page(summary, results, evaluation, skeleton, image_folder, title,
                                                                 summary['detections'])),
         section('Average precision', _sizes(evaluation), _curves(evaluation)),
         section('Keypoints', _keypoints(evaluation, results, skeleton, images)),
-        section('Mistakes', _counts(images)),
+        section('Mistakes', _counts(images, least_parts(len(skeleton.keypoints)))),
         section('Worst images', *worst or [paragraph('None.')]),
         section('Best images', grid(map(pictures.figure, best))),
         section('Setting', table(None, list(setting.items()), 'words')))
@@ -109,8 +109,8 @@ def _keypoints(evaluation, results, skeleton, images):
                   'own term of OKS; below %g it is misplaced.' % (PCK_SHARE, MISPLACED), 'note')
 
 
-def _counts(images):
-    """The table of mistakes in all images."""
+def _counts(images, min_keypoints):
+    """The table of mistakes in all images. min_keypoints: of found people who are not left out."""
     missed, matches = sum(map(missed_people, images)), [match for image in images for match in image.matches]
     false = [person['score'] for image in images for person in image.false]
     rows = [('labelled people found', len(matches)), ('labelled people missed', missed),
@@ -120,7 +120,7 @@ def _counts(images):
             ('keypoints not found', sum(int(match.absent.sum()) for match in matches))]
     return table(None, rows) + paragraph(
         'At an OKS of 0.5. Keypoints are those of people who were found; found people of fewer than %d keypoints are '
-        'left out.' % MIN_PARTS, 'note')
+        'left out.' % min_keypoints, 'note')
 
 
 def read_entry(entry, path_of):
@@ -143,7 +143,8 @@ class _Pictures:
         pixels = pose_draw.shrunk(pixels, scale)
         labelled = keypoints_by_image(labelled_people(self._coco, [mistakes.image_id])).get(mistakes.image_id, [])
         left = self._skeletons(pixels, labelled, scale, 1)
-        right = self._skeletons(pixels, self._found.get(mistakes.image_id, []), scale, MIN_PARTS)
+        right = self._skeletons(pixels, self._found.get(mistakes.image_id, []), scale,
+                                least_parts(len(self._skeleton.parts)))
         for person in mistakes.missed:
             _frame(left, person['keypoints'], scale)
         for person in mistakes.false:

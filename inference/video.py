@@ -23,7 +23,7 @@ import pose_draw
 from pose_errors import UserError
 
 from .decode import keypoint_lists
-from .film import SLACK, Output, find_ffmpeg, is_cut_short
+from .film import SLACK, Output, find_ffmpeg, is_cut_short, opencv_path
 from .predictor import InputImage, Predictor, Request, make_transforms
 from .tracking import Smoother, Tracker
 
@@ -67,7 +67,9 @@ class Frames:
             raise UserError('--video=%s: there is no such file; give a video, the number of a camera or its device, or '
                             'a URL' % source)
         cv2.setLogLevel(0)  # OpenCV's own remarks
-        self._capture = cv2.VideoCapture(int(source) if is_numbered else source)
+        # A time in a relative name (2024-05-01T12:30:05.mp4) would be taken for a protocol.
+        self._capture = cv2.VideoCapture(int(source) if is_numbered else source if is_url else
+                                         opencv_path(source, '--video'))
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # phones store their films as the sensor lies
         readable, first = self._capture.read()
         if not readable:

@@ -8,6 +8,7 @@
 # setup_env.sh; STEPS the length of the training.
 set -euo pipefail
 case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
+start=$PWD
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/interpreter.sh
 . scripts/interpreter.sh
@@ -18,7 +19,8 @@ for argument in "$@"; do
     case $argument in
         --from-scratch) weights='' model=model_from_scratch ;;
         -*) echo "error: unknown flag $argument: there is --from-scratch, and a folder" >&2; exit 2 ;;
-        *) folder=$argument ;;
+        /*) folder=$argument ;;
+        *) folder=$argument; [ "$start" = "$PWD" ] || folder=$start/$argument ;;
     esac
 done
 if [ -n "$weights" ] && [ ! -f "$weights" ]; then
@@ -69,6 +71,8 @@ evaluate=("$python" pose_eval.py --datapath="$data" --input-size=256x256)
 if [ -n "$weights" ]; then
     say "6/6 the same with the weights as they were before this training"
     "${evaluate[@]}" --weights="$weights" --output-dir="$folder/people_before" | tail -n 1 >"$folder/before.txt"
+else
+    rm -f "$folder/before.txt"
 fi
 
 cat <<END

@@ -9,6 +9,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import pose_cli
+
+if __name__ == '__main__':
+    pose_cli.prepare_process()
+
 from pose_errors import UserError
 
 

@@ -42,6 +42,16 @@ def test_a_missing_package_is_one_line(command):
         assert (result.returncode, result.stderr) == (0, '') and result.stdout.startswith('usage: ')
 
 
+@pytest.mark.parametrize('raised, code, line', [
+    ('KeyboardInterrupt', 130, 'interrupted'),
+    ("ImportError('libGL.so.1: cannot open shared object file', name='cv2')", 2,
+     r'error: \S+ cannot import cv2 \(libGL.so.1: .*\); run bash scripts/setup_env.sh once, .*'),
+    ("ModuleNotFoundError('No module', name='pycocotools._mask')", 2, r'error: \S+ cannot import pycocotools .*')])
+def test_imports_that_fail_or_are_interrupted_are_one_line(raised, code, line):
+    result = run_command('-c', 'import pose_cli; pose_cli.prepare_process(); raise %s' % raised)
+    assert result.returncode == code and re.fullmatch(line + '\n', result.stderr), result.stderr
+
+
 def test_other_modules_that_are_missing_are_not_taken_for_packages():
     result = run_command('-c', 'import pose_cli, nothing_of_this_name')
     assert result.returncode == 1 and 'ModuleNotFoundError' in result.stderr

@@ -10,11 +10,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import pose_eval
-from annotations.skeleton import COCO_SKELETON
+from annotation_files import image_entry, person, write_split
+from annotations.skeleton import COCO_SKELETON, skeleton_of_category
 from annotations.splits import find_split
 from conftest import ROOT, assert_user_error, run_command, run_well, summary_of
 from image_folders import grey_image, write_coco
-from inference.metrics import load_coco
+from inference.metrics import evaluate, load_coco
 from inference.predictor import InputImage, Predictor, Request, make_transforms
 from pages import Page
 from pose_errors import UserError
@@ -182,6 +183,26 @@ def test_an_error_of_the_command_is_one_line(tmp_path):
                          '--output-dir=/')
     assert_user_error(result, 'test2017')
     assert 'is not empty' not in result.stderr
+
+
+def test_people_are_put_together_by_the_networks_limbs(tmp_path):
+    """The same keypoints may have other limbs in a data set that was written anew."""
+    category = {'id': 1, 'name': 'dog', 'keypoints': ['a', 'b', 'c'], 'skeleton': [[1, 2], [2, 3]]}
+    own = skeleton_of_category(dict(category, skeleton=[[1, 2], [1, 3]]), 'f')
+    entry = person(1, keypoints=[50, 60, 2, 70, 80, 2, 80, 90, 2], num_keypoints=3)
+    file, folder = write_split(tmp_path, [entry])
+    content = dict(json.loads(open(file).read()), categories=[category])
+    with open(file, 'w') as written:
+        json.dump(content, written)
+    assert pose_eval.read_labels(file, folder, None, own).skeleton.limbs == own.limbs
+
+
+def test_missing_images_are_told_before_the_first(tmp_path):
+    """And those of two folders that would be one file."""
+    images = [image_entry(1, 'one/a.jpg'), image_entry(2, 'two/a.jpg'), image_entry(3, 'b.jpg')]
+    file, folder = write_split(tmp_path, [person(1)], images, names=['a.jpg'], split='val2017')
+    with pytest.raises(UserError, match=r'3 of the 3 images of .* are not in .*one/a.jpg, two/a.jpg, b.jpg'):
+        evaluate(None, file, folder, oracle_stride=8)
 
 
 def test_files_of_the_same_names_are_replaced_with_a_warning(sample_coco, tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pose_errors import UserError
-from pose_files import check_tensorflow_path, read_file, usable_cores, usable_memory, write_file
+from pose_files import check_tensorflow_path, free_folder, read_file, usable_cores, usable_memory, write_file
 
 
 def test_files_of_at_most_so_many_bytes(tmp_path):
@@ -92,3 +92,21 @@ def test_without_control_groups_the_machine_and_the_affinity_count(tmp_path):
     finally:
         os.sched_setaffinity(0, cores)
     assert usable_memory(str(tmp_path)) == os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def test_a_folder_is_free_when_it_is_not_there(tmp_path):
+    """An empty one may be that of a command that writes at its end."""
+    path = str(tmp_path / 'eval')
+    assert free_folder(path) == path
+    os.mkdir(path)
+    assert free_folder(path) == path + '-2'
+
+
+def test_the_longest_names_are_written_and_a_large_folder_is_not_listed_each_time(tmp_path, monkeypatch):
+    name = 'x' * 250 + '.json'
+    write_file(str(tmp_path / name), b'{}')
+    assert os.listdir(str(tmp_path)) == [name]
+    listed = []
+    monkeypatch.setattr('os.listdir', lambda path: listed.append(path) or [])
+    write_file(str(tmp_path / name), b'[]', tidy=False)
+    assert not listed

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from annotation_files import image_entry, keypoints, person, write_split
-from annotations.arrays import ignored_regions, people_of, read_annotations, select_main_people
+from annotations.arrays import ignored_regions, images_without_people, people_of, read_annotations, select_main_people
 from annotations.coco import read_dataset
 from annotations.skeleton import COCO_SKELETON
 from annotations.splits import find_split
@@ -162,8 +162,11 @@ def test_lengths_are_told_and_points_outside_stay_labels_but_make_no_sample(tmp_
     {'size': [240, 320], 'counts': 'oooooooooooooooooo'}, {'size': [240, 320], 'counts': '\x01\xff'}, {'counts': None},
     {}])
 def test_broken_segmentation_is_left_out_and_counted(segmentation, tmp_path, caplog):
+    """The box stands for it."""
     file, folder = write_split(tmp_path, [person(1), person(2, iscrowd=1, segmentation=segmentation)])
-    assert ignored_regions(read_annotations(file, folder), 0) == ([], [], [])
+    (box,), bitmaps, labelled = ignored_regions(read_annotations(file, folder), 0)
+    assert box.tolist() == [[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]
+    assert not bitmaps and len(labelled) == 1
     assert ('broken polygons' in caplog.text or 'segmentations that do not fit' in caplog.text) != (segmentation == {})
 
 
@@ -316,8 +319,10 @@ def test_sizes_come_from_headers_where_the_file_gives_none(tmp_path, caplog):
     pixels = np.zeros((300, 200, 3), np.uint8)
     (tmp_path / 'train2017' / 'a.jpg').write_bytes(with_orientation('.jpg', jpeg(pixels), 6))
     assert read_annotations(file, folder).image_size.tolist() == [[300, 200]]
-    assert 'derived 1 sizes of images; left out 1 images without a file name or a usable size' in caplog.text
+    assert 'derived 1 sizes of images; left out 1 images without a size that are not in the image folder' in caplog.text
     assert caplog.text.count('1 of 1 images that were checked are turned as their EXIF header says') == 1
+    (tmp_path / 'train2017' / 'gone.jpg').write_bytes(jpeg(pixels))  # it came later
+    assert read_annotations(file, folder).image_size.tolist() == [[300, 200], [200, 300]]
 
 
 def test_files_without_annotations(tmp_path):
@@ -333,3 +338,25 @@ def test_files_without_annotations(tmp_path):
     assert len(read_dataset(file).images) == 1 and read_dataset(file).annotations == []
     with pytest.raises(UserError, match='has no person .*: it has no annotations'):
         read_annotations(file, folder)
+
+
+def test_people_with_a_box_alone_are_neither_background_nor_nobody(tmp_path):
+    """As CVAT writes those without keypoints; and images without people have names of other systems, too."""
+    images = [image_entry(1), image_entry(2, 'b.jpg'), image_entry(3, 'C:\\photos\\c.jpg')]
+    file, folder = write_split(tmp_path, [person(1), person(2, image_id=2, num_keypoints=0)], images,
+                               names=['a.jpg', 'b.jpg', 'c.jpg'])
+    annotations = read_annotations(file, folder)
+    (box,), _, _ = ignored_regions(annotations, 1)
+    assert box.tolist() == [[39.5, 49.5], [99.5, 49.5], [99.5, 129.5], [39.5, 129.5]]
+    assert images_without_people(annotations, folder).tolist() == [2]
+    assert annotations.file_name[2] == b'c.jpg'
+
+
+def test_without_a_home_there_is_no_cache(tmp_path, monkeypatch):
+    """Not a folder called ~ below the current one."""
+    file, folder = write_split(tmp_path / 'data', [person(1)])
+    monkeypatch.setenv('XDG_CACHE_HOME', 'cache')
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert len(read_annotations(file, folder).sample_image) == 1
+    assert os.listdir(str(tmp_path)) == ['data']

@@ -8,7 +8,7 @@ import annotation_files
 from annotations.arrays import read_annotations
 from annotations.coco import read_dataset
 from annotations.common_keypoints import common_keypoints, labelled_parts, merge_skeletons, same_name
-from annotations.skeleton import COCO_SKELETON, parse_skeleton, skeleton_of_category
+from annotations.skeleton import COCO_SKELETON, connected, parse_skeleton, skeleton_of_category
 from pose_dataset import PoseDataset
 from pose_errors import UserError
 from runner_files import RUNNER, runner, runners
@@ -62,6 +62,14 @@ def test_merged_skeletons():
     assert other.parts[:8] == RUNNER and len(other.parts) == 8 + 11
     left, right = other.parts.index('left_eye'), other.parts.index('right_eye')
     assert other.flip_order[left] == right and other.flip_order[right] == left
+    assert len(connected(other.parts, other.limbs)) == 1
+    # The neck, through which COCO's limbs go, is a mean: shoulders stand for it where parts would lie apart.
+    face = skeleton_of_category({'name': 'face', 'keypoints': ['nose', 'left_eye', 'right_eye'],
+                                 'skeleton': [[1, 2], [1, 3]]}, 'f')
+    grown = merge_skeletons(face, COCO_SKELETON, 'coco')
+    assert len(grown.parts) == 17 and len(connected(grown.parts, grown.limbs)) == 1
+    limbs = {frozenset(grown.parts[k] for k in limb) for limb in grown.limbs}
+    assert {frozenset(names) for names in (('left_shoulder', 'left_hip'), ('right_shoulder', 'right_hip'))} <= limbs
     with pytest.raises(UserError, match='dogs has no keypoint of the same name as the other data'):
         merge_skeletons(COCO_SKELETON, skeleton_of_category(
             {'name': 'dog', 'keypoints': ['tail', 'snout'], 'skeleton': [[1, 2]]}, 'f'), 'dogs')

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import tool_files
+from annotation_files import person, write_split
 from annotations.arrays import ignored_regions, read_annotations
 from annotations.coco import read_dataset, summary_of
+from annotations.skeleton import COCO_SKELETON
 from annotations.splits import find_split
 from inference.metrics import evaluate
 from pose_dataset import PoseDataset
@@ -150,6 +152,17 @@ def test_nothing_to_train_on_is_told_by_cause(name, tmp_path):
     with pytest.raises(UserError) as error:
         read_annotations(file, str(tmp_path / 'images' / 'default'))
     assert str(error.value) == file + line
+
+
+def test_a_parent_of_the_same_name_is_not_the_category(tmp_path):
+    """As Roboflow writes."""
+    file, _ = write_split(tmp_path, [person(1, category_id=7)])
+    content = json.loads(open(file).read())
+    content['categories'] = [{'id': 0, 'name': 'dog', 'supercategory': 'none'},
+                             {'id': 7, 'name': 'dog', 'keypoints': list(COCO_SKELETON.keypoints)}]
+    with open(file, 'w') as written:
+        json.dump(content, written)
+    assert read_dataset(file, 'dog').annotations[0]['num_keypoints'] == 17
 
 
 def test_a_category_is_chosen_by_name(tmp_path):

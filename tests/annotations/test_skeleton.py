@@ -93,3 +93,12 @@ def test_text_and_back_or_one_line_where_it_is_damaged(change):
     for text in ('', 'null', '[]', '{}', '[' * 10 ** 5, '"x"'):
         with pytest.raises(UserError, match='run.json holds no skeleton'):
             parse_skeleton(text, 'run.json')
+
+
+def test_names_as_tools_write_them():
+    """Spaces of other kinds; a category without a name or with one that is too long has another."""
+    names = ['nose', 'left\u00a0ear', 'right\u3000ear', 'tail', 'paw']
+    named = skeleton_of_category(dict(CATEGORY, name='', keypoints=names), 'f')
+    assert named.name == 'object' and named.keypoints[1:3] == ('left ear', 'right ear')
+    assert named.flip_order == (0, 2, 1, 3, 4)
+    assert skeleton_of_category(dict(CATEGORY, name='x' * 65), 'f').name == 'object'

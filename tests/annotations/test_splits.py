@@ -1,5 +1,6 @@
 """Where a split's annotation file and images are; parts of a split by --valid-share."""
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -106,3 +107,15 @@ def test_the_flag_names_both_parts(monkeypatch):
     monkeypatch.setattr('sys.argv', ['train.py', '--valid-share=1'])
     with pytest.raises(UserError, match='0.001 to 0.999'):
         parse_flags()
+
+
+def test_folders_that_all_have_the_images_are_not_guessed(tmp_path):
+    """As colour and depth; the folder that is named after the split would be taken."""
+    file, folder = write_split(tmp_path, [person(1)])
+    for name in ('depth', 'rgb'):
+        shutil.copytree(folder, str(tmp_path / name))
+    assert find_split(str(tmp_path), 'train2017')[1] == folder
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match='may be in any of .*/depth, .*/rgb; give the right one with --imgpath'):
+        find_split(str(tmp_path), 'train2017')
+    assert find_split(str(tmp_path), 'train2017', str(tmp_path / 'rgb'))[1] == str(tmp_path / 'rgb')

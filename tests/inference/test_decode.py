@@ -96,6 +96,15 @@ def test_nobody_and_a_single_joint_which_is_no_person_unless_asked_for():
     assert 0 < scores[0] < 0.05
 
 
+def test_a_person_of_two_keypoints():
+    """All that such a skeleton has."""
+    pair = skeleton_of_category({'name': 'stick', 'keypoints': ['top', 'end'], 'skeleton': [[1, 2]]}, 'f')
+    joints = np.array([[[40.0, 40.0], [40.0, 90.0]]])
+    maps = np.concatenate([render_heatmaps(joints, 16, 16, 8, skeleton=pair), render_pafs(joints, 16, 16, 8, pair)], 2)
+    keypoints, _ = decode_people(maps, 8, skeleton=pair)
+    np.testing.assert_allclose(keypoints[..., :2], joints, atol=0.5)
+
+
 def test_a_complete_person_scores_higher_than_a_part_of_one():
     whole, part = standing(100, 180, 250), standing(270, 180, 250)
     part[8:14] = np.nan

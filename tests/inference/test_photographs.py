@@ -201,6 +201,10 @@ def test_outputs_of_many_photographs():
     assert [prefixes[path] for path in paths[:5]] == [
         ('out/a.jpg', 'a.jpg'), ('out/a.png', 'a.png'), ('out/b/a', 'b/a.jpg'), ('out/a.jpg.png', 'a.jpg.png'),
         ('out/0', '0.jpg')]
+    long = ['in/b/' + letter * 77 + '.jpg' for letter in '\u5c71\u6c34']  # 231 bytes and the ending
+    stems = [os.path.basename(output_prefixes(long, 'in', 'out')[path][0]) for path in long]
+    assert len(set(stems)) == 2 and max(len(os.fsencode(stem)) for stem in stems) <= 230
+    assert [stem[0] for stem in stems] == ['\u5c71', '\u6c34']
 
 
 # The network's output.

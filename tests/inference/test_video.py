@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -310,3 +311,16 @@ def test_windows_need_a_display(monkeypatch):
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     with pytest.raises(UserError, match='--show'):
         check_display()
+
+
+def test_films_of_odd_names(video, tmp_path, monkeypatch):
+    """A time is no protocol; OpenCV would crash on a name that is not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(str(video), '2024-05-01T12:30:05.mp4')
+    frames = Frames('2024-05-01T12:30:05.mp4')
+    assert number_of(next(iter(frames)).pixels) == 0
+    frames.close()
+    name = os.fsdecode(b'caf\xe9.mp4')
+    shutil.copy(str(video), name)
+    with pytest.raises(UserError, match='this name is not UTF-8'):
+        Frames(name)
