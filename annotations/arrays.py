@@ -226,10 +226,10 @@ def _regions(annotations, row_of_image):
     regions = []
     for annotation in annotations:
         segmentation, row = annotation['segmentation'], row_of_image[annotation['image_id']]
+        if annotation['num_keypoints']:
+            continue
         if not segmentation and min(annotation['bbox'][2:]) > 0:
             segmentation = box_outline(annotation['bbox'])
-        if annotation['num_keypoints'] or not segmentation:
-            continue
         if isinstance(segmentation, dict):
             regions.append((row, BITMAP, np.array(segmentation['counts'], np.uint32)))
         else:

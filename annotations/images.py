@@ -141,7 +141,8 @@ def _read(path):
                         % (width, height, MAX_PIXELS // 10 ** 6, MAX_SIDE), 'too large')
     if width * height > max(FREE_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
         raise BadSample(path, 'has only %d bytes for %dx%d pixels' % (len(data), width, height))
-    if data.startswith(JPEG_START) and sum(code == START_OF_SCAN for code in _all_markers(data)) > MAX_SCANS:
+    if data.startswith(JPEG_START) and data.count(bytes([0xff, START_OF_SCAN])) > MAX_SCANS \
+            and sum(code == START_OF_SCAN for code in _all_markers(data)) > MAX_SCANS:  # not in what lies behind it
         raise BadSample(path, 'has more than %d scans' % MAX_SCANS)
     if animated:  # each frame may be as large as the picture, and OpenCV 4.11 crashes on some
         raise BadSample(path, 'is an animation, not one image', 'animated')
