@@ -305,13 +305,13 @@ def main():
     counter = BadSampleCounter(len(dataset))
     rng = np.random.RandomState(flags.seed)
     samples = itertools.chain.from_iterable(training_samples(dataset, rng, counter) for _ in itertools.count())
-    rows, sheet = [], os.path.join(flags.output_dir, 'contact_sheet.png')
+    drawn = (draw_sample(sample, dataset.skeleton) for sample in itertools.islice(samples, flags.count))
+    first = list(itertools.islice(drawn, MAX_ROWS))  # before anything is written: bad data shows here
+    sheet = os.path.join(flags.output_dir, 'contact_sheet.png')
     with pose_files.output_folder(flags.output_dir):
-        for number, sample in enumerate(itertools.islice(samples, flags.count)):
-            row = draw_sample(sample, dataset.skeleton)
+        for number, row in enumerate(itertools.chain(first, drawn)):
             write_picture(os.path.join(flags.output_dir, 'sample_%02d.png' % number), pose_draw.contact_sheet([row]))
-            rows += [row] if number < MAX_ROWS else []
-        write_picture(sheet, pose_draw.contact_sheet(rows))
+        write_picture(sheet, pose_draw.contact_sheet(first))
     print('%d samples: %s' % (flags.count, sheet))
 
 
