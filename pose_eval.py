@@ -108,10 +108,7 @@ def draw_results(coco, image_folder, results, count, limit, skeleton):
     found, labelled = keypoints_by_image(results), keypoints_by_image(labelled_people(coco, image_ids))
     cells = []
     for image_id in sorted(labelled or found or image_ids)[:count]:
-        entry = coco.loadImgs(image_id)[0]
-        pixels = report.read_entry(entry, path_of)
-        scale = min(1, SHEET_SIDE / max(pixels.shape[:2]))
-        pixels = pose_draw.shrunk(pixels, scale)
+        pixels, scale = report.read_shrunk(coco.loadImgs(image_id)[0], path_of, SHEET_SIDE)
         for people, title in ((labelled, 'labelled'), (found, 'found')):
             joints = skeleton.joints(people.get(image_id, []))
             joints = joints[np.isfinite(joints[:, :, 0]).sum(axis=1) >= least_parts(len(skeleton.parts))] * scale

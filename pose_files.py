@@ -144,6 +144,15 @@ def free_folder(path):
     return candidate
 
 
+def short_name(name, limit):
+    """A file's name of at most so many bytes: itself, or its beginning and a digest of all of it."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= limit:
+        return name
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return encoded[:limit - len(digest) - 1].decode(errors='ignore') + '-' + digest
+
+
 def write_file(path, data, tidy=True):
     """Write bytes to a temporary file beside path, then rename it: path is never half-written. Raises UserError.
 
@@ -151,8 +160,7 @@ def write_file(path, data, tidy=True):
     that is looked for, in all names of the folder: not where there are as many writes as names.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    if len(os.fsencode(name)) > MAX_NAME - 30:  # the temporary file's is longer
-        name = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    name = short_name(name, MAX_NAME - 30)  # the temporary file's is longer
     temporary = os.path.join(folder, '.%s.%d.tmp' % (name, os.getpid()))
     try:
         with open(temporary, 'wb') as file:

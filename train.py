@@ -85,16 +85,17 @@ def train(flags, weights, coordinator):
         UserError: also for what the processes of a run have different.
     """
     first = coordinator.cluster.is_first
-    coordinator.assert_same('start', dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES),
-                                          teacher=flags.teacher and file_digest(flags.teacher)))
+    coordinator.assert_same('start', lambda: dict(common_flags(vars(flags)), code=sources_digest(*STEP_SOURCES),
+                                                  teacher=flags.teacher and file_digest(flags.teacher)))
     validation = open_validation(flags) if first else None
     samples = open_training(flags)
     start = where_to_start(flags, validation or samples, coordinator)
     # The loader processes are forked here, before TensorFlow starts threads, which do not survive a fork.
     with open_source(flags, samples, start, coordinator) as source:
         check_keypoints(source.skeleton, validation)
-        coordinator.assert_same('data', {'samples': source.samples, 'digest': source.digest,
-                                         'skeleton': source.skeleton.to_json(), 'TensorFlow': versions()['tensorflow']})
+        coordinator.assert_same('data', lambda: {
+            'samples': source.samples, 'digest': source.digest, 'skeleton': source.skeleton.to_json(),
+            'TensorFlow': versions()['tensorflow']})
         if validation:
             log_background_loss(validation, coordinator)
         if first:

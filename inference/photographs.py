@@ -7,7 +7,6 @@ import collections
 import concurrent.futures
 import contextlib
 import glob
-import hashlib
 import logging
 import os
 
@@ -160,11 +159,7 @@ def output_prefixes(paths, root, output_dir):
 def _short(stem):
     """A path whose last name leaves room for endings."""
     folder, name = os.path.split(stem)
-    encoded = os.fsencode(name)
-    if len(encoded) <= MAX_STEM:
-        return stem
-    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
-    return os.path.join(folder, encoded[:MAX_STEM - 17].decode(errors='ignore') + '-' + digest)
+    return os.path.join(folder, pose_files.short_name(name, MAX_STEM))
 
 
 def _reader(path, setting, skipped):

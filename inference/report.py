@@ -123,9 +123,14 @@ def _counts(images, min_keypoints):
         'left out.' % min_keypoints, 'note')
 
 
-def read_entry(entry, path_of):
-    """The pixels, uint8 (H, W, 3) BGR, of an image as annotations list it. path_of: annotations.splits.image_paths'."""
-    return read_image(path_of(entry['file_name']), (entry['width'], entry['height']), scale=1.0)[0]
+def read_shrunk(entry, path_of, side):
+    """An image as annotations list it, its longer side at most `side` pixels: (uint8 (H, W, 3) BGR, its scale).
+
+    path_of: annotations.splits.image_paths'.
+    """
+    pixels, _ = read_image(path_of(entry['file_name']), (entry['width'], entry['height']), scale=1.0)
+    scale = min(1, side / max(pixels.shape[:2]))
+    return pose_draw.shrunk(pixels, scale), scale
 
 
 class _Pictures:
@@ -138,9 +143,7 @@ class _Pictures:
     def figure(self, mistakes):
         """HTML of an image, for its ImageMistakes."""
         entry = self._coco.loadImgs(mistakes.image_id)[0]
-        pixels = read_entry(entry, self._path_of)
-        scale = min(1, PICTURE_SIDE / max(pixels.shape[:2]))
-        pixels = pose_draw.shrunk(pixels, scale)
+        pixels, scale = read_shrunk(entry, self._path_of, PICTURE_SIDE)
         labelled = keypoints_by_image(labelled_people(self._coco, [mistakes.image_id])).get(mistakes.image_id, [])
         left = self._skeletons(pixels, labelled, scale, 1)
         right = self._skeletons(pixels, self._found.get(mistakes.image_id, []), scale,

@@ -67,7 +67,7 @@ class SingleProcess:
         return [facts]
 
     def assert_same(self, topic, facts):
-        """Raise UserError, in all processes alike, where facts differ between them."""
+        """Raise UserError, in all processes alike, where facts, a function, gives others in another one of them."""
 
     def wait_for_failure(self):
         """After TensorFlow failed: wait for the failure of another process that this may come from."""
@@ -196,8 +196,9 @@ class MultiProcess(SingleProcess):
             len(missing), self.cluster.size, seconds, '; '.join(filter(None, parts)))
 
     def assert_same(self, topic, facts):
-        """Raise UserError, in all processes alike, naming what differs between them. facts: a dict for JSON."""
-        first, *others = self.all_gather(topic, facts)
+        """Raise UserError, in all processes alike, naming what differs between them. facts: a function: a dict for
+        JSON."""
+        first, *others = self.all_gather(topic, facts())
         for worker, other in zip(self.cluster.workers[1:], others):
             differing = [name for name in sorted(set(other) | set(first)) if other.get(name) != first.get(name)]
             if differing:
